@@ -1,0 +1,60 @@
+"""`manygate evaluate`: a checkpoint's metrics on a split, by task and scenario."""
+
+from functools import partial
+from typing import Any
+
+from jobs.launching import checkpoints_of, connect_if_ray, table_of
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from pipeline.evaluation.run import SplitEvaluation
+from pipeline.evaluation.table import format_evaluation
+from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.training.checkpoint import Saved, find_checkpoint
+from pipeline.training.inputs import model_inputs
+from pipeline.training.launch import launch
+from pipeline.training.sharding import ShardedModel, shard
+from pipeline.training.state import restore_weights, run_settings
+from pipeline.training.worker import Worker
+
+
+def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: int | None) -> None:
+    """Evaluates, writes `evaluation-SPLIT.json` and prints it as a table."""
+    read_manifest(table_of(experiment)).split(split)
+    connect_if_ray(launcher)
+    scratch = storage.join(storage.absolute(experiment.folder), "ray")
+    body = partial(evaluate_on_worker, experiment=experiment, checkpoint=checkpoint, split=split)
+    result = launch(body, launcher, workers, experiment.training.device, scratch)
+    if result is not None:
+        print(f"\n{experiment.name}: {split} split, {result['rows']:,} rows, checkpoint {result['checkpoint']}\n")
+        print(format_evaluation(result))
+
+
+def evaluate_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, split: str) -> dict[str, Any] | None:
+    """Evaluates on this worker; the first one writes and returns the result, the others return None."""
+    manifest = read_manifest(table_of(experiment))
+    model, saved = restored_model(experiment, manifest, checkpoint, worker)
+    evaluation = SplitEvaluation(experiment, model.module, table_of(experiment), manifest, split, worker)()
+    result = {"split": split, "checkpoint": saved.uri, **evaluation}
+    if not worker.is_first:
+        return None
+    storage.write_json(storage.join(experiment.folder, f"evaluation-{split}.json"), result)
+    return result
+
+
+def restored_model(
+    experiment: Experiment, manifest: Manifest, checkpoint: str, worker: Worker
+) -> tuple[ShardedModel, Saved]:
+    """The experiment's model with a checkpoint's weights.
+
+    Raises:
+        UserError: there is no such checkpoint, or it belongs to another model.
+    """
+    saved = worker.on_first(lambda: find_checkpoint(checkpoints_of(experiment), checkpoint))
+    if saved is None:
+        raise UserError(
+            f"There is no complete checkpoint in {checkpoints_of(experiment)}: run `manygate train EXPERIMENT` first."
+        )
+    model = shard(experiment, model_inputs(experiment, manifest), worker)
+    restore_weights(model, saved, run_settings(experiment, manifest, worker), worker)
+    return model, saved

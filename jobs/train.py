@@ -1,0 +1,149 @@
+"""`manygate train`: feature table in, checkpoints and metrics out."""
+
+import logging
+from functools import partial
+
+from jobs.launching import checkpoints_of, connect_if_ray, table_of
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import dump_experiment
+from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import is_better, metric_value
+from pipeline.evaluation.run import SplitEvaluation
+from pipeline.loading.reader import Reader
+from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.training.checkpoint import Saved, find_checkpoint
+from pipeline.training.inputs import batch_columns, model_inputs
+from pipeline.training.launch import launch
+from pipeline.training.metrics_log import RunLog
+from pipeline.training.progress import Progress
+from pipeline.training.sharding import describe_plan, shard
+from pipeline.training.state import RunState, run_settings, seed_worker
+from pipeline.training.stop import EXIT_CODE
+from pipeline.training.trainer import Criterion, Ending, Trainer, total_steps
+from pipeline.training.window import TrainWindow
+from pipeline.training.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment, launcher: str, workers: int | None, resume: str) -> int:
+    """Trains on the chosen launcher.
+
+    Returns:
+        The exit code: 0, or `stop.EXIT_CODE` when a SIGTERM ended the run after a checkpoint.
+    """
+    read_manifest(table_of(experiment))  # told before anything is started
+    connect_if_ray(launcher)
+    scratch = storage.join(storage.absolute(experiment.folder), "ray")
+    body = partial(train_on_worker, experiment=experiment, resume=resume)
+    ending = launch(body, launcher, workers, experiment.training.device, scratch)
+    return EXIT_CODE if ending == "interrupted" else 0
+
+
+def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Ending:
+    """What one worker does from start to end."""
+    manifest = read_manifest(table_of(experiment))
+    reader = train_reader(experiment, manifest, worker)
+    state = fresh_state(experiment, manifest, worker)
+    settings = run_settings(experiment, manifest, worker)
+    saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
+    continue_from(saved, state, settings)
+    run_log = None
+    if worker.is_first:
+        storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
+        run_log = RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader))
+    trainer = Trainer(
+        experiment,
+        state,
+        reader,
+        settings,
+        run_log,
+        validation=split_validation(experiment, state, manifest, worker),
+        criterion=criterion_of(experiment),
+    )
+    try:
+        ending = trainer.train()
+    finally:
+        if run_log:
+            run_log.close()
+    if worker.is_first:
+        log.info("Training %s at step %d of %d.", ending, state.progress.step, trainer.total_steps)
+    return ending
+
+
+def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker) -> Reader:
+    return Reader(
+        table_of(experiment),
+        manifest,
+        "train",
+        batch_columns(experiment, model_inputs(experiment, manifest)),
+        global_batch_size=experiment.training.global_batch_size,
+        rank=worker.rank,
+        workers=worker.workers,
+        seed=experiment.training.seed,
+        shuffle_rows=experiment.training.shuffle_rows,
+    )
+
+
+def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunState:
+    """The state of a run that has not begun: model sharded and initialised, generators seeded."""
+    inputs = model_inputs(experiment, manifest)
+    model = shard(experiment, inputs, worker)
+    seed_worker(experiment.training.seed, 0, worker)
+    if worker.is_first:
+        for line in describe_plan(model.plan):
+            log.info("  table %s", line)
+    binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
+    window = TrainWindow([task.name for task in inputs.tasks], binary, worker)
+    return RunState(model, window, Progress(), worker)
+
+
+def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
+    """The checkpoint that `--resume` means; None to start afresh."""
+    folder = checkpoints_of(experiment)
+    if resume == "never":
+        if storage.list_folder(folder):
+            raise UserError(
+                f"--resume never, but {folder} holds checkpoints of an earlier run, and two runs would mix there. "
+                "Delete it, or give this run another `name`."
+            )
+        return None
+    return find_checkpoint(folder, "latest" if resume == "auto" else resume)
+
+
+def continue_from(saved: Saved | None, state: RunState, settings: dict) -> None:
+    """Restores and says what was found and where the run goes on."""
+    if saved is None:
+        message = "No checkpoint found: starting at step 0."
+    else:
+        exact = state.restore(saved, settings)
+        position = state.progress.position
+        message = (
+            f"Resumed from {saved.uri}: going on at step {state.progress.step} "
+            f"(epoch {position.epoch}, batch {position.step}), "
+            + ("exactly." if exact else "with another number of workers: same samples, equal up to rounding.")
+        )
+    if state.worker.is_first:
+        log.info(message)
+
+
+def split_validation(
+    experiment: Experiment, state: RunState, manifest: Manifest, worker: Worker
+) -> SplitEvaluation | None:
+    if "valid" not in experiment.logs.splits:
+        return None
+    return SplitEvaluation(experiment, state.model.module, table_of(experiment), manifest, "valid", worker)
+
+
+def criterion_of(experiment: Experiment) -> Criterion | None:
+    """The metric of early stopping, checked now and not at the first validation."""
+    stopping = experiment.training.early_stopping
+    if stopping is None:
+        return None
+    metric = stopping.metric
+    is_better(metric, None, None)
+    return Criterion(
+        value=lambda evaluation: metric_value(evaluation, metric),
+        is_better=lambda new, best: is_better(metric, new, best),
+    )

@@ -1,0 +1,30 @@
+"""Bottom `concat`: fields side by side, behaviours averaged."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.inputs import Embedded, ModelInputs
+from models.section import ModelSection
+
+
+class ConcatConfig(ModelSection):
+    """All fields and numerics concatenated; a sequence enters as the mean of its embeddings."""
+
+    kind: Literal["concat"]
+
+
+class ConcatBottom(nn.Module):
+    """``[field_1 ‖ ... ‖ mean(sequence_1) ‖ ... ‖ numerics]``, shared by all tasks: ``(batch, out_dim)``."""
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        super().__init__()
+        self.out_dim = sum(inputs.dim(f.name) for f in inputs.fields) + inputs.numerics
+
+    def forward(self, embedded: Embedded) -> Tensor:
+        means = [
+            sequence.sum(1) / embedded.lengths[name].clamp(min=1).unsqueeze(1)
+            for name, sequence in embedded.sequences.items()
+        ]
+        return torch.cat([*embedded.fields.values(), *means, embedded.numerics], dim=1)

@@ -1,0 +1,83 @@
+"""What a model is built for: tables, fields, scenarios and tasks, free of files and of column names."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+FieldKind = Literal["single", "multi", "sequence"]
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """One embedding table of ``(rows, dim)``."""
+
+    name: str
+    rows: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """One embedded feature and the table that its ids point into."""
+
+    name: str
+    table: str
+    kind: FieldKind
+    pooling: Literal["mean", "sum"] = "mean"  # of kind multi
+    max_length: int = 1  # of kind sequence
+
+
+@dataclass(frozen=True)
+class TargetTask:
+    """A task as a model sees it; ``after`` is the index of the task that it depends on."""
+
+    name: str
+    kind: Literal["binary", "continuous"]
+    after: int | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Everything outside the model that decides its shapes."""
+
+    tables: tuple[EmbeddingTable, ...]
+    fields: tuple[Field, ...]
+    numerics: int
+    scenarios: tuple[int, ...]  # number of scenarios a level
+    tasks: tuple[TargetTask, ...]
+
+    def table(self, name: str) -> EmbeddingTable:
+        return next(table for table in self.tables if table.name == name)
+
+    def dim(self, field: str) -> int:
+        return self.table(next(f.table for f in self.fields if f.name == field)).dim
+
+    @property
+    def jagged_tables(self) -> frozenset[str]:
+        """Tables that cannot be looked up pooled: a sequence reads them, or their features pool differently."""
+        sequences = {f.table for f in self.fields if f.kind == "sequence"}
+        poolings = {(f.table, f.pooling) for f in self.fields if f.kind == "multi"}
+        mixed = {t for t, _ in poolings if len([1 for table, _ in poolings if table == t]) > 1}
+        return frozenset(sequences | mixed)
+
+    @property
+    def pooled_fields(self) -> tuple[Field, ...]:
+        """Fields of `Batch.ids`, in the order of its keys."""
+        return tuple(f for f in self.fields if f.table not in self.jagged_tables)
+
+    @property
+    def jagged_fields(self) -> tuple[Field, ...]:
+        """Fields of `Batch.sequences`, in the order of its keys."""
+        return tuple(f for f in self.fields if f.table in self.jagged_tables)
+
+
+@dataclass
+class Embedded:
+    """What the shared embedding gives to a bottom."""
+
+    fields: dict[str, Tensor]  # name -> (batch, dim), in the order of ModelInputs.fields
+    sequences: dict[str, Tensor]  # name -> (batch, max_length, dim), zeros after the end
+    lengths: dict[str, Tensor]  # name -> (batch,)
+    numerics: Tensor  # (batch, numerics)

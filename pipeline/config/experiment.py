@@ -1,0 +1,140 @@
+"""One experiment: everything that a run is made of, checked as a whole."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pydantic import Field, model_validator
+
+from models.build import ModelConfig
+from pipeline.config.base import Section
+from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
+from pipeline.config.logs import Logs, Scenario, Task
+from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
+
+
+class Experiment(Section):
+    """The resolved experiment file. References between its sections are known to hold."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    output: str = "runs"
+    """Folder or URI under which the run keeps its own folder, `output/name`."""
+    logs: Logs
+    table: TableSettings = TableSettings()
+    features: list[Feature] = Field(min_length=1)
+    scenarios: list[Scenario] = Field(min_length=1)
+    tasks: list[Task] = Field(min_length=1)
+    model: ModelConfig
+    training: Training = Training()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def folder(self) -> str:
+        """The run's folder or URI."""
+        return f"{self.output.rstrip('/')}/{self.name}"
+
+    @property
+    def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
+        """Features whose ids come from a column of ids, by name."""
+        return {f.name: f for f in self.features if not isinstance(f, Numeric)}
+
+    @model_validator(mode="after")
+    def _check_references(self) -> "Experiment":
+        check_unique("features", (f.name for f in self.features))
+        check_unique("tasks", (t.name for t in self.tasks))
+        check_unique("scenarios", (s.name for s in self.scenarios))
+        check_shares(self)
+        check_task_order(self)
+        check_labels_are_not_inputs(self)
+        check_lanes(self)
+        check_metric(self)
+        check_bottom(self)
+        group = self.evaluation.group
+        if group is not None and group not in self.logs.keys:
+            raise ValueError(f"evaluation.group: {group!r} is not one of logs.keys {self.logs.keys}: add it there")
+        return self
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the known word closest to a wrong one, or lists them all."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def check_unique(section: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{section}: {name!r} stands there twice: names must differ")
+        seen.add(name)
+
+
+def check_shares(experiment: Experiment) -> None:
+    owners = {name for name, feature in experiment.embedded.items() if feature.shares is None}
+    for i, feature in enumerate(experiment.features):
+        if not isinstance(feature, Numeric) and feature.shares is not None and feature.shares not in owners:
+            raise ValueError(
+                f"features.{i}.shares: no feature with a table of its own is called {feature.shares!r}; "
+                + nearest(feature.shares, owners)
+            )
+
+
+def check_task_order(experiment: Experiment) -> None:
+    earlier: dict[str, Task] = {}
+    for i, task in enumerate(experiment.tasks):
+        if task.after is not None and task.after not in earlier:
+            raise ValueError(
+                f"tasks.{i}.after: {task.after!r} is not a task above {task.name!r}; " + nearest(task.after, earlier)
+            )
+        if task.after is not None and earlier[task.after].kind != "binary":
+            raise ValueError(f"tasks.{i}.after: {task.after!r} is continuous; a task can only follow a binary one")
+        earlier[task.name] = task
+
+
+def check_labels_are_not_inputs(experiment: Experiment) -> None:
+    """A label that is also a feature would let the model read the answer."""
+    labels = {task.column: task.name for task in experiment.tasks}
+    for i, feature in enumerate(experiment.features):
+        if feature.column in labels:
+            raise ValueError(
+                f"features.{i}.column: {feature.column!r} is the label of task {labels[feature.column]!r} "
+                "and cannot be an input: remove the feature or the task"
+            )
+
+
+def check_lanes(experiment: Experiment) -> None:
+    lanes = experiment.table.lanes
+    for path, size in (
+        ("training.global_batch_size", experiment.training.global_batch_size),
+        ("evaluation.batch_size", experiment.evaluation.batch_size),
+    ):
+        if size % lanes:
+            raise ValueError(
+                f"{path}: {size} is not a multiple of table.lanes ({lanes}): every lane gives the same number of rows "
+                f"to a batch; use {max(size // lanes, 1) * lanes} or change table.lanes"
+            )
+
+
+def check_metric(experiment: Experiment) -> None:
+    stopping = experiment.training.early_stopping
+    if stopping is None:
+        return
+    if "valid" not in experiment.logs.splits:
+        raise ValueError("training.early_stopping needs a `valid` split: add one to logs.splits")
+    task = stopping.metric.split(".")[0]
+    names = [t.name for t in experiment.tasks]
+    if task not in names:
+        raise ValueError(f"training.early_stopping.metric: no task is called {task!r}; {nearest(task, names)}")
+
+
+def check_bottom(experiment: Experiment) -> None:
+    target = getattr(experiment.model.bottom, "target", None)
+    if target is None:
+        return
+    feature = experiment.embedded.get(target)
+    if not isinstance(feature, Categorical):
+        names = [name for name, f in experiment.embedded.items() if isinstance(f, Categorical)]
+        raise ValueError(f"model.bottom.target: no categorical feature is called {target!r}; {nearest(target, names)}")
+    if not any(isinstance(f, Sequence) for f in experiment.features):
+        raise ValueError("model.bottom: this bottom reads behaviours: add a feature of kind `sequence`")

@@ -1,0 +1,158 @@
+"""Experiment file in, checked experiment out; every mistake told with its path in the file."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config.experiment import Experiment, nearest
+from pipeline.errors import UserError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, except that a key given twice is an error instead of silently the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Reads, overrides and checks an experiment.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted assignments such as ``training.epochs=3`` or ``tasks.0.weight=2``; the value is YAML.
+
+    Raises:
+        UserError: the file cannot be read, or a key, a type or a reference is wrong.
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the experiment file {path}: {error}.") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected an experiment (keys and values), found {type(data).__name__}.")
+    for override in overrides or []:
+        apply_override(data, override)
+    return parse_experiment(data, str(path))
+
+
+def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
+    """Checks the content of an experiment; `source` is named in errors."""
+    try:
+        # JSON mode is strict about types (no "16" for 16) and still takes a list for a tuple.
+        return Experiment.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        lines = [describe(detail) for detail in error.errors()]
+        raise UserError(f"{source} is not a valid experiment:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, every default written out."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Applies one ``path.to.key=value`` in place; a list element is named by its index or its `name`."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override!r} is not an override: expected key=value, such as training.epochs=3.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The value of the override {override!r} is not valid YAML: {error}") from error
+    *parents, last = path.split(".")
+    node: Any = data
+    for i, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: i + 1]), create=True)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"Override {override!r}: {'.'.join(parents)} is a single value and has no {last!r}.")
+
+
+def _child(node: Any, part: str, path: str, create: bool) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, path)]
+    if not isinstance(node, dict):
+        raise UserError(f"Override of {path}: the part before {part!r} is a single value and has no keys.")
+    if create and node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list[Any], part: str, path: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in node]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    known = [str(name) for name in names if name] or [f"0 to {len(node) - 1}"]
+    raise UserError(f"Override of {path}: the list has no element {part!r}; {nearest(part, known)}.")
+
+
+def describe(error: ErrorDetails) -> str:
+    """One line for one mistake: path, what was expected, what was found, the nearest valid name."""
+    location = list(error["loc"])
+    path = ".".join(str(part) for part in location)
+    kind, found = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        section = _section_at(location[:-1])
+        known = list(section.model_fields) if section else []
+        return f"{path}: unknown key; {nearest(str(location[-1]), known)}"
+    if kind == "missing":
+        return f"{path}: missing: this key is required"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        expected = error.get("ctx", {}).get("expected_tags", "")
+        names = [tag.strip().strip("'") for tag in str(expected).split(",")] if expected else []
+        tag = str(error.get("ctx", {}).get("tag", ""))
+        hint = nearest(tag, names) if tag else "the key `kind` is missing"
+        return f"{path}.kind: expected one of {', '.join(names) or 'the kinds in the README'}; found {tag!r}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message[0].lower()}{message[1:]}; found {found!r} ({type(found).__name__})"
+
+
+def _section_at(location: list[int | str]) -> type[BaseModel] | None:
+    """The section class that an error path leads to, for the list of its keys."""
+    current: Any = Experiment
+    for part in location:
+        if isinstance(part, int):
+            continue
+        sections = _sections(current)
+        tagged = [s for s in sections if _kind(s) == part]
+        if tagged:
+            current = tagged[0]
+            continue
+        owners = [s for s in sections if part in s.model_fields]
+        if not owners:
+            return None
+        current = owners[0].model_fields[part].annotation
+    sections = _sections(current)
+    return sections[0] if sections else None
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """All section classes inside an annotation, through lists, unions and options."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]
+
+
+def _kind(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None

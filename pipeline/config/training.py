@@ -1,0 +1,94 @@
+"""How a model is trained, saved and evaluated."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+
+class TableSettings(Section):
+    """How the feature table is laid out; fixed when it is made."""
+
+    lanes: int = Field(default=64, ge=1)
+    """Parts that the rows of each partition are spread over: a power of two; workers must divide it."""
+    seed: int = 0
+    row_group_rows: int = Field(default=8192, ge=1)
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> "TableSettings":
+        if self.lanes & (self.lanes - 1):
+            raise ValueError(f"`lanes` must be a power of two; {self.lanes} is not")
+        return self
+
+
+class SparseOptimizer(Section):
+    """Optimizer of the embedding tables, fused into backward. On CPU: row-wise Adagrad, Adagrad or SGD."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    lr: float = Field(default=0.05, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class DenseOptimizer(Section):
+    """Optimizer of everything else."""
+
+    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Schedule(Section):
+    """Factor on both learning rates: linear warm-up, then a decay to `final` over the rest of the run."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    final: float = Field(default=0.0, ge=0, le=1)
+
+
+class EarlyStopping(Section):
+    """Stop when `metric` (TASK.METRIC on the valid split) has not improved for `patience` validations."""
+
+    metric: str = Field(pattern=r"^\w+\.\w+$")
+    patience: int = Field(default=3, ge=1)
+
+
+class Training(Section):
+    """One global batch a step, divided evenly over the workers, whatever their number."""
+
+    global_batch_size: int = Field(default=4096, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    loop: Literal["auto", "plain", "pipelined"] = "auto"
+    """Pipelined overlaps the exchange of ids with the step before, to the same results; auto does so on CUDA."""
+    sparse_optimizer: SparseOptimizer = SparseOptimizer()
+    dense_optimizer: DenseOptimizer = DenseOptimizer()
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(default=None, gt=0)
+    shuffle_rows: int = Field(default=1_000_000, ge=1)
+    """Rows, over all lanes, that are shuffled together in memory."""
+    validate_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between validations; null: at the end of every epoch."""
+    early_stopping: EarlyStopping | None = None
+    log_every_steps: int = Field(default=20, ge=1)
+
+
+class Checkpoint(Section):
+    """When to save and what to keep. The best checkpoint, where a metric names one, is always kept."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints, beside the one at the end; null: at the end of every epoch."""
+    keep_last: int = Field(default=3, ge=1)
+    keep_every: int | None = Field(default=None, ge=1)
+    """Keep, besides, every checkpoint whose step is a multiple of this."""
+
+
+class Evaluation(Section):
+    """`group` names a key column: grouped AUC is the mean over its groups, weighted by rows."""
+
+    group: str | None = None
+    batch_size: int = Field(default=16384, ge=1)

@@ -1,0 +1,63 @@
+"""What a training step takes."""
+
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where reading goes on: batch number `step` of epoch number `epoch`, both from 0, of the global batches."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One worker's part of a global batch."""
+
+    ids: KeyedJaggedTensor | None  # pooled features
+    sequences: KeyedJaggedTensor | None  # features whose table a sequence reads
+    numerics: Tensor  # (batch, numerics) float32
+    labels: Tensor  # (batch, tasks) float32, on the training scale
+    scenarios: Tensor  # (batch, levels) int64
+    weights: Tensor  # (batch,) float32, 0 for padding
+    weight_total: Tensor  # scalar: weight of the global batch divided by the number of workers
+    position: Position  # the one that comes after this batch
+    keys: pa.Table | None = None  # key columns, read only where they are asked for
+
+    @property
+    def rows(self) -> int:
+        """Rows of this worker's part, padding included."""
+        return len(self.weights)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=non_blocking) if self.ids is not None else None,
+            sequences=self.sequences.to(device, non_blocking=non_blocking) if self.sequences is not None else None,
+            **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS},
+        )
+
+    def pin_memory(self) -> "Batch":
+        return replace(
+            self,
+            ids=self.ids.pin_memory() if self.ids is not None else None,
+            sequences=self.sequences.pin_memory() if self.sequences is not None else None,
+            **{name: getattr(self, name).pin_memory() for name in _TENSORS},
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for jagged in (self.ids, self.sequences):
+            if jagged is not None:
+                jagged.record_stream(stream)
+        for name in _TENSORS:
+            getattr(self, name).record_stream(stream)
+
+
+_TENSORS = ("numerics", "labels", "scenarios", "weights", "weight_total")

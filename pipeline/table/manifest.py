@@ -1,0 +1,124 @@
+"""The feature table's manifest: what training needs to know before it opens the first file.
+
+table/
+  manifest.json                                          written last: its presence is the commit
+  encoders/NAME.parquet                                  vocabularies (value, id, count), quantiles, moments
+  train/date=20220425/lane-000/unit-00000.parquet        ids and values only
+  quarantine/date=20220425/unit-00000.parquet            rejected rows whole, with file, row number and reason
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+# Columns of a lane file beside the features, which keep their names. Prefixes keep them apart from any feature.
+LABEL = "label:"  # + task: float32, as trained, transform(column * scale)
+SCENARIO = "scenario:"  # + level: int32 index into Scenario.labels
+KEY = "key:"  # + column: as in the logs
+
+
+@dataclass(frozen=True)
+class LaneFile:
+    """One Parquet file of one lane; its row groups have `Manifest.row_group_rows` rows, the last one the rest."""
+
+    path: str  # relative to the table
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One committed partition. rows_read = kept + quarantined + filtered, where kept is the sum over the lanes."""
+
+    split: str
+    value: str
+    rows_read: int
+    quarantined: int
+    filtered: int
+    lanes: list[list[LaneFile]]  # files of each lane, in order
+    reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
+    skipped_files: list[str] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)  # feature -> ids outside its vocabulary
+    missing: dict[str, int] = field(default_factory=dict)  # feature -> nulls
+    ids: dict[str, int] = field(default_factory=dict)  # feature -> ids in all, nulls of single values included
+
+    @property
+    def kept(self) -> int:
+        return sum(file.rows for lane in self.lanes for file in lane)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the lane files, as (Arrow) type in words: int32, float32, list<int32>, ..."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a finished feature table."""
+
+    fingerprint: str  # of the settings that decide the content: logs, features, scenarios, tasks, table
+    lanes: int
+    row_group_rows: int
+    columns: list[Column]
+    table_rows: dict[str, int]  # embedding table -> rows, the missing and the unknown id included
+    partitions: list[Partition]
+    ignored_partitions: list[str] = field(default_factory=list)  # in the logs, in no split
+    version: int = FORMAT_VERSION
+
+    def split(self, name: str) -> list[Partition]:
+        """Partitions of a split, in order of their value.
+
+        Raises:
+            UserError: the table has no such split.
+        """
+        found = [p for p in self.partitions if p.split == name]
+        if not found:
+            known = ", ".join(dict.fromkeys(p.split for p in self.partitions))
+            raise UserError(f"The feature table has no split {name!r}; it has: {known}.")
+        return found
+
+    def rows(self, split: str) -> int:
+        return sum(p.kept for p in self.split(split))
+
+
+def write_manifest(table: str, manifest: Manifest) -> None:
+    storage.write_json(storage.join(table, MANIFEST), asdict(manifest))
+
+
+def read_manifest(table: str) -> Manifest:
+    """Reads a table's manifest.
+
+    Raises:
+        UserError: there is no finished table, or one of another format version.
+    """
+    data = storage.read_json(storage.join(table, MANIFEST))
+    if data is None:
+        raise UserError(f"There is no finished feature table in {table}: run `manygate preprocess EXPERIMENT` first.")
+    if data.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"The feature table in {table} has format version {data.get('version')}; this Manygate reads "
+            f"{FORMAT_VERSION}. Make it again with `manygate preprocess EXPERIMENT --overwrite`."
+        )
+    return _manifest_from_dict(data)
+
+
+def partition_from_dict(data: dict[str, Any]) -> Partition:
+    return Partition(**{**data, "lanes": [[LaneFile(**file) for file in lane] for lane in data["lanes"]]})
+
+
+def _manifest_from_dict(data: dict[str, Any]) -> Manifest:
+    return Manifest(
+        **{
+            **data,
+            "columns": [Column(**c) for c in data["columns"]],
+            "partitions": [partition_from_dict(p) for p in data["partitions"]],
+        }
+    )

@@ -1,0 +1,73 @@
+"""Two ways of doing the same step: plainly, or with the exchange of ids overlapped."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from pipeline.loading.batch import Batch
+from pipeline.training.module import StepOutput
+from pipeline.training.sharding import ShardedModel
+
+
+class Step(Protocol):
+    """Takes the next batch and trains on it; None when there is none left."""
+
+    def __call__(self, batches: Iterator[Batch]) -> StepOutput | None: ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """While the model is used for something else, such as validation."""
+        ...
+
+
+class PlainStep:
+    """The reference."""
+
+    def __init__(self, model: ShardedModel, device: torch.device) -> None:
+        self._module, self._optimizer, self._device = model.module, model.optimizer, device
+
+    def __call__(self, batches: Iterator[Batch]) -> StepOutput | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        self._optimizer.zero_grad()  # also hands the learning rate to the fused kernels
+        loss, output = self._module(batch.to(self._device, non_blocking=True))
+        loss.backward()  # updates the embedding tables on its way
+        self._optimizer.step()
+        return output
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class PipelinedStep:
+    """TorchRec's sparse pipeline: while a batch is trained on, the ids of the next are already exchanged.
+
+    It reads ahead; the position to save is that of the output, which belongs to the batch that was trained on.
+    """
+
+    def __init__(self, model: ShardedModel, device: torch.device) -> None:
+        self._pipeline = TrainPipelineSparseDist(model.module, model.optimizer, device, execute_all_batches=True)
+
+    def __call__(self, batches: Iterator[Batch]) -> StepOutput | None:
+        try:
+            return self._pipeline.progress(batches)
+        except StopIteration:
+            return None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._pipeline.detach()
+        try:
+            yield
+        finally:
+            self._pipeline.attach()
+
+
+def choose_step(loop: str, model: ShardedModel, device: torch.device) -> Step:
+    """The step for `training.loop`."""
+    if loop == "pipelined" or (loop == "auto" and device.type == "cuda"):
+        return PipelinedStep(model, device)
+    return PlainStep(model, device)

@@ -1,0 +1,42 @@
+"""Losses and AUC of the steps since the last log line, without a wait in the step."""
+
+import torch
+from torch import Tensor
+
+from pipeline.training.binned_auc import BinnedAuc
+from pipeline.training.module import StepOutput
+from pipeline.training.worker import Worker
+
+
+class TrainWindow:
+    """Running sums of this worker; `report` adds up the workers' and starts anew."""
+
+    def __init__(self, names: list[str], binary: list[int], worker: Worker) -> None:
+        self._names = names
+        self._binary = binary
+        self._worker = worker
+        self._auc = BinnedAuc(binary, worker.device)
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=worker.device)  # losses, then steps
+
+    def update(self, output: StepOutput) -> None:
+        self._sums[:-1] += output.losses
+        self._sums[-1] += 1
+        self._auc.update(output.scores, output.labels, output.weights)
+
+    def report(self) -> dict[str, dict[str, float | None]]:
+        """Task to mean loss over the steps and, for a binary task, AUC over their rows. Collective."""
+        sums = self._worker.sum(self._sums.cpu())
+        self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
+        # Every worker counts each step, so dividing by all their counts gives the mean over workers too.
+        report: dict[str, dict[str, float | None]] = {
+            name: {"loss": loss} for name, loss in zip(self._names, (sums[:-1] / sums[-1]).tolist(), strict=True)
+        }
+        for column, auc in zip(self._binary, self._auc.compute(), strict=True):
+            report[self._names[column]]["auc"] = auc
+        self._sums.zero_()
+        self._auc.reset()
+        return report
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves: what is loaded into them is taken over."""
+        return {"sums": self._sums, "auc": self._auc.state}

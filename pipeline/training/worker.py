@@ -1,0 +1,86 @@
+"""One process of a run: its place among the others and its device."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker with its process group up. `control` is a CPU group for small values, beside the one of the model."""
+
+    rank: int
+    workers: int
+    local_workers: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor over all workers."""
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def gather(self, value: object) -> list | None:
+        """What every worker gave, in order of rank, on the first worker; None on the others."""
+        out = [None] * self.workers if self.is_first else None
+        dist.gather_object(value, out, dst=0, group=self.control)
+        return out
+
+    def on_first(self, action: Callable[[], Result]) -> Result:
+        """Does something on the first worker and gives its result, or raises its error, on every worker.
+
+        Without this an error of the first worker would leave the others waiting for it.
+        """
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box[0] = action()
+            except Exception as error:  # noqa: BLE001 - raised below, on every worker
+                box[1] = error
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+def choose_device(wanted: str) -> str:
+    """`cpu` or `cuda` for a wish of auto, cpu or cuda.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "training.device is cuda, but torch sees no CUDA device here: use training.device=auto, or run "
+            "`manygate doctor` to see what is missing."
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def backend(device: str) -> str:
+    """The process group's backend for a device."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def this_worker(device: str, rank: int, workers: int, local_rank: int, local_workers: int) -> Worker:
+    """This process as a worker, once its process group is up.
+
+    Threads are fixed here, not left to the launcher: with equal threads training repeats bit by bit.
+    """
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    return Worker(rank, workers, local_workers, place, dist.new_group(backend="gloo"))
