@@ -34,7 +34,7 @@ class SharedEmbedding(nn.Module):
         """Takes the ids of the pooled fields, those of the jagged fields, and numerics ``(batch, numerics)``."""
         pooled = self.pooled(ids) if self.pooled is not None else None
         jagged = self.jagged(sequences) if self.jagged is not None else None
-        return self.assemble(pooled, jagged, numerics)
+        return self.assemble(ids, pooled, jagged, numerics)
 
 
 class Assemble(nn.Module):
@@ -45,12 +45,19 @@ class Assemble(nn.Module):
         self._fields = inputs.fields
         self._jagged = {f.name for f in inputs.jagged_fields}
 
-    def forward(self, pooled: KeyedTensor | None, jagged: dict[str, JaggedTensor] | None, numerics: Tensor) -> Embedded:
+    def forward(
+        self,
+        ids: KeyedJaggedTensor | None,
+        pooled: KeyedTensor | None,
+        jagged: dict[str, JaggedTensor] | None,
+        numerics: Tensor,
+    ) -> Embedded:
         out = Embedded(fields={}, sequences={}, lengths={}, numerics=numerics)
         columns = pooled.to_dict() if pooled is not None else {}
         for field in self._fields:
             if field.name not in self._jagged:
-                out.fields[field.name] = columns[field.name]
+                assert ids is not None
+                out.fields[field.name] = averaged(columns[field.name], ids[field.name].lengths(), field)
                 continue
             assert jagged is not None
             rows = jagged[field.name]
@@ -68,7 +75,17 @@ def pool(rows: JaggedTensor, field: Field) -> Tensor:
         return rows.values()
     lengths = rows.lengths()
     total = torch.segment_reduce(rows.values(), "sum", lengths=lengths.long(), axis=0, initial=0.0)
-    return total if field.pooling == "sum" else total / lengths.clamp(min=1).unsqueeze(1)
+    return averaged(total, lengths, field)
+
+
+def averaged(total: Tensor, lengths: Tensor, field: Field) -> Tensor:
+    """The sum over a sample's rows, ``(batch, dim)``, or their mean where the field pools so.
+
+    Collections always sum: TorchRec 1.8 does not divide a mean under grid_shard.
+    """
+    if field.kind == "single" or field.pooling == "sum":
+        return total
+    return total / lengths.clamp(min=1).unsqueeze(1)
 
 
 def _pooled_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingBagCollection:
@@ -76,14 +93,13 @@ def _pooled_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingBa
     for table in inputs.tables:
         users = [f for f in inputs.pooled_fields if f.table == table.name]
         if users:
-            sums = any(f.kind == "multi" and f.pooling == "sum" for f in users)
             configs.append(
                 EmbeddingBagConfig(
                     name=table.name,
                     num_embeddings=table.rows,
                     embedding_dim=table.dim,
                     feature_names=[f.name for f in users],
-                    pooling=PoolingType.SUM if sums else PoolingType.MEAN,
+                    pooling=PoolingType.SUM,
                 )
             )
     return EmbeddingBagCollection(tables=configs, device=device)

@@ -56,11 +56,8 @@ class ModelInputs:
 
     @property
     def jagged_tables(self) -> frozenset[str]:
-        """Tables that cannot be looked up pooled: a sequence reads them, or their features pool differently."""
-        sequences = {f.table for f in self.fields if f.kind == "sequence"}
-        poolings = {(f.table, f.pooling) for f in self.fields if f.kind == "multi"}
-        mixed = {t for t, _ in poolings if len([1 for table, _ in poolings if table == t]) > 1}
-        return frozenset(sequences | mixed)
+        """Tables that a sequence reads, which cannot be looked up pooled."""
+        return frozenset(f.table for f in self.fields if f.kind == "sequence")
 
     @property
     def pooled_fields(self) -> tuple[Field, ...]:

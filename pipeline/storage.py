@@ -100,5 +100,5 @@ def read_json(uri: str) -> Any | None:
     """The JSON in a file; None where there is no file, or one that was never written to its end."""
     try:
         return json.loads(read_text(uri))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

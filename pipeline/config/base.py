@@ -1,5 +1,8 @@
 """What every section of the experiment file has in common."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,3 +10,10 @@ class Section(BaseModel):
     """A frozen part of the experiment file that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the known word closest to a wrong one, or lists them all."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"

@@ -1,12 +1,11 @@
 """One experiment: everything that a run is made of, checked as a whole."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from pydantic import Field, model_validator
 
 from models.build import ModelConfig
-from pipeline.config.base import Section
+from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
 from pipeline.config.logs import Logs, Scenario, Task
 from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
@@ -53,13 +52,6 @@ class Experiment(Section):
         if group is not None and group not in self.logs.keys:
             raise ValueError(f"evaluation.group: {group!r} is not one of logs.keys {self.logs.keys}: add it there")
         return self
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known word closest to a wrong one, or lists them all."""
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def check_unique(section: str, names: Iterable[str]) -> None:

@@ -161,9 +161,19 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
         )
 
 
-def load_own(saved: Saved, own: dict[str, torch.Tensor], worker: Worker) -> None:
-    """Loads this worker's own state, in place. Only for the number of workers that saved."""
-    load_tensors(saved, {"own": {str(worker.rank): own}}, worker)
+def load_own(saved: Saved, saved_workers: int, like: dict[str, torch.Tensor], worker: Worker) -> list[dict]:
+    """The own states of the workers that saved, dealt out over the workers there are now: some get several, or none.
+
+    Args:
+        saved: the checkpoint.
+        saved_workers: how many workers made it.
+        like: this worker's own state, for names, sizes and types.
+        worker: this one.
+    """
+    ranks = range(worker.rank, saved_workers, worker.workers)
+    own = {str(rank): {name: torch.empty_like(value) for name, value in like.items()} for rank in ranks}
+    load_tensors(saved, {"own": own}, worker)
+    return list(own.values())
 
 
 def prune(folder: str, keep_last: int, keep_every: int | None, best_step: int | None) -> None:

@@ -32,8 +32,9 @@ from pipeline.training.worker import Worker
 log = logging.getLogger(__name__)
 
 ROW_WISE = [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value]
-# Data-parallel tables are left out: their optimizer state does not move to another plan.
-DEFAULT_TYPES = [ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value, ShardingType.ROW_WISE.value]
+# What the planner may choose unless the experiment says otherwise. Data-parallel tables are left out: their optimizer
+# state does not move to another plan.
+DEFAULT_TYPES = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
 INIT_ROWS = 65_536  # rows that one seed initialises
 
 

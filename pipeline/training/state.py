@@ -47,13 +47,15 @@ class RunState:
         self.model.module.load_state_dict(tensors["model"])
         self.model.optimizer.load_state_dict(tensors["optimizer"])
         self.progress.__dict__.update(Progress.from_dict(state["progress"]).__dict__)
-        if state["workers"] != self.worker.workers:
+        same_workers = state["workers"] == self.worker.workers
+        states = load_own(saved, state["workers"], self._own(), self.worker)
+        for own in states:
+            self.window.add_state(own)
+        if same_workers:
+            set_random_state(states[0])
+        else:
             seed_worker(settings["experiment"]["training"]["seed"], self.progress.step, self.worker)
-            return False
-        own = self._own()
-        load_own(saved, own, self.worker)
-        set_random_state(own)
-        return True
+        return same_workers
 
     def _tensors(self) -> dict[str, Any]:
         return {"model": self.model.module.state_dict(), "optimizer": self.model.optimizer.state_dict()}

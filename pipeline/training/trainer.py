@@ -163,6 +163,7 @@ class Trainer:
 
     def _validate(self, validation: Validation) -> bool:
         """Validates; whether this is the best so far."""
+        start = time.perf_counter()
         with self._step.paused():
             self._state.model.module.eval()
             evaluation = validation()
@@ -181,7 +182,7 @@ class Trainer:
                 for name, task in evaluation["tasks"].items()
             )
             self._run_log.say(f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}")
-        self._logged_at = time.perf_counter()  # validation is no training time
+        self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
     def _save(self) -> Saved | None:

@@ -19,15 +19,15 @@ class TrainWindow:
         self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=worker.device)  # losses, then steps
 
     def update(self, output: StepOutput) -> None:
-        self._sums[:-1] += output.losses
-        self._sums[-1] += 1
+        # Shares, so that the workers' sums add up to those of the global batches, also after their number changed.
+        self._sums[:-1] += output.losses / self._worker.workers
+        self._sums[-1] += 1 / self._worker.workers
         self._auc.update(output.scores, output.labels, output.weights)
 
     def report(self) -> dict[str, dict[str, float | None]]:
         """Task to mean loss over the steps and, for a binary task, AUC over their rows. Collective."""
         sums = self._worker.sum(self._sums.cpu())
         self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
-        # Every worker counts each step, so dividing by all their counts gives the mean over workers too.
         report: dict[str, dict[str, float | None]] = {
             name: {"loss": loss} for name, loss in zip(self._names, (sums[:-1] / sums[-1]).tolist(), strict=True)
         }
@@ -38,5 +38,9 @@ class TrainWindow:
         return report
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors themselves: what is loaded into them is taken over."""
         return {"sums": self._sums, "auc": self._auc.state}
+
+    def add_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what a worker had summed up when it was saved, beside what is here."""
+        self._sums += state["sums"]
+        self._auc.state += state["auc"]

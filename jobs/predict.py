@@ -1,0 +1,89 @@
+"""`manygate predict`: a checkpoint's predictions of a split as Parquet, with keys and labels."""
+
+import logging
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.evaluate import restored_model
+from jobs.launching import connect_if_ray, table_of
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.config.logs import Task
+from pipeline.errors import UserError
+from pipeline.evaluation.predict import PredictedBatch, predict
+from pipeline.evaluation.run import split_reader
+from pipeline.table.manifest import read_manifest
+from pipeline.training.launch import launch
+from pipeline.training.worker import Worker
+
+log = logging.getLogger(__name__)
+
+DONE = "_predictions.json"  # written last: all rows are there. Readers of a Parquet folder skip names with "_"
+
+
+def run(experiment: Experiment, checkpoint: str, split: str, output: str, launcher: str, workers: int | None) -> None:
+    """Predicts a split into a folder of Parquet files, one a worker.
+
+    Columns: the key columns, one column a scenario level, and for every task `label_TASK` and `prediction_TASK`: a
+    probability, or a value in the unit of the log's own column.
+
+    Raises:
+        UserError: the output folder is not empty, or as `evaluate` does.
+    """
+    read_manifest(table_of(experiment)).split(split)
+    output = storage.absolute(output)
+    if storage.list_folder(output):
+        raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
+    connect_if_ray(launcher)
+    scratch = storage.join(storage.absolute(experiment.folder), "ray")
+    body = partial(predict_on_worker, experiment=experiment, checkpoint=checkpoint, split=split, output=output)
+    rows = launch(body, launcher, workers, experiment.training.device, scratch)
+    if rows is not None:
+        print(f"{rows:,} predictions of the {split} split are in {output}.")
+
+
+def predict_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, split: str, output: str) -> int | None:
+    """Writes this worker's file; the first worker returns the rows of all, the others None."""
+    manifest = read_manifest(table_of(experiment))
+    model, saved = restored_model(experiment, manifest, checkpoint, worker)
+    reader = split_reader(experiment, table_of(experiment), manifest, split, worker, experiment.logs.keys)
+    storage.create_folder(output)
+    filesystem, path = storage.resolve(storage.join(output, f"part-{worker.rank:05d}.parquet"))
+    rows, writer = 0, None
+    try:
+        for batch in predict(model.module, reader, worker.device, group=None):
+            table = prediction_table(batch, experiment)
+            writer = writer or pq.ParquetWriter(path, table.schema, filesystem=filesystem)
+            writer.write_table(table)
+            rows += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    counts = worker.gather(rows)
+    summary = {"split": split, "checkpoint": saved.uri, "rows": sum(counts or [])}
+    worker.on_first(lambda: storage.write_json(storage.join(output, DONE), summary))
+    return summary["rows"] if worker.is_first else None
+
+
+def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
+    """The rows of one batch: keys, scenarios, labels and predictions."""
+    assert batch.keys is not None
+    table = batch.keys
+    for level, scenario in enumerate(experiment.scenarios):
+        labels = pa.array(scenario.labels).take(pa.array(batch.predictions.scenarios[:, level]))
+        table = table.append_column(f"scenario_{scenario.name}", labels)
+    for column, task in enumerate(experiment.tasks):
+        for name, values in (("label", batch.predictions.labels), ("prediction", batch.predictions.predictions)):
+            table = table.append_column(f"{name}_{task.name}", pa.array(in_unit_of_log(values[:, column], task)))
+    return table
+
+
+def in_unit_of_log(values: np.ndarray, task: Task) -> np.ndarray:
+    """From the training scale, transform(column * scale), back to the unit of the column."""
+    if task.kind == "binary":
+        return values
+    wide = values.astype(np.float64)
+    return (np.expm1(wide) if task.transform == "log1p" else wide) / task.scale

@@ -1,0 +1,162 @@
+"""A run that stops and goes on is the run that never stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
+from tests.workers import WorkerPool, one_worker
+
+# 354 rows in batches of 32: 12 steps an epoch, 24 in all. Checkpoints at 5, 10, 12 (epoch end, best), 15, 20, 24.
+SECTIONS: dict[str, Any] = {
+    "checkpoint": {"every_steps": 5, "keep_last": 100},
+    "training": {
+        "schedule": {"warmup_steps": 4, "decay": "cosine"},
+        "clip_norm": 1.0,
+        "early_stopping": {"metric": "click.log_loss", "patience": 5},
+    },
+    "model": {"trunk": {"kind": "mmoe", "experts": 2, "hidden": [16], "dropout": 0.2}},
+}
+
+
+@pytest.fixture(scope="module")
+def straight(two_workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    experiment = new_run(tmp_path_factory.mktemp("straight"), **SECTIONS)
+    assert two_workers.run(run_on, experiment) == ["finished", "finished"]
+    return experiment
+
+
+def test_checkpoints_are_where_they_are_due(straight: Experiment) -> None:
+    names = {path.name for path in (Path(straight.folder) / "checkpoints").iterdir()}
+    assert {f"step-{step:08d}" for step in (5, 10, 12, 15, 20, 24)} <= names
+
+
+@pytest.mark.parametrize("step", [5, 12, 20])
+def test_resume_is_exact(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, step: int) -> None:
+    """Mid-epoch, at an epoch boundary, in the second epoch: weights, moments, generators and metrics bit by bit."""
+    resumed = continued(straight, tmp_path, step, **SECTIONS)
+    two_workers.run(run_on, resumed)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(resumed, 24, tmp_path))
+    assert metrics(resumed) == metrics(straight)
+
+
+def test_resume_of_a_resume_is_exact(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    first = continued(straight, tmp_path / "first", 5, **SECTIONS)
+    two_workers.run(run_on, first)
+    second = continued(first, tmp_path / "second", 15, **SECTIONS)
+    two_workers.run(run_on, second)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(second, 24, tmp_path))
+    assert metrics(second) == metrics(straight)
+
+
+def test_a_finished_run_does_nothing_more(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    again = continued(straight, tmp_path, 24, **SECTIONS)
+    before = tensors(again, 24, tmp_path)
+    assert two_workers.run(run_on, again) == ["finished", "finished"]
+    assert_identical(before, tensors(again, 24, tmp_path))
+    assert metrics(again) == metrics(straight)
+
+
+def test_two_workers_to_one_and_back(two_workers: WorkerPool, tmp_path: Path) -> None:
+    """Same samples in the same global batches, so the same losses up to rounding; optimizer moments included."""
+    sections = {**SECTIONS, "model": {}}  # dropout draws differ between workers
+    straight = new_run(tmp_path / "straight", **sections)
+    two_workers.run(run_on, straight)
+    alone = continued(straight, tmp_path / "alone", 5, **sections)
+    with one_worker() as worker:
+        run_on(worker, alone)
+    back = continued(alone, tmp_path / "back", 15, **sections)
+    two_workers.run(run_on, back)
+    for other in (alone, back):
+        for name, value in tensors(straight, 24, tmp_path).items():
+            if name.startswith("own/"):
+                continue
+            torch.testing.assert_close(tensors(other, 24, tmp_path)[name], value, rtol=2e-4, atol=2e-6, msg=name)
+        losses = [r["tasks"]["click"]["loss"] for r in metrics(straight) if r["kind"] == "train"]
+        again = [r["tasks"]["click"]["loss"] for r in metrics(other) if r["kind"] == "train"]
+        assert again == pytest.approx(losses, rel=1e-4)
+
+
+def test_one_worker_is_the_same_run_from_the_first_step(two_workers: WorkerPool, tmp_path: Path) -> None:
+    """Initial weights and samples do not depend on the number of workers."""
+    two, one = new_run(tmp_path / "two"), new_run(tmp_path / "one")
+    two_workers.run(run_on, two)
+    with one_worker() as worker:
+        run_on(worker, one)
+    for a, b in zip(metrics(two), metrics(one), strict=True):
+        assert a["step"] == b["step"]
+        measure = "loss" if a["kind"] == "train" else "log_loss"
+        assert a["tasks"]["click"][measure] == pytest.approx(b["tasks"]["click"][measure], rel=1e-4)
+
+
+@pytest.mark.parametrize("loop", ["plain", "pipelined"])
+def test_loops_agree_bit_by_bit(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, loop: str) -> None:
+    """The pipelined loop reads ahead, is interrupted by validation, and still does the same."""
+    sections = {**SECTIONS, "training": {**SECTIONS["training"], "loop": loop}}
+    other = continued(straight, tmp_path, 10, **sections)
+    two_workers.run(run_on, other)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(other, 24, tmp_path))
+    assert metrics(other) == metrics(straight)
+
+
+def test_a_checkpoint_without_marker_does_not_exist(
+    straight: Experiment, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    torn = continued(straight, tmp_path, 20, **SECTIONS)
+    marker = Path(torn.folder) / "checkpoints/step-00000020/complete.json"
+    marker.write_text(marker.read_text()[:4])  # cut off by a kill
+    two_workers.run(run_on, torn)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(torn, 24, tmp_path))
+
+
+def test_pruning_keeps_the_last_the_best_and_every_so_many(two_workers: WorkerPool, tmp_path: Path) -> None:
+    sections = {**SECTIONS, "checkpoint": {"every_steps": 3, "keep_last": 2, "keep_every": 9}}
+    experiment = new_run(tmp_path, **sections)
+    two_workers.run(run_on, experiment)
+    folder = Path(experiment.folder) / "checkpoints"
+    best = json.loads((folder / "step-00000024/state.json").read_text())["progress"]["best_step"]
+    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in {9, 18, 21, 24, best}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"seed": 1}}, "training.seed=0; the experiment says 1"),
+        ({"training": {"global_batch_size": 64}}, "training.global_batch_size=32; the experiment says 64"),
+        ({"model": {"trunk": {"kind": "mmoe", "experts": 3, "hidden": [16]}}}, r"is of another model:\n.*experts"),
+        ({"model": {"trunk": {"kind": "shared_bottom", "hidden": [16]}}}, r"is of another model:\n.*not in"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    straight: Experiment, two_workers: WorkerPool, tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    merged = {**SECTIONS, **{k: {**SECTIONS.get(k, {}), **v} for k, v in sections.items()}}
+    other = continued(straight, tmp_path, 12, **merged)
+    before = metrics(other)
+    with pytest.raises(UserError, match=message):
+        two_workers.run(run_on, other)
+    assert metrics(other) == before, "nothing was changed"
+
+
+def test_a_checkpoint_of_another_table_is_refused(
+    straight: Experiment, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    other = continued(straight, tmp_path, 12, **SECTIONS)
+    manifest = Path(other.folder) / "table/manifest.json"
+    data = json.loads(manifest.read_text())
+    data["table_rows"]["user"] = 77
+    manifest.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="has 50 rows for the embedding table 'user', the feature table 77 rows"):
+        two_workers.run(run_on, other)
+
+
+def test_a_missing_file_of_a_checkpoint_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    other = continued(straight, tmp_path, 12, **SECTIONS)
+    next((Path(other.folder) / "checkpoints/step-00000012/data").glob("__1_*")).unlink()
+    with pytest.raises(UserError, match="step-00000012 cannot be read"):
+        two_workers.run(run_on, other)

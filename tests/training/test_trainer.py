@@ -1,0 +1,193 @@
+"""What a run does beside resuming: learns, stops, logs, survives a failed save, lists its state."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.train import fresh_state, run, split_validation, train_reader
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import dump_experiment
+from pipeline.errors import UserError
+from pipeline.table.manifest import read_manifest
+from pipeline.training.stop import EXIT_CODE
+from pipeline.training.trainer import Trainer
+from pipeline.training.worker import Worker
+from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
+from tests.workers import WorkerPool, one_worker
+
+
+@pytest.mark.parametrize(
+    "trunk", [{"kind": "mmoe", "experts": 2, "hidden": [16]}, {"kind": "shared_bottom", "hidden": [16]}]
+)
+@pytest.mark.parametrize("bottom", [{"kind": "concat"}, {"kind": "din", "target": "item"}])
+def test_models_learn_the_planted_signal(tmp_path: Path, two_workers: WorkerPool, bottom: dict, trunk: dict) -> None:
+    experiment = new_run(
+        tmp_path,
+        model={"bottom": bottom, "trunk": trunk},
+        training={"epochs": 6, "dense_optimizer": {"lr": 0.01}, "sparse_optimizer": {"lr": 0.3}},
+    )
+    two_workers.run(run_on, experiment)
+    aucs = [r["tasks"]["click"]["auc"] for r in metrics(experiment) if r["kind"] == "valid"]
+    assert max(aucs) > 0.8
+
+
+def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        experiment = new_run(tmp_path / precision, training={"precision": precision})
+        with one_worker() as worker:
+            run_on(worker, experiment)
+        losses.append([r["tasks"]["click"]["loss"] for r in metrics(experiment) if r["kind"] == "train"])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_early_stopping_ends_the_run_and_stays_ended(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "training": {
+            "epochs": 50,
+            "sparse_optimizer": {"lr": 3.0},
+            "early_stopping": {"metric": "click.log_loss", "patience": 2},
+        }
+    }
+    experiment = new_run(tmp_path, **sections)
+    with one_worker() as worker:
+        assert run_on(worker, experiment) == "stopped early"
+    steps = [r["step"] for r in metrics(experiment)]
+    assert steps[-1] < 50 * 12
+    with one_worker() as worker:
+        assert run_on(worker, experiment) == "stopped early"
+    assert [r["step"] for r in metrics(experiment)] == steps
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    experiment = new_run(tmp_path, training={"max_steps": 7})
+    with one_worker() as worker:
+        assert run_on(worker, experiment) == "finished"
+    assert (Path(experiment.folder) / "checkpoints/step-00000007/complete.json").exists()
+
+
+def test_a_failed_save_leaves_the_run_going(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file stands where the folder of the checkpoint of step 5 should be: that save fails, the others do not."""
+    sections = {"checkpoint": {"every_steps": 5, "keep_last": 100}}
+    straight, hurt = new_run(tmp_path / "straight", **sections), new_run(tmp_path / "hurt", **sections)
+    blocked = Path(hurt.folder) / "checkpoints/step-00000005"
+    blocked.parent.mkdir()
+    blocked.write_text("in the way")
+    for experiment in (straight, hurt):
+        with one_worker() as worker:
+            assert run_on(worker, experiment) == "finished"
+    assert "checkpoint of step 5 could not be saved" in caplog.text
+    assert_identical(tensors(straight, 24, tmp_path), tensors(hurt, 24, tmp_path))
+
+
+def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
+    """What changes while training is in the list of `RunState`, or is known here to follow from it."""
+    experiment = new_run(tmp_path)
+    manifest = read_manifest(experiment.folder + "/table")
+    derived = {"_rates", "_step", "_stop", "_saved_step", "_logged_at", "_logged_step", "_run_log", "_progress"}
+    given = {"_settings", "_training", "_checkpoint", "_folder", "_worker", "_reader", "_validation", "_criterion"}
+    with one_worker() as worker:
+        state = fresh_state(experiment, manifest, worker)
+        trainer = Trainer(experiment, state, train_reader(experiment, manifest, worker), {}, None)
+        assert vars(trainer).keys() == derived | given | {"_state", "total_steps"}
+        assert vars(state).keys() == {"model", "window", "progress", "worker"}
+        saved = {**state._tensors(), **state._own(), **state.progress.to_dict()}
+    assert saved.keys() == {
+        "model", "optimizer", "rng_cpu", "sums", "auc", "step", "position", "best", "best_step", "stale_validations",
+    }  # fmt: skip
+
+
+def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:
+    """A real process gets a real signal; what it left goes on to the same end as the run that was left alone."""
+    sections = {
+        "training": {"epochs": 20, "log_every_steps": 1, "validate_every_steps": 200},
+        "checkpoint": {"every_steps": 1000},
+    }
+    experiment = new_run(tmp_path / "told", **sections)
+    straight = continued(experiment, tmp_path / "straight", 0, **sections)
+    file = tmp_path / "experiment.yaml"
+    file.write_text(dump_experiment(experiment))
+    command = [sys.executable, "-m", "jobs.cli", "train", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lines = Path(experiment.folder) / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (lines.exists() and lines.read_text().count("\n") > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == EXIT_CODE, process.stderr.read() if process.stderr else ""
+    assert list((Path(experiment.folder) / "checkpoints").glob("step-*/complete.json"))
+    for run_of in (experiment, straight):
+        with whole_machine() as worker:
+            assert run_on(worker, run_of) == "finished"
+    assert_identical(tensors(straight, 240, tmp_path), tensors(experiment, 240, tmp_path))
+
+
+@contextmanager
+def whole_machine() -> Iterator[Worker]:
+    """One worker with the threads that the local launcher gives it."""
+    with one_worker() as worker:
+        torch.set_num_threads(os.cpu_count() or 1)
+        yield worker
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"launcher": "local", "workers": 2}, "has one worker; 2 were asked for"),
+        ({"device": "cuda"}, "torch sees no CUDA device"),
+        ({"resume": "/nowhere/step-1"}, "/nowhere/step-1 is not a complete checkpoint"),
+    ],
+)
+def test_wrong_wishes_are_told(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    if arguments.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    experiment = new_run(tmp_path, training={"device": arguments.pop("device", "cpu")})
+    with pytest.raises(UserError, match=message):
+        run(experiment, **{"launcher": "local", "workers": None, "resume": "auto", **arguments})
+    assert not (Path(experiment.folder) / "metrics.jsonl").exists()
+
+
+def test_training_without_a_table_is_told(tmp_path: Path) -> None:
+    from tests import synthetic
+
+    with pytest.raises(UserError, match="no finished feature table .* run `manygate preprocess"):
+        run(synthetic.experiment(tmp_path), launcher="local", workers=None, resume="auto")
+
+
+def test_resume_never_does_not_mix_two_runs(tmp_path: Path) -> None:
+    experiment = new_run(tmp_path, training={"max_steps": 2})
+    run(experiment, "local", None, "never")
+    with pytest.raises(UserError, match="holds checkpoints of an earlier run"):
+        run(experiment, "local", None, "never")
+
+
+def diverge(worker: Worker, experiment: Experiment) -> None:
+    manifest = read_manifest(experiment.folder + "/table")
+    state = fresh_state(experiment, manifest, worker)
+    with torch.no_grad():
+        for parameter in state.model.module.parameters():
+            parameter.fill_(float("nan"))
+    validation = split_validation(experiment, state, manifest, worker)
+    assert validation is not None
+    validation()
+
+
+def test_an_error_of_the_first_worker_reaches_all(tmp_path: Path, two_workers: WorkerPool) -> None:
+    """Metrics are computed on the first worker; without care the second would wait for it for ever."""
+    with pytest.raises(UserError, match="not finite numbers: training has probably diverged"):
+        two_workers.run(diverge, new_run(tmp_path))
+    assert two_workers.run(worker_rank) == [0, 1]
+
+
+def worker_rank(worker: Worker) -> int:
+    return worker.rank
