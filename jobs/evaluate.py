@@ -1,9 +1,8 @@
 """`manygate evaluate`: a checkpoint's metrics on a split, by task and scenario."""
 
-from functools import partial
 from typing import Any
 
-from jobs.launching import checkpoints_of, connect_if_ray, table_of
+from jobs.launching import checkpoints_of, launch_on_workers, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
@@ -12,7 +11,6 @@ from pipeline.evaluation.table import format_evaluation
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.training.checkpoint import Saved, find_checkpoint
 from pipeline.training.inputs import model_inputs
-from pipeline.training.launch import launch
 from pipeline.training.sharding import ShardedModel, shard
 from pipeline.training.state import restore_weights, run_settings
 from pipeline.training.worker import Worker
@@ -21,10 +19,7 @@ from pipeline.training.worker import Worker
 def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: int | None) -> None:
     """Evaluates, writes `evaluation-SPLIT.json` and prints it as a table."""
     read_manifest(table_of(experiment)).split(split)
-    connect_if_ray(launcher)
-    scratch = storage.join(storage.absolute(experiment.folder), "ray")
-    body = partial(evaluate_on_worker, experiment=experiment, checkpoint=checkpoint, split=split)
-    result = launch(body, launcher, workers, experiment.training.device, scratch)
+    result = launch_on_workers(evaluate_on_worker, experiment, launcher, workers, checkpoint=checkpoint, split=split)
     if result is not None:
         print(f"\n{experiment.name}: {split} split, {result['rows']:,} rows, checkpoint {result['checkpoint']}\n")
         print(format_evaluation(result))

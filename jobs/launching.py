@@ -1,8 +1,14 @@
 """What the jobs that run on workers share."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 from pipeline import storage
 from pipeline.config.experiment import Experiment
-from pipeline.training.launch import is_torchrun
+from pipeline.training.launch import is_torchrun, launch
+
+Result = TypeVar("Result")
 
 
 def table_of(experiment: Experiment) -> str:
@@ -15,9 +21,15 @@ def checkpoints_of(experiment: Experiment) -> str:
     return storage.join(experiment.folder, "checkpoints")
 
 
-def connect_if_ray(launcher: str) -> None:
-    """Connects to Ray where the launcher needs it."""
+def launch_on_workers(
+    body: Callable[..., Result], experiment: Experiment, launcher: str, workers: int | None, **arguments: object
+) -> Result:
+    """Runs ``body(worker, experiment=..., **arguments)`` on every worker and returns the first worker's result."""
     if launcher == "ray" and not is_torchrun():
         from cluster.connect import connect
 
         connect()
+    # Ray workers have another working directory.
+    placed = experiment.model_copy(update={"output": storage.absolute(experiment.output)})
+    scratch = storage.join(placed.folder, "ray")
+    return launch(partial(body, experiment=placed, **arguments), launcher, workers, experiment.training.device, scratch)

@@ -1,14 +1,13 @@
 """`manygate predict`: a checkpoint's predictions of a split as Parquet, with keys and labels."""
 
 import logging
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.evaluate import restored_model
-from jobs.launching import connect_if_ray, table_of
+from jobs.launching import launch_on_workers, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.logs import Task
@@ -16,7 +15,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.predict import PredictedBatch, predict
 from pipeline.evaluation.run import split_reader
 from pipeline.table.manifest import read_manifest
-from pipeline.training.launch import launch
 from pipeline.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -37,10 +35,9 @@ def run(experiment: Experiment, checkpoint: str, split: str, output: str, launch
     output = storage.absolute(output)
     if storage.list_folder(output):
         raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
-    connect_if_ray(launcher)
-    scratch = storage.join(storage.absolute(experiment.folder), "ray")
-    body = partial(predict_on_worker, experiment=experiment, checkpoint=checkpoint, split=split, output=output)
-    rows = launch(body, launcher, workers, experiment.training.device, scratch)
+    rows = launch_on_workers(
+        predict_on_worker, experiment, launcher, workers, checkpoint=checkpoint, split=split, output=output
+    )
     if rows is not None:
         print(f"{rows:,} predictions of the {split} split are in {output}.")
 

@@ -1,9 +1,8 @@
 """`manygate train`: feature table in, checkpoints and metrics out."""
 
 import logging
-from functools import partial
 
-from jobs.launching import checkpoints_of, connect_if_ray, table_of
+from jobs.launching import checkpoints_of, launch_on_workers, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
@@ -14,7 +13,6 @@ from pipeline.loading.reader import Reader
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.training.checkpoint import Saved, find_checkpoint
 from pipeline.training.inputs import batch_columns, model_inputs
-from pipeline.training.launch import launch
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.progress import Progress
 from pipeline.training.sharding import describe_plan, shard
@@ -34,10 +32,7 @@ def run(experiment: Experiment, launcher: str, workers: int | None, resume: str)
         The exit code: 0, or `stop.EXIT_CODE` when a SIGTERM ended the run after a checkpoint.
     """
     read_manifest(table_of(experiment))  # told before anything is started
-    connect_if_ray(launcher)
-    scratch = storage.join(storage.absolute(experiment.folder), "ray")
-    body = partial(train_on_worker, experiment=experiment, resume=resume)
-    ending = launch(body, launcher, workers, experiment.training.device, scratch)
+    ending = launch_on_workers(train_on_worker, experiment, launcher, workers, resume=resume)
     return EXIT_CODE if ending == "interrupted" else 0
 
 

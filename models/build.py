@@ -2,13 +2,11 @@
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.bottoms.concat import ConcatBottom, ConcatConfig
 from models.bottoms.din import DinBottom, DinConfig
-from models.embedding import SharedEmbedding
 from models.heads.towers import Predictions, TowersConfig, TowersHead
 from models.inputs import Embedded, ModelInputs
 from models.section import ModelSection
@@ -42,10 +40,6 @@ class DenseModel(nn.Module):
         """Takes the embedded batch and scenario indices ``(batch, levels)``."""
         output = self.trunk(self.bottom(embedded), scenarios)
         return self.head(output.hidden), output
-
-
-def build_embedding(inputs: ModelInputs, device: torch.device) -> SharedEmbedding:
-    return SharedEmbedding(inputs, device)
 
 
 def build_dense(config: ModelConfig, inputs: ModelInputs) -> DenseModel:

@@ -10,8 +10,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import storage
-from pipeline.console import configure_logging
 from pipeline.errors import UserError
+from pipeline.training.ray_lines import forward_lines, printed_lines
 from pipeline.training.worker import Worker, backend, this_worker
 
 Result = TypeVar("Result")
@@ -33,25 +33,26 @@ def launch_ray(body: Callable[[Worker], Result], workers: int, device: str, scra
     use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
     check_resources(workers, use_gpu)
     kind = "cuda" if use_gpu else "cpu"
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"body": body, "device": kind},
-        torch_config=TorchConfig(backend=backend(kind)),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
-        run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
-    )
-    try:
-        return trainer.fit().return_value
-    except WorkerGroupError as error:
-        raise user_error_of(error) or error from None
-    finally:
-        storage.delete_folder(scratch)
+    with printed_lines() as lines:
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={"body": body, "device": kind, "lines": lines},
+            torch_config=TorchConfig(backend=backend(kind)),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
+        )
+        try:
+            return trainer.fit().return_value  # type: ignore[attr-defined]
+        except WorkerGroupError as error:
+            raise user_error_of(error) or error from None
+        finally:
+            storage.delete_folder(scratch)
 
 
 def run_worker(config: dict[str, Any]) -> Any:
     """What each Ray worker runs: its process group is up, its place is in the environment."""
-    configure_logging()
+    forward_lines(config["lines"])
     place = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     return config["body"](this_worker(config["device"], *place))
 

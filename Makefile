@@ -1,0 +1,29 @@
+# make demo: from nothing to a trained model. make test: lint and every test. Both set up what they need first.
+
+# The first interpreter that really runs (a pyenv shim can be there and fail), is 3.11 or 3.12 and can make environments.
+CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c '$(CHECK)' >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup:
+	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
+	  echo "Install one, on Debian and Ubuntu: sudo apt install python3 python3-venv" >&2; \
+	  echo "Or name one: make PYTHON=/path/to/python3.12 setup" >&2; exit 2; }
+	@$(PYTHON) cluster/install.py $(VENV)
+
+demo: setup
+	@$(BIN)/python -m jobs.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

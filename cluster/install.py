@@ -1,0 +1,234 @@
+"""Makes the virtual environment: `python3 cluster/install.py .venv`, with any Python 3.11 or 3.12 and nothing else.
+
+Chooses the CPU or the CUDA builds by whether an NVIDIA GPU is there. A second call finds the environment again and
+returns at once; one that was interrupted goes on where it stopped.
+"""
+# ruff: noqa: S603 - every command is fixed here and runs without a shell
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a file, before the project is installed
+
+from cluster.versions import FBGEMM_PACKAGES, INSTALLED, PYTHONS, TORCHREC_NEEDS, fits  # noqa: E402
+
+STAMP = "manygate-installed.json"
+HEARTBEAT_S = 30
+
+
+class InstallError(Exception):
+    """What went wrong, in words for the person who typed `make`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of pip. A later attempt is made only when pip knows no such version."""
+
+    what: str
+    attempts: tuple[tuple[str, ...], ...]
+
+
+def plan(accelerator: str, installed: dict[str, str]) -> list[Step]:
+    """The steps that are still to be taken, in order.
+
+    Args:
+        accelerator: ``cpu`` or ``cuda``.
+        installed: version of each package that the environment has by now.
+    """
+    steps = []
+    wanted, unwanted = FBGEMM_PACKAGES[accelerator], FBGEMM_PACKAGES["cuda" if accelerator == "cpu" else "cpu"]
+    if unwanted in installed:
+        # Both would write into the same folder; what is left of the other one is not whole either.
+        steps.append(Step(f"removing {unwanted}", (("uninstall", "--yes", unwanted, wanted),)))
+        installed = {name: version for name, version in installed.items() if name not in (wanted, unwanted)}
+    if not torch_fits(accelerator, installed.get("torch")):
+        steps.append(Step(f"torch {INSTALLED.torch} ({accelerator})", torch_attempts(accelerator)))
+    if not fits(installed.get(wanted, ""), INSTALLED.fbgemm):
+        steps.append(Step(f"{wanted} {INSTALLED.fbgemm}", (("install", f"{wanted}=={INSTALLED.fbgemm}"),)))
+    if not fits(installed.get("torchrec", ""), INSTALLED.torchrec):
+        torchrec = ("install", "--no-deps", f"torchrec=={INSTALLED.torchrec}")
+        steps.append(Step(f"torchrec {INSTALLED.torchrec}", (torchrec,)))
+    return steps
+
+
+def torch_fits(accelerator: str, version: str | None) -> bool:
+    """Whether an installed torch can stay: any build of the release on a CPU, not the CPU build beside a GPU."""
+    return version is not None and fits(version, INSTALLED.torch) and not (accelerator == "cuda" and "+cpu" in version)
+
+
+def torch_attempts(accelerator: str) -> tuple[tuple[str, ...], ...]:
+    """Where to look for torch: on a CPU the small build first; many package indexes only have the CUDA build."""
+    if accelerator == "cuda":
+        return (("install", f"torch=={INSTALLED.torch},!={INSTALLED.torch}+cpu"),)
+    return ("install", f"torch=={INSTALLED.torch}+cpu"), ("install", f"torch=={INSTALLED.torch}")
+
+
+def project_step(accelerator: str, installed: dict[str, str]) -> Step:
+    """Manygate itself and all the rest; torch and fbgemm are pinned to what is there, so that pip leaves them alone."""
+    fbgemm = FBGEMM_PACKAGES[accelerator]
+    pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
+    return Step("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
+
+
+def find_accelerator() -> str:
+    """`cuda` where nvidia-smi lists a GPU, else `cpu`."""
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return "cpu"
+    return "cuda" if listed.returncode == 0 and "GPU " in listed.stdout else "cpu"
+
+
+def fingerprint(accelerator: str) -> str:
+    """Changes with everything that decides what is installed."""
+    digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
+    for name in ("pyproject.toml", "cluster/versions.py", "cluster/install.py"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def python_of(environment: Path) -> Path:
+    return environment / "bin" / "python"
+
+
+def works(environment: Path) -> bool:
+    """Whether an environment can be used: not one cut short, moved or copied (its scripts name their place)."""
+    script = environment / "bin" / "pip"
+    try:
+        at_home = str(environment.absolute()) in script.read_text()[:500]
+        return at_home and subprocess.run([script, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def make_environment(environment: Path) -> None:
+    """Creates the virtual environment, or again where it does not work."""
+    if works(environment):
+        return
+    if environment.exists() and any(environment.iterdir()) and not (environment / "pyvenv.cfg").exists():
+        raise InstallError(f"{environment} is there and is no virtual environment: give another folder.")
+    tell(f"making the virtual environment {environment} with Python {sys.version.split()[0]}")
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", environment], capture_output=True, text=True)
+    if made.returncode != 0:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise InstallError(
+            f"Python cannot make a virtual environment: {(made.stderr or made.stdout).strip()}\n"
+            f"On Debian and Ubuntu: sudo apt install python{version}-venv"
+        )
+
+
+def installed_versions(environment: Path) -> dict[str, str]:
+    """Version of each package in the environment."""
+    code = (
+        "import json; from importlib.metadata import distributions; "
+        "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in distributions() if d.name}))"
+    )
+    answer = subprocess.run([python_of(environment), "-c", code], capture_output=True, text=True)
+    if answer.returncode != 0:
+        raise InstallError(f"Cannot list the packages in {environment}: {answer.stderr.strip()}\nTry: make clean")
+    found: dict[str, str] = json.loads(answer.stdout)
+    return found
+
+
+def usable_versions(environment: Path) -> dict[str, str]:
+    """The same, less a torch that cannot be imported."""
+    found = installed_versions(environment)
+    if "torch" in found:
+        tried = subprocess.run([python_of(environment), "-c", "import torch"], capture_output=True)
+        if tried.returncode != 0:
+            del found["torch"]
+    return found
+
+
+def take(step: Step, environment: Path, log: Path) -> None:
+    """Runs a step, falling back to its next attempt when pip knows no such version."""
+    for number, arguments in enumerate(step.attempts, start=1):
+        tell(step.what + (f", attempt {number} of {len(step.attempts)}" if number > 1 else ""))
+        code, output = run_pip(arguments, environment, log)
+        if code == 0:
+            return
+        if "No matching distribution found" not in output or number == len(step.attempts):
+            raise InstallError(f"pip could not do this step: {step.what}.\n{end_of(output)}\nAll of it: {log}")
+
+
+def run_pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[int, str]:
+    """Runs pip with its output in the log; tells every so often that it is still at work."""
+    quiet = ("--disable-pip-version-check", "--no-input", "--no-color")
+    command = [str(python_of(environment)), "-m", "pip", arguments[0], *quiet, *arguments[1:]]
+    if arguments[0] == "install":
+        command += ["--progress-bar=off"]
+    began = time.monotonic()
+    with log.open("w") as stream:
+        print(*command, file=stream, flush=True)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        while True:
+            try:
+                code = process.wait(timeout=HEARTBEAT_S)
+                return code, log.read_text(errors="replace")
+            except subprocess.TimeoutExpired:
+                tell(f"  still at it after {time.monotonic() - began:.0f} s")
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+
+
+def end_of(output: str, lines: int = 15) -> str:
+    """The end of pip's output, without its remarks on index folders that do not have a package."""
+    kept = [line for line in output.splitlines() if not re.search(r"Location .* is ignored", line)]
+    return "\n".join(f"    {line}" for line in kept[-lines:])
+
+
+def tell(message: str) -> None:
+    print(f"setup: {message}", flush=True)
+
+
+def install(environment: Path) -> None:
+    """Brings the environment to what this version of the project needs."""
+    if sys.version_info[:2] not in PYTHONS:
+        raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")
+    accelerator = find_accelerator()
+    stamp, wanted = environment / STAMP, fingerprint(accelerator)
+    stamped = stamp.exists() and stamp.read_text() == wanted and works(environment)
+    if stamped and not plan(accelerator, installed_versions(environment)):
+        tell(f"found again: {environment} ({accelerator})")
+        return
+    began = time.monotonic()
+    make_environment(environment)
+    stamp.unlink(missing_ok=True)
+    log = environment / "manygate-install.log"
+    for step in plan(accelerator, usable_versions(environment)):
+        take(step, environment, log)
+    take(project_step(accelerator, installed_versions(environment)), environment, log)
+    stamp.write_text(wanted)
+    tell(f"done in {time.monotonic() - began:.0f} s: {environment} ({accelerator})")
+    tell(f"to check it: {environment}/bin/manygate doctor")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the virtual environment that Manygate runs in.")
+    parser.add_argument("environment", type=Path, nargs="?", default=Path(".venv"))
+    try:
+        install(parser.parse_args().environment)
+    except InstallError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("setup: interrupted; the next call goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

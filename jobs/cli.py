@@ -1,0 +1,216 @@
+"""The command line: reads it, calls the job, turns what comes back into an exit code.
+
+Heavy modules are imported inside the handlers, so that `--help` answers at once.
+"""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from jobs import doctor
+
+    return doctor.run()
+
+
+def preprocess(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import preprocess
+
+    preprocess.run(experiment, overwrite=args.overwrite)
+
+
+def train(args: argparse.Namespace) -> int:
+    experiment = read(args, needs_torch=True)
+    from jobs import train
+
+    return train.run(experiment, launcher=args.launcher or "local", workers=args.workers, resume=args.resume)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    experiment = read(args, needs_torch=True)
+    from jobs import evaluate
+
+    evaluate.run(experiment, args.checkpoint, args.split, launcher=args.launcher or "local", workers=args.workers)
+
+
+def predict(args: argparse.Namespace) -> None:
+    experiment = read(args, needs_torch=True)
+    from jobs import predict
+
+    launcher = args.launcher or "local"
+    predict.run(experiment, args.checkpoint, args.split, args.output, launcher=launcher, workers=args.workers)
+
+
+def plan(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import plan
+
+    plan.run(experiment, workers=args.workers, device=args.device, memory=args.memory)
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from jobs import inspect
+
+    inspect.run(args.path)
+
+
+def read(args: argparse.Namespace, needs_torch: bool = False) -> "Experiment":
+    """The checked experiment: a mistake in it, or in what is installed, is told before anything heavy is imported."""
+    from jobs.doctor import check_versions
+    from pipeline.config.load import load_experiment
+
+    experiment = load_experiment(args.experiment, args.overrides)
+    if needs_torch:
+        check_versions()
+    return experiment
+
+
+def submit(args: argparse.Namespace) -> int:
+    from jobs import submit
+
+    job = parse(args.job)
+    if job.command not in submit.JOBS:
+        raise UserError(f"{job.command} is no job that a cluster runs; these are: {', '.join(submit.JOBS)}.")
+    return submit.run(job, address=args.address, follow_log=args.follow)
+
+
+def status(args: argparse.Namespace) -> int:
+    from jobs import submit
+
+    return submit.status(args.id, args.address)
+
+
+def logs(args: argparse.Namespace) -> int:
+    from jobs import submit
+
+    return submit.logs(args.id, args.address, follow_log=args.follow)
+
+
+def stop(args: argparse.Namespace) -> int:
+    from jobs import submit
+
+    return submit.stop(args.id, args.address)
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "doctor": (doctor, "versions, devices, cluster; says what to install"),
+    "preprocess": (preprocess, "logs in, feature table out"),
+    "train": (train, "train from the feature table, or go on from a checkpoint"),
+    "evaluate": (evaluate, "metrics of a checkpoint, a task and a scenario"),
+    "predict": (predict, "predictions of a checkpoint, as Parquet"),
+    "plan": (plan, "where each table would go, and whether it fits"),
+    "inspect": (inspect, "a feature table or a checkpoint, in words"),
+    "submit": (submit, "send a job to a Ray cluster"),
+    "status": (status, "the state of a job sent, or of all of them"),
+    "logs": (logs, "the log of a job sent"),
+    "stop": (stop, "stop a job sent"),
+}
+TAKES_EXPERIMENT = ("preprocess", "train", "evaluate", "predict", "plan")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command. Overrides are no part of it: they may stand anywhere between the flags."""
+    usage = "manygate COMMAND ... (manygate COMMAND --help tells more)"
+    parser = argparse.ArgumentParser(prog="manygate", usage=usage)
+    subparsers = parser.add_subparsers(prog="manygate", dest="command", required=True, metavar="COMMAND, one of")
+    of: dict[str, argparse.ArgumentParser] = {}
+    for name, (_, summary) in COMMANDS.items():
+        of[name] = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        of[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name in TAKES_EXPERIMENT:
+        of[name].usage = f"manygate {name} EXPERIMENT [flags] [key=value ...]"
+        of[name].add_argument("experiment", metavar="EXPERIMENT", help="experiment file; key=value overrides its keys")
+    of["preprocess"].add_argument("--overwrite", action="store_true", help="make the feature table anew")
+    of["train"].add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
+    for name in ("evaluate", "predict"):
+        of[name].add_argument("--checkpoint", default="latest", help="latest (default), best, or a path")
+        of[name].add_argument("--split", default="test", help="split of the feature table (default test)")
+    of["predict"].add_argument("--output", required=True, metavar="DIR", help="folder or URI for the predictions")
+    for name in ("train", "evaluate", "predict"):
+        of[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
+        of[name].add_argument("--workers", type=positive, metavar="N", help="worker processes")
+    of["plan"].add_argument("--workers", type=positive, required=True, metavar="N", help="workers to plan for")
+    of["plan"].add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of each worker (default cuda)")
+    of["plan"].add_argument("--memory", default="80GiB", help="of each worker's device (default 80GiB)")
+    of["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
+    of["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [--follow] [the job's flags] [key=value ...]"
+    of["status"].add_argument("id", nargs="?", metavar="SUBMISSION_ID", help="without it: all jobs")
+    for name in ("logs", "stop"):
+        of[name].add_argument("id", metavar="SUBMISSION_ID")
+    for name in ("submit", "logs"):
+        of[name].add_argument("--follow", action="store_true", help="until the job ends, with the job's exit code")
+    for name in ("submit", "status", "logs", "stop"):
+        of[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the head started here)")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above zero, found {text!r}")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line; leaves with exit code 2 where it is wrong."""
+    parser = build_parser()
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        close = get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {first!r}; {hint}")
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "submit":
+        args.job = rest
+        if not rest:
+            parser.error("submit: which job? For example: manygate submit train EXPERIMENT --address URL")
+        return args
+    overrides = args.command in TAKES_EXPERIMENT
+    wrong = [word for word in rest if word.startswith("-") or "=" not in word or not overrides]
+    if wrong:
+        expected = "a flag of its own or key=value" if overrides else "a flag of its own"
+        parser.error(f"{args.command}: {' '.join(wrong)} is not known here: expected {expected}")
+    args.overrides = rest
+    return args
+
+
+def set_up_logging() -> None:
+    """Plain lines on stderr, without fbgemm's list of the libraries that it loads."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno > logging.INFO or "fbgemm_gpu" not in record.pathname)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; gives its exit code: 0, 2 for a mistake of the user's, 130 when interrupted, or the job's own."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    set_up_logging()
+    try:
+        return COMMANDS[args.command][0](args) or 0
+    except UserError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"manygate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("manygate: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

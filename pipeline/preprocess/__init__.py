@@ -1,0 +1,1 @@
+"""Logs in, feature table out: the only stage that imports ray.data."""

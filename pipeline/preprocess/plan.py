@@ -1,0 +1,82 @@
+"""The plan of a run: the experiment bound to the columns of its logs. Made and checked before anything is written."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.config.features import Numeric
+from pipeline.errors import UserError
+from pipeline.preprocess.columns import Sources, find_sources
+from pipeline.preprocess.discover import LogFile
+from pipeline.preprocess.sections import Sections
+from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
+from pipeline.table.manifest import KEY, LABEL, SCENARIO, Column
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a unit of work needs to know; sent to the workers once."""
+
+    sections: Sections
+    log: str  # folder or URI, the same in every working directory
+    table: str
+    sources: Sources
+    sides: list[SideTable]
+    schema: pa.Schema  # of lane files
+
+
+def make_plan(sections: Sections, table: str, files: list[LogFile]) -> Plan:
+    """Binds the experiment to its logs and loads the side tables.
+
+    Raises:
+        UserError: a column or side table is missing or unfit, see `find_sources` and `load_side_table`.
+    """
+    joins = sections.logs.joins
+    schemas = [read_side_schema(join, f"logs.joins.{i}") for i, join in enumerate(joins)]
+    sources = find_sources(sections, files, schemas)
+    sides = []
+    for i, join in enumerate(joins):
+        used = [column for column, index in sources.side.items() if index == i]
+        sides.append(load_side_table(join, f"logs.joins.{i}", used))
+    check_join_kinds(sections, sources, sides)
+    log = storage.absolute(sections.logs.path)
+    return Plan(sections, log, table, sources, sides, lane_schema(sections, sources.keys))
+
+
+def check_join_kinds(sections: Sections, sources: Sources, sides: list[SideTable]) -> None:
+    for i, (join, side) in enumerate(zip(sections.logs.joins, sides, strict=True)):
+        if sources.kinds[join.key] != side.key_kind:
+            raise UserError(
+                f"logs.joins.{i}.key: {join.key!r} is {sources.kinds[join.key]} in the log but {side.key_kind} in "
+                f"{join.path}: no row would match. Convert one of them."
+            )
+
+
+def lane_schema(sections: Sections, keys: dict[str, pa.DataType]) -> pa.Schema:
+    """Columns of the lane files: features, labels, scenarios, keys. None has nulls; keys may, where rows are padded."""
+    columns: dict[str, pa.DataType] = {}
+    for feature in sections.features:
+        if feature.kind in ("multivalued", "sequence"):
+            # Parquet's name for an item: a schema that was read back is then the same to the last byte.
+            columns[feature.name] = pa.list_(pa.field("element", pa.int32()))
+        elif isinstance(feature, Numeric) and feature.encode.standardize is not None:
+            columns[feature.name] = pa.float32()
+        else:
+            columns[feature.name] = pa.int32()
+    columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
+    columns |= {SCENARIO + scenario.name: pa.int32() for scenario in sections.scenarios}
+    columns |= {KEY + key: keys[key] for key in sections.logs.keys}
+    return pa.schema([pa.field(name, type_, nullable=name.startswith(KEY)) for name, type_ in columns.items()])
+
+
+def columns_in_words(schema: pa.Schema) -> list[Column]:
+    """The columns of lane files as the manifest lists them."""
+    return [Column(field.name, type_in_words(field.type)) for field in schema]
+
+
+def type_in_words(type_: pa.DataType) -> str:
+    """An Arrow type without the names of inner fields, floats with their width: `list<int32>`, `float32`."""
+    if pa.types.is_list(type_):
+        return f"list<{type_in_words(type_.value_type)}>"
+    return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(type_), str(type_))

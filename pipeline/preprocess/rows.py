@@ -1,0 +1,130 @@
+"""Which rows of a unit can be used, which are quarantined and why, which are filtered out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config.features import Categorical, Numeric
+from pipeline.config.logs import Scenario, Task
+from pipeline.preprocess.columns import Sources
+from pipeline.preprocess.sections import Sections
+from pipeline.preprocess.units import Rows
+from pipeline.preprocess.values import as_ids, as_numbers
+
+_KEPT, _FILTERED = 0, -1
+
+
+@dataclass
+class Verdict:
+    """What becomes of each row. A row that is wrong in several ways has the first reason only."""
+
+    codes: NDArray[np.int16]  # (rows,) 0 kept, -1 filtered, n quarantined for reasons[n - 1]
+    reasons: list[str] = field(default_factory=list)
+
+    def reject(self, wrong: NDArray[np.bool_], reason: str) -> None:
+        """Quarantines the rows where `wrong` is set."""
+        new = wrong & (self.codes == _KEPT)
+        if new.any():
+            self.reasons.append(reason)
+            self.codes[new] = len(self.reasons)
+
+    def filter(self, unwanted: NDArray[np.bool_]) -> None:
+        self.codes[unwanted & (self.codes == _KEPT)] = _FILTERED
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Row numbers of the rows that can be used."""
+        return np.flatnonzero(self.codes == _KEPT)
+
+    @property
+    def quarantined(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.codes > 0)
+
+    @property
+    def filtered(self) -> int:
+        return int(np.count_nonzero(self.codes == _FILTERED))
+
+    def counts(self) -> dict[str, int]:
+        """Reason -> rows, the most frequent first."""
+        counts = np.bincount(self.codes[self.quarantined], minlength=len(self.reasons) + 1)[1:].tolist()
+        return dict(sorted(zip(self.reasons, counts, strict=True), key=lambda item: (-item[1], item[0])))
+
+
+def judge(sections: Sections, sources: Sources, rows: Rows) -> Verdict:
+    """Decides about every row of a unit: labels, keys, scenarios, then features, each in the experiment's order."""
+    verdict = Verdict(np.zeros(rows.count, dtype=np.int16))
+    for task in sections.tasks:
+        _judge_label(verdict, task, rows)
+    for key in sections.logs.keys:
+        column = rows.column(key)
+        verdict.reject(_nulls(column.values)[column.rows], f"key {key}: value is missing")
+    for scenario in sections.scenarios:
+        codes = scenario_codes(scenario, sources, rows)
+        verdict.reject(codes == _NO_SCENARIO, f"scenario {scenario.name}: value is missing or not a whole number")
+    for feature in sections.features:
+        if isinstance(feature, Numeric):
+            _judge_number(verdict, feature, rows)
+        elif isinstance(feature, Categorical) and feature.column in sources.fractional:
+            _judge_id(verdict, feature, sources, rows)
+    for scenario in sections.scenarios:
+        if scenario.other == "drop":
+            verdict.filter(scenario_codes(scenario, sources, rows) == len(scenario.values))
+    return verdict
+
+
+def label_values(task: Task, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Labels as they are trained: transform(column * scale)."""
+    scaled = numbers * task.scale
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return (np.log1p(scaled) if task.transform == "log1p" else scaled).astype(np.float32)
+
+
+_NO_SCENARIO = -1
+
+
+def scenario_codes(scenario: Scenario, sources: Sources, rows: Rows) -> NDArray[np.int32]:
+    """Scenario index of each row: the value's place in `values`, their number for any other, -1 for none."""
+    column = rows.column(scenario.column)
+    ids, _ = as_ids(column.values, sources.kinds[scenario.column])
+    codes = pc.index_in(ids, value_set=pa.array(scenario.values, ids.type)).fill_null(len(scenario.values))
+    return np.where(_nulls(ids), _NO_SCENARIO, codes.to_numpy()).astype(np.int32)[column.rows]
+
+
+def _judge_label(verdict: Verdict, task: Task, rows: Rows) -> None:
+    column = rows.column(task.column)
+    numbers = as_numbers(column.values)
+    who = f"task {task.name}"
+
+    def reject(wrong: NDArray[Any], reason: str) -> None:
+        verdict.reject(wrong[column.rows], f"{who}: {reason}")
+
+    reject(np.isnan(numbers), "label is missing")
+    reject(np.isinf(numbers), "label is infinite")
+    if task.kind == "binary":
+        reject((numbers != 0) & (numbers != 1), "label is neither 0 nor 1")
+        return
+    if task.transform == "log1p":
+        reject(numbers < 0, "label is negative, where log1p expects 0 or more")
+    reject(~np.isfinite(label_values(task, numbers)), "label is too large for float32")
+
+
+def _judge_number(verdict: Verdict, feature: Numeric, rows: Rows) -> None:
+    column = rows.column(feature.column)
+    numbers = as_numbers(column.values)
+    verdict.reject(np.isinf(numbers)[column.rows], f"feature {feature.name}: value is infinite")
+    if feature.encode.standardize == "log1p":
+        verdict.reject((numbers <= -1)[column.rows], f"feature {feature.name}: value is -1 or less, outside log1p")
+
+
+def _judge_id(verdict: Verdict, feature: Categorical, sources: Sources, rows: Rows) -> None:
+    column = rows.column(feature.column)
+    _, fractional = as_ids(column.values, sources.kinds[feature.column])
+    verdict.reject(fractional[column.rows], f"feature {feature.name}: value is not a whole number")
+
+
+def _nulls(values: pa.Array) -> NDArray[np.bool_]:
+    return values.is_null().to_numpy(zero_copy_only=False)

@@ -1,0 +1,26 @@
+"""The sections of the experiment that preprocessing reads.
+
+Workers get these instead of the whole experiment, whose model section would make every worker import PyTorch.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
+from pipeline.config.logs import Logs, Scenario, Task
+from pipeline.config.training import TableSettings
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Parts of a checked experiment: references between them hold."""
+
+    logs: Logs
+    features: list[Feature]
+    scenarios: list[Scenario]
+    tasks: list[Task]
+    table: TableSettings
+
+    @property
+    def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
+        """Features whose ids come from a column of ids, by name."""
+        return {f.name: f for f in self.features if not isinstance(f, Numeric)}

@@ -1,0 +1,86 @@
+"""Side tables: small, one row a key, whole in memory; their columns join every log row with that key."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.config.base import nearest
+from pipeline.config.logs import Join
+from pipeline.errors import UserError
+from pipeline.preprocess.discover import one_line
+from pipeline.preprocess.values import IdArray, Kind, as_ids, value_kind
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A side table, in the parts that the experiment uses."""
+
+    key: str
+    key_kind: Kind
+    keys: IdArray  # distinct, no nulls
+    columns: dict[str, pa.Array]  # in the order of keys
+
+
+def read_side_schema(join: Join, where: str) -> pa.Schema:
+    """Columns of a side table.
+
+    Args:
+        where: the path of the join in the experiment file, for errors.
+
+    Raises:
+        UserError: the file is missing or not Parquet, or has no such key.
+    """
+    if not storage.exists(join.path):
+        raise UserError(f"{where}.path: there is no file {storage.absolute(join.path)}. Correct the path.")
+    schema = _read(join, where, []).schema
+    if join.key not in schema.names:
+        raise UserError(f"{where}.key: {join.path} has no column {join.key!r}; {nearest(join.key, schema.names)}")
+    if value_kind(schema.field(join.key).type) is None:
+        raise UserError(
+            f"{where}.key: the column {join.key!r} of {join.path} is {schema.field(join.key).type}; "
+            "a key must be whole numbers or texts."
+        )
+    return schema
+
+
+def load_side_table(join: Join, where: str, columns: list[str]) -> SideTable:
+    """Loads the columns of a side table that are used.
+
+    Raises:
+        UserError: the table cannot be read, or a key stands in it twice.
+    """
+    table = _read(join, where, [join.key, *(c for c in columns if c != join.key)])
+    kind = value_kind(table.schema.field(join.key).type)
+    assert kind is not None, "read_side_schema has checked the key"
+    keys, _ = as_ids(_plain(table[join.key]), kind)
+    known = keys.is_valid()
+    keys = keys.filter(known)
+    counts = pc.value_counts(keys)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        example = repeated[0]["values"].as_py()
+        raise UserError(
+            f"{where}: {len(repeated)} values of the key {join.key!r} stand more than once in {join.path}, "
+            f"for example {example!r}. A side table has one row a key: remove the repeats."
+        )
+    return SideTable(join.key, kind, keys, {c: _plain(table[c]).filter(known) for c in columns})
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.combine_chunks()
+
+
+def _read(join: Join, where: str, columns: list[str]) -> pa.Table:
+    """Some columns of a side table; with none, an empty table that has all of them."""
+    filesystem, path = storage.resolve(join.path)
+    try:
+        if columns:
+            return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+        return pq.ParquetDataset(path, filesystem=filesystem, partitioning=None).schema.empty_table()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{where}.path: {join.path} cannot be read as Parquet: {one_line(error)}.") from error

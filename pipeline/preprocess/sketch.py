@@ -1,0 +1,116 @@
+"""Mergeable summaries of numbers: weighted points for quantiles, moments for mean and deviation."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_POINTS = 16384
+"""Points that a summary keeps. Data with no more distinct values than this is summarised exactly."""
+
+_MERGED_AT_ONCE = 64  # levels of merging, each of which costs accuracy, grow with the logarithm to this base
+
+
+@dataclass(frozen=True)
+class Points:
+    """Distinct values in ascending order, with how often each was seen."""
+
+    values: NDArray[np.float64]
+    weights: NDArray[np.int64]
+
+
+def summarize(values: NDArray[np.float64], weights: NDArray[np.int64]) -> Points:
+    """Summarises numbers, of which none may be NaN; those of weight 0 are left out."""
+    distinct, codes = np.unique(values[weights > 0], return_inverse=True)
+    summed = np.bincount(codes, weights[weights > 0], minlength=len(distinct)).astype(np.int64)
+    return _compress(Points(distinct, summed))
+
+
+def merge(summaries: Iterable[Points]) -> Points:
+    """Merges summaries in the order that they come, holding few of them at a time.
+
+    A compression moves a quantile by at most 1 / MAX_POINTS of the rows, so the whole by at most that times the
+    number of levels, which is 1 + log64(number of summaries).
+    """
+    merged = [_merge_few(group) for group in _groups(summaries)]
+    while len(merged) > 1:
+        merged = [_merge_few(group) for group in _groups(merged)]
+    return merged[0] if merged else Points(np.empty(0), np.empty(0, dtype=np.int64))
+
+
+def bucket_edges(points: Points, buckets: int) -> NDArray[np.float64]:
+    """Values that part the data into buckets of equal weight, repeats left out; fewer for few distinct values.
+
+    Edge i is the smallest value v with share(values <= v) >= i / buckets: numpy's quantile of method "inverted_cdf".
+    A value equal to an edge falls into the bucket above it.
+    """
+    if not len(points.values):
+        return np.empty(0)
+    cumulative = np.cumsum(points.weights)
+    total = int(cumulative[-1])
+    # Whole numbers decide, so that no rounding of i / buckets moves an edge: cumulative * buckets >= i * total.
+    targets = -(-np.arange(1, buckets, dtype=np.int64) * total // buckets)
+    return np.unique(points.values[np.searchsorted(cumulative, targets)])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared differences from the mean."""
+
+    count: int
+    mean: float
+    squares: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], weights: NDArray[np.int64]) -> "Moments":
+        """Moments of numbers that each stand for `weights` rows; none may be NaN."""
+        count = int(weights.sum())
+        if count == 0:
+            return cls(0, 0.0, 0.0)
+        mean = float(np.sum(values * weights) / count)
+        return cls(count, mean, float(np.sum(weights * (values - mean) ** 2)))
+
+    def combined(self, other: "Moments") -> "Moments":
+        """Moments of both together (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        difference = other.mean - self.mean
+        mean = self.mean + difference * other.count / count
+        squares = self.squares + other.squares + difference**2 * self.count * other.count / count
+        return Moments(count, mean, squares)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over all rows (ddof 0); 1 where all values are equal, so that dividing by it is safe."""
+        deviation = (self.squares / self.count) ** 0.5 if self.count else 0.0
+        # Equal values leave a deviation of rounding errors, which would blow up any other value.
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
+
+
+def _groups(summaries: Iterable[Points]) -> Iterator[list[Points]]:
+    iterator = iter(summaries)
+    while group := list(islice(iterator, _MERGED_AT_ONCE)):
+        yield group
+
+
+def _merge_few(summaries: list[Points]) -> Points:
+    return summarize(
+        np.concatenate([summary.values for summary in summaries]),
+        np.concatenate([summary.weights for summary in summaries]),
+    )
+
+
+def _compress(points: Points) -> Points:
+    """Joins neighbours into at most MAX_POINTS of about equal weight, each at its largest value.
+
+    The share of rows up to a remaining value is exact.
+    """
+    if len(points.values) <= MAX_POINTS:
+        return points
+    cumulative = np.cumsum(points.weights)
+    group = (cumulative - 1) * MAX_POINTS // cumulative[-1]
+    last = np.flatnonzero(np.append(group[1:] != group[:-1], True))
+    return Points(points.values[last], np.diff(cumulative[last], prepend=0))

@@ -1,0 +1,182 @@
+"""Columns of a log as plain values: int64 or text ids, float64 numbers, lists of ids. Arrow and numpy kernels only."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Kind = Literal["int", "text"]
+"""What ids are made of. Booleans and floats that are whole numbers count as int."""
+
+IdArray: TypeAlias = pa.Array
+"""An int64 or large_string array; null is a missing value."""
+
+_TWO_TO_63 = float(2**63)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as some values and, for every row, which of them it has.
+
+    Joined and text columns repeat few values in many rows: whatever is done to a value is done once.
+    """
+
+    values: pa.Array
+    rows: NDArray[Any]  # (rows,) index into values
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Column":
+        """One value a row; for a dictionary column, one value an entry of the dictionary."""
+        if not pa.types.is_dictionary(column.type):
+            return cls(column.combine_chunks(), np.arange(len(column), dtype=np.int32))
+        encoded = column.unify_dictionaries().combine_chunks()
+        values, codes = encoded.dictionary, encoded.indices
+        if codes.null_count:
+            codes = codes.fill_null(len(values))
+            values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+        return cls(values, codes.to_numpy())
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of ids without nulls, one after the other."""
+
+    lengths: NDArray[np.int64]  # (lists,)
+    items: IdArray  # (sum of lengths,)
+    dropped: NDArray[np.int64]  # (lists,) nulls that stood in each list
+
+    def last(self, length: int) -> "Lists":
+        """The last `length` items of each list."""
+        kept = np.minimum(self.lengths, length)
+        if np.array_equal(kept, self.lengths):
+            return self
+        from_end = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(self.items))
+        return Lists(kept, self.items.filter(pa.array(from_end <= length)), self.dropped)
+
+
+def value_kind(type_: pa.DataType) -> Kind | None:
+    """What ids of this type are made of; None where it cannot hold ids (or holds nothing but nulls)."""
+    if pa.types.is_dictionary(type_):
+        return "text" if is_text(type_.value_type) else None
+    if is_text(type_):
+        return "text"
+    if pa.types.is_integer(type_) or pa.types.is_boolean(type_) or pa.types.is_floating(type_):
+        return "int"
+    return None
+
+
+def is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+def is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def is_number(type_: pa.DataType) -> bool:
+    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_)
+
+
+def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
+    """Ids of one kind, and which values cannot be ids because they are not whole numbers.
+
+    NaN is missing. An unsigned 64-bit integer keeps its bits, so that large hashes stay distinct.
+    """
+    type_ = values.type
+    fine = np.zeros(len(values), dtype=bool)
+    if pa.types.is_null(type_):
+        return pa.nulls(len(values), pa.int64() if kind == "int" else pa.large_string()), fine
+    if kind == "text":
+        return values.cast(pa.large_string()), fine
+    if pa.types.is_uint64(type_):
+        return values.view(pa.int64()), fine
+    if pa.types.is_floating(type_):
+        numbers = as_numbers(values)
+        missing = np.isnan(numbers)
+        whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < _TWO_TO_63)
+        return pa.array(np.where(whole, numbers, 0).astype(np.int64), mask=~whole), ~whole & ~missing
+    return values.cast(pa.int64()), fine
+
+
+def as_numbers(values: pa.Array) -> NDArray[np.float64]:
+    """Numbers as float64, NaN for null."""
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
+
+
+def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
+    """Lists of ids from a list column, or from text split at a separator; null is an empty list.
+
+    Parts of a text lose the blanks around them, and empty parts are left out.
+    """
+    if pa.types.is_null(values.type):
+        none = np.zeros(len(values), dtype=np.int64)
+        return Lists(none, as_ids(pa.nulls(0), kind)[0], none)
+    if separator is not None:
+        values = pc.split_pattern(values.cast(pa.large_string()), separator)
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
+    items = values.flatten()
+    if separator is not None:
+        items = pc.utf8_trim_whitespace(items)
+        filled = pc.not_equal(items, "").to_numpy(zero_copy_only=False)
+        return Lists(_sums(filled, lengths), items.filter(pa.array(filled)), np.zeros_like(lengths))
+    items, _ = as_ids(items, kind)
+    if not items.null_count:
+        return Lists(lengths, items, np.zeros_like(lengths))
+    kept = _sums(items.is_valid().to_numpy(zero_copy_only=False), lengths)
+    return Lists(kept, items.drop_null(), lengths - kept)
+
+
+def _sums(flags: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many flags are set in each list."""
+    running = np.concatenate([[0], np.cumsum(flags)])
+    ends = np.cumsum(lengths)
+    return running[ends] - running[ends - lengths]
+
+
+def factorize(values: IdArray) -> tuple[NDArray[Any], IdArray]:
+    """Codes (-1 for null) and the distinct values that they stand for."""
+    encoded = values.dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(), encoded.dictionary
+
+
+def count_values(values: list[IdArray], weights: list[NDArray[Any]]) -> pa.Table:
+    """Distinct values and the sum of their weights; nulls and values of weight 0 are left out.
+
+    Returns:
+        Columns `value` and `count` (int64), in no particular but repeatable order.
+    """
+    # Encoding first and summing codes takes a quarter of the time of Arrow's group_by on text.
+    encoded = pa.chunked_array(values).combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
+    sums = np.bincount(codes, np.concatenate(weights), minlength=len(encoded.dictionary) + 1)[:-1]
+    counted = pa.table({"value": encoded.dictionary, "count": sums.astype(np.int64)})
+    return counted.filter(pa.array(sums > 0))
+
+
+def hash_values(values: IdArray) -> NDArray[np.uint64]:
+    """A 64-bit hash of each value that is the same on every machine and in every run; values must not be null."""
+    if pa.types.is_integer(values.type):
+        return pd.util.hash_array(values.to_numpy())
+    codes, distinct = factorize(values)
+    return pd.util.hash_array(distinct.to_numpy(zero_copy_only=False).astype(object), categorize=False)[codes]
+
+
+def positions(values: IdArray, vocabulary: IdArray) -> NDArray[np.int64]:
+    """Where each value stands in a vocabulary of distinct values; -1 for a value that does not, and for null."""
+    codes, distinct = factorize(values)
+    # The hash table is built over the smaller side: a vocabulary can be far larger than a unit.
+    if len(distinct) < len(vocabulary):
+        matches = pc.index_in(vocabulary, value_set=distinct)
+        found = matches.is_valid().to_numpy(zero_copy_only=False)
+        where = np.full(len(distinct) + 1, -1, dtype=np.int64)
+        where[matches.drop_null().to_numpy()] = np.flatnonzero(found)
+    else:
+        matches = pc.index_in(distinct, value_set=vocabulary).fill_null(-1)
+        where = np.append(matches.to_numpy().astype(np.int64), -1)
+    return where[codes]  # the code -1 of null reads the last element

@@ -1,0 +1,76 @@
+"""Errors out of Ray tasks, how a unit is read, and what a person is told of a table."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.inspect import describe_table, in_bytes
+from jobs.preprocess import summary
+from pipeline.errors import UserError
+from pipeline.preprocess.tasks import run_tasks
+from pipeline.preprocess.units import Unit, Unreadable, read_unit
+from pipeline.table.manifest import Column, LaneFile, Manifest, Partition, write_manifest
+
+
+def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> None:
+    def task(item: dict[str, Any], shared: int) -> dict[str, Any]:
+        if item["number"] == shared:
+            raise UserError("The number is 2; expected another.")
+        if item["number"] == 1:
+            raise Unreadable("torn")
+        return {"double": 2 * item["number"]}
+
+    items = [{"number": number} for number in range(2)]
+    done = sorted(run_tasks(task, items, 2), key=lambda d: d.item["number"])
+    assert [(d.result, d.unreadable) for d in done] == [({"double": 0}, None), ({}, "torn")]
+    with pytest.raises(UserError, match=r"^The number is 2; expected another\.$"):
+        list(run_tasks(task, [{"number": 2}], 2))
+    assert list(run_tasks(task, [], 2)) == []
+
+
+def test_only_repetitive_texts_are_read_as_dictionaries(tmp_path: Path) -> None:
+    rows = 200_000
+    texts = pa.table({"few": ["a text", "another"] * (rows // 2), "many": [f"text number {n}" for n in range(rows)]})
+    pq.write_table(texts, tmp_path / "file.parquet")
+    unit = Unit("train", "1", 0, "file.parquet", [0], 0, rows)
+    read = read_unit(str(tmp_path), unit, None, {"few", "many"})
+    assert pa.types.is_dictionary(read.schema.field("few").type) and read.schema.field("many").type == pa.string()
+    assert read["few"].cast(pa.string()).equals(texts["few"]) and read["many"].equals(texts["many"])
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    lanes = [[LaneFile("a", 600, 2048)], [LaneFile("b", 590, 2048)]]
+    train = Partition("train", "1", 1203, 3, 10, lanes, {"key k: value is missing": 3}, ["day=1/torn.parquet"])
+    test = Partition("test", "2", 0, 0, 0, [[], []], ids={"user": 8}, unknown={"user": 2}, missing={"user": 1})
+    return Manifest("f" * 64, 2, 16, [Column("user", "int32")], {"user": 12}, [train, test], ["3"])
+
+
+def test_a_table_in_words(manifest: Manifest, tmp_path: Path) -> None:
+    write_manifest(str(tmp_path), manifest)
+    words = describe_table(str(tmp_path))
+    for line in (
+        "  train: 1 partitions, 1,203 = 1,190 + 3 + 10 rows, 4.0 KiB",
+        "    2: 0 = 0 + 0 + 0 rows, 0 B",
+        "  in the logs, in no split: 3",
+        "  3: key k: value is missing",
+        "Skipped file, not readable: day=1/torn.parquet",
+        "  train: 590 to 600 rows a lane (1.67% uneven)",
+        "  user: 12 rows",
+        "  user: train no ids / no ids, test 25.00% / 12.50%",
+        "  user: int32",
+    ):
+        assert line in words.splitlines()
+    with pytest.raises(UserError, match="no finished feature table"):
+        describe_table(str(tmp_path / "nowhere"))
+
+
+def test_the_summary_of_a_job(manifest: Manifest) -> None:
+    assert "train: 1,190 rows in 1 partitions (1,203 read, 3 quarantined, 10 filtered out)" in summary(manifest, "t", 1)
+
+
+def test_bytes_in_words() -> None:
+    assert [in_bytes(n) for n in (0, 1023, 1536, 5 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
