@@ -82,7 +82,9 @@ def start_own(num_cpus: int | None) -> None:
     ray.init(
         address="local",
         num_cpus=num_cpus,
-        include_dashboard=False,
+        # Ray Train asks it, at the end of a run, whether its controller lives: without, that takes 12 s to time out.
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
         log_to_driver=False,  # workers' lines come through pipeline.training.ray_lines, the rest is in Ray's log files
         _node_ip_address="127.0.0.1",

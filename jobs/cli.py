@@ -4,13 +4,13 @@ Heavy modules are imported inside the handlers, so that `--help` answers at once
 """
 
 import argparse
-import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from pipeline.console import configure_logging
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ def preprocess(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> int:
-    experiment = read(args, needs_torch=True)
+    experiment = read(args)
     from jobs import train
 
     return train.run(experiment, launcher=args.launcher or "local", workers=args.workers, resume=args.resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    experiment = read(args, needs_torch=True)
+    experiment = read(args)
     from jobs import evaluate
 
     evaluate.run(experiment, args.checkpoint, args.split, launcher=args.launcher or "local", workers=args.workers)
 
 
 def predict(args: argparse.Namespace) -> None:
-    experiment = read(args, needs_torch=True)
+    experiment = read(args)
     from jobs import predict
 
     launcher = args.launcher or "local"
@@ -67,15 +67,14 @@ def inspect(args: argparse.Namespace) -> None:
     inspect.run(args.path)
 
 
-def read(args: argparse.Namespace, needs_torch: bool = False) -> "Experiment":
-    """The checked experiment: a mistake in it, or in what is installed, is told before anything heavy is imported."""
+def read(args: argparse.Namespace) -> "Experiment":
+    """The checked experiment. Libraries that do not fit together are told before any of them is imported."""
     from jobs.doctor import check_versions
+
+    check_versions()
     from pipeline.config.load import load_experiment
 
-    experiment = load_experiment(args.experiment, args.overrides)
-    if needs_torch:
-        check_versions()
-    return experiment
+    return load_experiment(args.experiment, args.overrides)
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -187,19 +186,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def set_up_logging() -> None:
-    """Plain lines on stderr, without fbgemm's list of the libraries that it loads."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(lambda record: record.levelno > logging.INFO or "fbgemm_gpu" not in record.pathname)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives its exit code: 0, 2 for a mistake of the user's, 130 when interrupted, or the job's own."""
     args = parse(sys.argv[1:] if argv is None else argv)
-    set_up_logging()
+    configure_logging()
     try:
         return COMMANDS[args.command][0](args) or 0
     except UserError as error:

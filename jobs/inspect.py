@@ -1,6 +1,58 @@
 """`manygate inspect`: what lies in a folder, in words."""
 
-from pipeline.table.manifest import Manifest, Partition, read_manifest
+from pipeline import storage
+from pipeline.console import in_bytes
+from pipeline.errors import UserError
+from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest
+from pipeline.training.checkpoint import MARKER, Saved, complete_checkpoints, find_checkpoint
+
+
+def run(path: str) -> None:
+    """Prints what a feature table, a checkpoint, or a run's folder with both, holds.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if storage.exists(storage.join(path, MANIFEST)):
+        print(describe_table(path))
+        return
+    if storage.exists(storage.join(path, MARKER)):
+        print(describe_checkpoint(find_checkpoint(path, path)))
+        return
+    table, saved = storage.join(path, "table"), complete_checkpoints(storage.join(path, "checkpoints"))
+    if not saved and not storage.exists(storage.join(table, MANIFEST)):
+        raise UserError(
+            f"{path} is no finished feature table, no complete checkpoint, and no run folder with one of them."
+        )
+    if storage.exists(storage.join(table, MANIFEST)):
+        print(describe_table(table))
+    for checkpoint in saved:
+        print()
+        print(describe_checkpoint(checkpoint))
+
+
+def describe_checkpoint(saved: Saved | None) -> str:
+    """A checkpoint in words: where its run stood, by what it was made, what it belongs to."""
+    assert saved is not None
+    state = saved.state()
+    progress, training = state["progress"], state["experiment"]["training"]
+    stopping = training["early_stopping"]
+    lines = [
+        f"Checkpoint {saved.uri}",
+        f"  step {progress['step']}, next is batch {progress['position']['step']} of epoch "
+        f"{progress['position']['epoch']} (global batches of {training['global_batch_size']} rows)",
+        f"  saved by {state['workers']} workers with {state['threads']} threads each, seed {training['seed']}",
+        f"  feature table {state['table']['fingerprint'][:12]}, {state['table']['lanes']} lanes, "
+        f"{state['table']['train_rows']:,} training rows",
+        "  model " + ", ".join(f"{slot} {part['kind']}" for slot, part in state["experiment"]["model"].items()),
+        "  versions " + ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
+    ]
+    if stopping and progress["best_step"] is not None:
+        lines.append(
+            f"  best {stopping['metric']} so far {progress['best']:.4f} at step {progress['best_step']}, "
+            f"{progress['stale_validations']} validations ago"
+        )
+    return "\n".join(lines)
 
 
 def describe_table(path: str) -> str:
@@ -87,13 +139,3 @@ def describe_shares(manifest: Manifest) -> list[str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "no ids"
-
-
-def in_bytes(size: int) -> str:
-    """A number of bytes as a person says it: `1.4 MiB`."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

@@ -11,6 +11,7 @@ from models.build import build_dense
 from models.embedding import SharedEmbedding
 from models.inputs import ModelInputs
 from pipeline.config.experiment import Experiment
+from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.table.manifest import read_manifest
 from pipeline.training.inputs import model_inputs
@@ -48,23 +49,23 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
     placed = [0.0] * workers
     print(f"{'table':<20} {'rows':>14} {'dim':>5} {'with optimizer':>15}  placement")
     for part in plan.plan.values():
-        for name, parameter in sorted(part.items()):  # type: ignore[attr-defined]
+        for name, parameter in sorted(part.items()):
             table = inputs.table(name)
             ranks = parameter.ranks or []
             for rank in ranks:
                 placed[rank] += sizes[name] / len(ranks)
             where = f"{parameter.sharding_type} on {describe_ranks(ranks, workers)}"
-            print(f"{name:<20} {table.rows:>14,} {table.dim:>5} {in_words(sizes[name]):>15}  {where}")
+            print(f"{name:<20} {table.rows:>14,} {table.dim:>5} {in_bytes(sizes[name]):>15}  {where}")
     dense_bytes = sum(p.numel() for p in dense.parameters()) * BYTES * 4  # weight, gradient, two moments
     needed = max(placed) + dense_bytes
     if needed > limit:
         raise UserError(
-            f"It does not fit: the fullest worker needs {in_words(needed)} ({in_words(max(placed))} of tables, "
-            f"{in_words(dense_bytes)} of dense part) and has {in_words(limit)}. Use more workers or a smaller model."
+            f"It does not fit: the fullest worker needs {in_bytes(needed)} ({in_bytes(max(placed))} of tables, "
+            f"{in_bytes(dense_bytes)} of dense part) and has {in_bytes(limit)}. Use more workers or a smaller model."
         )
     print(
-        f"\nFits: at most {in_words(max(placed))} of tables and {in_words(dense_bytes)} of dense part a worker, "
-        f"of {in_words(limit)}."
+        f"\nFits: at most {in_bytes(max(placed))} of tables and {in_bytes(dense_bytes)} of dense part a worker, "
+        f"of {in_bytes(limit)}."
     )
 
 
@@ -85,14 +86,6 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise UserError(f"--memory: {text!r} is no size; write it as 80GiB or 512MiB.")
     return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def in_words(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def describe_ranks(ranks: list[int], workers: int) -> str:

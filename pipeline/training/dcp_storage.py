@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from pyarrow import fs
-from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, FileSystemReader, FileSystemWriter
 
 from pipeline import storage
 
@@ -56,7 +56,7 @@ def writer(uri: str) -> FileSystemWriter:
     """A DCP writer for a folder given by path or URI."""
     filesystem, path = storage.resolve(uri)
     out = FileSystemWriter(path, single_file_per_rank=True)
-    out.fs, out.path = ArrowFileSystem(filesystem), path
+    out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
     return out
 
 
@@ -64,5 +64,5 @@ def reader(uri: str) -> FileSystemReader:
     """A DCP reader for a folder given by path or URI."""
     filesystem, path = storage.resolve(uri)
     out = FileSystemReader(path)
-    out.fs, out.path = ArrowFileSystem(filesystem), path
+    out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
     return out

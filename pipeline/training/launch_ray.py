@@ -11,7 +11,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.training.ray_lines import forward_lines, printed_lines
+from pipeline.training.ray_link import join_link, open_link
 from pipeline.training.worker import Worker, backend, this_worker
 
 Result = TypeVar("Result")
@@ -33,10 +33,10 @@ def launch_ray(body: Callable[[Worker], Result], workers: int, device: str, scra
     use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
     check_resources(workers, use_gpu)
     kind = "cuda" if use_gpu else "cpu"
-    with printed_lines() as lines:
+    with open_link() as link:
         trainer = TorchTrainer(
             run_worker,
-            train_loop_config={"body": body, "device": kind, "lines": lines},
+            train_loop_config={"body": body, "device": kind, "link": link},
             torch_config=TorchConfig(backend=backend(kind)),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
@@ -52,9 +52,10 @@ def launch_ray(body: Callable[[Worker], Result], workers: int, device: str, scra
 
 def run_worker(config: dict[str, Any]) -> Any:
     """What each Ray worker runs: its process group is up, its place is in the environment."""
-    forward_lines(config["lines"])
     place = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    return config["body"](this_worker(config["device"], *place))
+    worker = this_worker(config["device"], *place)
+    join_link(config["link"], worker.stop)
+    return config["body"](worker)
 
 
 def check_resources(workers: int, use_gpu: bool) -> None:

@@ -67,7 +67,7 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     dense = build_dense(experiment.model, inputs).to(worker.device)
     module = TrainingModule(embedding, dense, inputs.tasks, settings.precision == "bf16")
     fuse_sparse_optimizer(embedding.parameters(), settings.sparse_optimizer, worker.device)
-    sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]  # type: ignore[list-item]
+    sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]
     topology = Topology(
         world_size=worker.workers,
         local_world_size=worker.local_workers,
@@ -164,6 +164,6 @@ def describe_plan(plan: ShardingPlan) -> list[str]:
     """One line a table: where it lies and how it is cut."""
     lines = []
     for module_plan in plan.plan.values():
-        for name, parameter in module_plan.items():  # type: ignore[attr-defined]
+        for name, parameter in module_plan.items():
             lines.append(f"{name}: {parameter.sharding_type} on workers {sorted(set(parameter.ranks))}")
     return sorted(lines)

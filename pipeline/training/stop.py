@@ -13,18 +13,30 @@ from pipeline.training.worker import Worker
 EXIT_CODE = 75  # "temporary failure" in sysexits.h: run the same command again and it goes on
 
 
+@contextmanager
+def sigterm_sets(event: threading.Event) -> Iterator[None]:
+    """While SIGTERM sets an event instead of ending the process. Signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: event.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class StopRequest:
-    """Whether any worker was told to stop. Asking travels while the step computes."""
+    """Whether any worker was told to stop. Asking the others travels while the step computes."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._told = False
         self._flag = torch.zeros(1)
         self._work: dist.Work | None = None
 
     def ask(self) -> None:
         """Begins to ask the other workers; before a step."""
-        self._flag.fill_(float(self._told))
+        self._flag.fill_(float(self._worker.stop.is_set()))
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._worker.control, async_op=True)
 
     def answer(self) -> bool:
@@ -32,18 +44,3 @@ class StopRequest:
         assert self._work is not None
         self._work.wait()
         return bool(self._flag.item())
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While SIGTERM sets the wish instead of ending the process. Signals reach the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self._told = True

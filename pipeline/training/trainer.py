@@ -18,7 +18,7 @@ from pipeline.training.module import StepOutput
 from pipeline.training.optimizers import LearningRates, schedule_factor
 from pipeline.training.state import RunState
 from pipeline.training.steps import choose_step
-from pipeline.training.stop import StopRequest
+from pipeline.training.stop import StopRequest, sigterm_sets
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Trainer:
         """Trains to the end, to an early stop, or to a SIGTERM; whichever it is, the last step is saved."""
         self._state.model.module.train()
         ending = self._ending()
-        with self._stop.listening():
+        with sigterm_sets(self._worker.stop):
             while ending is None:
                 batches = prefetch(self._reader.epoch(self._progress.position), self._prepare)
                 with closing(batches):

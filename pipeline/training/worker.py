@@ -1,8 +1,9 @@
 """One process of a run: its place among the others and its device."""
 
 import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -15,13 +16,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker with its process group up. `control` is a CPU group for small values, beside the one of the model."""
+    """A worker with its process group up."""
 
     rank: int
     workers: int
     local_workers: int
     device: torch.device
-    control: dist.ProcessGroup
+    control: dist.ProcessGroup  # on CPU, for small values, beside the one that the model uses
+    stop: threading.Event = field(default_factory=threading.Event)  # set when this worker is told to stop
 
     @property
     def is_first(self) -> bool:

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.inspect import describe_table, in_bytes
+from jobs.inspect import describe_table
+from pipeline.console import in_bytes
 from jobs.preprocess import summary
 from pipeline.errors import UserError
 from pipeline.preprocess.tasks import run_tasks

@@ -1,0 +1,62 @@
+"""`make demo`: the whole way on the bundled logs, each step the command that a person would type.
+
+Raw logs become a feature table; two workers train; the run is stopped in the middle, as a preempted machine would be;
+the same command resumes it exactly; the best checkpoint is evaluated.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXPERIMENT = "examples/kuairand/experiment.yaml"
+NAME = "demo"
+FOLDER = Path("runs") / NAME
+STOP_AFTER = FOLDER / "checkpoints" / "step-00000100" / "complete.json"
+
+
+def main() -> int:
+    """Runs all steps; the exit code of the first that fails, or 0."""
+    start = time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    train = ["train", EXPERIMENT, f"name={NAME}", "--launcher", "ray", "--workers", "2"]
+    steps = [
+        ("Raw logs to a feature table", ["preprocess", EXPERIMENT, f"name={NAME}"], None),
+        ("Training on two workers, stopped in the middle", train, STOP_AFTER),
+        ("The same command again: it goes on where it was stopped", train, None),
+        (
+            "The best checkpoint on the test days",
+            ["evaluate", EXPERIMENT, f"name={NAME}", "--checkpoint", "best"],
+            None,
+        ),
+    ]
+    for number, (title, command, stop_after) in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {title}\n$ manygate {' '.join(command)}", flush=True)
+        code = run_step(command, stop_after)
+        if code != 0:
+            print(f"The demo ends here: the command above left with {code}.", file=sys.stderr)
+            return code
+    print(f"\nDone in {time.monotonic() - start:.0f} s. In {FOLDER}/: the feature table, checkpoints, metrics.jsonl, ")
+    print("evaluation-test.json, and curves for: .venv/bin/tensorboard --logdir runs")
+    return 0
+
+
+def run_step(command: list[str], stop_after: Path | None) -> int:
+    """Runs one command; where told so, ends it with SIGTERM once a checkpoint is there."""
+    from pipeline.training.stop import EXIT_CODE
+
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *command])  # noqa: S603 - our own command line
+    if stop_after is None:
+        return process.wait()
+    while process.poll() is None and not stop_after.exists():
+        time.sleep(0.1)
+    print("--- the demo now stops this run with SIGTERM", flush=True)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    return 0 if code == EXIT_CODE else code or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What a driver and its Ray workers tell each other: log lines one way, the wish to stop the other."""
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.actor import ActorHandle
+
+from pipeline.console import OURS, configure_logging
+from pipeline.training.stop import sigterm_sets
+
+POLL_S = 0.3
+
+
+@ray.remote(num_cpus=0)
+class Link:
+    """Holds what is on its way. Lines are few: one a log line of the first worker."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._is_stopping = False
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def collect(self, stop: bool) -> list[str]:
+        """Hands out the lines, and takes the driver's wish to stop."""
+        self._is_stopping = self._is_stopping or stop
+        lines, self._lines = self._lines, []
+        return lines
+
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+
+class _ToLink(logging.Handler):
+    def __init__(self, link: ActorHandle) -> None:
+        super().__init__()
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._link.say.remote(self.format(record))  # no worker waits for its lines
+
+
+def join_link(link: ActorHandle, stop: threading.Event) -> None:
+    """In a worker: sends Manygate's log lines to the driver, and sets `stop` when the driver was told to stop.
+
+    What other libraries log stays in Ray's log files.
+    """
+    configure_logging()
+    handler = _ToLink(link)
+    handler.setFormatter(logging.getLogger().handlers[0].formatter)
+    for name in OURS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            if ray.get(link.is_stopping.remote()):
+                stop.set()
+
+    threading.Thread(target=watch, name="manygate-stop", daemon=True).start()
+
+
+@contextmanager
+def open_link() -> Iterator[ActorHandle]:
+    """In the driver: prints the workers' lines on stderr, and turns a SIGTERM into their stop, while the block runs."""
+    link = Link.remote()  # type: ignore[attr-defined]
+    ended, stop = threading.Event(), threading.Event()
+
+    def relay() -> None:
+        while True:
+            is_last = ended.wait(POLL_S)
+            for line in ray.get(link.collect.remote(stop.is_set())):
+                print(line, file=sys.stderr, flush=True)
+            if is_last:
+                return
+
+    thread = threading.Thread(target=relay, name="manygate-link", daemon=True)
+    thread.start()
+    try:
+        with sigterm_sets(stop):
+            yield link
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(link)
