@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.inspect import describe_table
-from pipeline.console import in_bytes
 from jobs.preprocess import summary
+from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, Unreadable, read_unit
