@@ -18,8 +18,7 @@ def run(experiment: Experiment, overwrite: bool) -> None:
     """
     start = time.monotonic()
     table = storage.join(experiment.folder, "table")
-    connect()
-    manifest = preprocess(experiment, table, overwrite)
+    manifest = preprocess(experiment, table, overwrite, connect)
     storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
     print(summary(manifest, table, time.monotonic() - start))
 

@@ -1,6 +1,7 @@
 """The preprocessing job, from the experiment to the manifest."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,14 +33,15 @@ from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest
 logger = logging.getLogger(__name__)
 
 
-def preprocess(experiment: Experiment, table: str, overwrite: bool = False) -> Manifest:
+def preprocess(
+    experiment: Experiment, table: str, overwrite: bool = False, connect: Callable[[], None] = lambda: None
+) -> Manifest:
     """Makes the feature table of an experiment, or continues one: partitions that it has are kept.
-
-    Ray must be up (`ray.is_initialized()`), or Ray Data starts one as it likes.
 
     Args:
         table: folder or URI of the feature table.
         overwrite: delete a table that is there first, once the logs are known to be fit.
+        connect: connects to Ray, where that is not done; called only when the logs are fit and there is work.
 
     Raises:
         UserError: the logs do not fit the experiment (nothing is written then), the table was made with other
@@ -57,6 +59,7 @@ def preprocess(experiment: Experiment, table: str, overwrite: bool = False) -> M
         logger.info("partitions in no split, left alone: %s", ", ".join(found.ignored))
     if files:
         plan = make_plan(sections, table, [file for partition in files for file in partition.files])
+        connect()
         _run(plan, files, continued)
     manifest = _make_manifest(sections, table, found)
     if storage.read_json(storage.join(table, MANIFEST)) is not None and read_manifest(table) == manifest:

@@ -1,0 +1,143 @@
+"""The experiment file: what is accepted, and how each mistake is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config.features import Categorical
+from pipeline.config.load import dump_experiment, load_experiment, parse_experiment
+from pipeline.errors import UserError
+from tests import synthetic
+
+EXAMPLE = Path("examples/kuairand/experiment.yaml")
+
+
+def load(**changes: Any) -> Any:
+    """The bundled example with sections replaced."""
+    return parse_experiment({**yaml.safe_load(EXAMPLE.read_text()), **changes}, "it.yaml")
+
+
+def override(*overrides: str) -> Any:
+    return load_experiment(EXAMPLE, list(overrides))
+
+
+def test_the_bundled_example_is_valid_and_survives_a_round_trip() -> None:
+    experiment = load_experiment(EXAMPLE)
+    assert parse_experiment(yaml.safe_load(dump_experiment(experiment)), "again") == experiment
+    assert experiment.folder == "runs/kuairand"
+    assert experiment.scenarios[0].labels == ["tab=1", "tab=0", "tab=4", "tab=6", "tab=2", "tab=other"]
+
+
+def test_overrides_reach_every_level() -> None:
+    changed = override(
+        "training.epochs=3",
+        "training.schedule.decay=cosine",
+        "features.user.dim=32",
+        "features.1.column=other_column",
+        "tasks.click.weight=2.5",
+        "logs.splits.test=[20220505, 20220506]",
+        "training.early_stopping=null",
+        "model.trunk={kind: shared_bottom, hidden: [8]}",
+        "name=other",
+    )
+    assert changed.training.epochs == 3 and changed.training.schedule.decay == "cosine"
+    user = changed.features[0]
+    assert isinstance(user, Categorical) and user.dim == 32
+    assert changed.features[1].column == "other_column"
+    assert changed.tasks[0].weight == 2.5
+    assert changed.logs.splits["test"] == (20220505, 20220506)
+    assert changed.training.early_stopping is None
+    assert changed.model.trunk.kind == "shared_bottom"
+    assert changed.folder == "runs/other"
+
+
+def test_an_override_makes_the_sections_that_it_needs() -> None:
+    experiment = synthetic.experiment(Path("x"))
+    data = yaml.safe_load(dump_experiment(experiment))
+    del data["training"]
+    from pipeline.config.load import apply_override
+
+    apply_override(data, "training.schedule.warmup_steps=7")
+    assert parse_experiment(data, "it").training.schedule.warmup_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epoch=3"], r"training\.epoch: unknown key; did you mean 'epochs'\?"),
+        (["trainning.epochs=3"], r"trainning: unknown key; did you mean 'training'\?"),
+        (["training.epochs=many"], r"training\.epochs: input should be a valid integer; found 'many' \(str\)"),
+        (["training.epochs='3'"], r"training\.epochs: input should be a valid integer; found '3' \(str\)"),
+        (["training.epochs=0"], r"training\.epochs: input should be greater than or equal to 1; found 0"),
+        (["features.user.dims=3"], r"features\.0\.categorical\.dims: unknown key; did you mean 'dim'\?"),
+        (["features.user.kind=categorial"], r"features\.0\.kind: .* found 'categorial'; did you mean 'categorical'\?"),
+        (["model.trunk.kind=mmoo"], r"model\.trunk\.kind: expected one of .*mmoe.*; did you mean 'mmoe'\?"),
+        (["model.trunk.expert=3"], r"model\.trunk\.mmoe\.expert: unknown key; did you mean 'experts'\?"),
+        (["features.watched.shares=vidio"], r"features\.19\.shares: .*'vidio'; did you mean 'video'\?"),
+        (["features.user.ids={}"], r"give exactly one of"),
+        (["features.user.ids={hash: 5, vocabulary: {}}"], r"give exactly one of"),
+        (["features.duration.dim=null"], r"`dim` belongs to `quantiles`"),
+        (["tasks.long_view.after=clik"], r"tasks\.1\.after: 'clik' is not a task above .*; did you mean 'click'"),
+        (["tasks.click.after=long_view"], r"tasks\.0\.after: 'long_view' is not a task above"),
+        (["tasks.click.scale=2"], r"tasks\.0: `scale` and `transform` belong to continuous tasks"),
+        (["features.hour.column=is_click"], r"'is_click' is the label of task 'click' and cannot be an input"),
+        (["features.hour.name=user"], r"features: 'user' stands there twice"),
+        (["table.lanes=6"], r"table: `lanes` must be a power of two; 6 is not"),
+        (["training.global_batch_size=1001"], r"1001 is not a multiple of table\.lanes \(8\).*use 1000"),
+        (["training.early_stopping.metric=clik.auc"], r"no task is called 'clik'; did you mean 'click'"),
+        (["model.bottom.target=vidio"], r"model\.bottom\.target: .*'vidio'; did you mean 'video'"),
+        (["evaluation.group=user"], r"evaluation\.group: 'user' is not one of logs\.keys"),
+        (["logs.splits.test=[20220504, 20220508]"], r"splits `valid` and `test` overlap"),
+        (["logs.splits.test=[20220508, 20220505]"], r"split `test` ends \(20220505\) before it begins"),
+        (["logs.splits={test: [1, 2]}"], r"`splits` needs a `train` range"),
+        (["features.usr.dim=3"], r"no element 'usr'; did you mean 'user'"),
+        (["name.x=3"], r"name is a single value|single value"),
+        (["name"], r"'name' is not an override: expected key=value"),
+        (["name=[1"], r"not valid YAML"),
+        (["name=a/b"], r"name: string should match pattern"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_with_their_path(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(*overrides)
+
+
+def test_a_missing_section_is_told() -> None:
+    data = yaml.safe_load(EXAMPLE.read_text())
+    del data["tasks"]
+    with pytest.raises(UserError, match="tasks: missing: this key is required"):
+        parse_experiment(data, "it.yaml")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        override("training.epoch=3", "training.device=gpu")
+    assert "training.epoch:" in str(error.value) and "training.device:" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "expected an experiment .* found list"),
+        ("name: a\nname: b\n", "the key 'name' stands twice"),
+        ("name: [\n", "not valid YAML"),
+        ("name: !!python/object/apply:os.system [echo]\n", "not valid YAML"),
+        ("\tname: a\n", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_experiment(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "it.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_experiment(file)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(UserError, match="Cannot read the experiment file"):
+            load_experiment(path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="Cannot read the experiment file"):
+        load_experiment(tmp_path / "binary.yaml")

@@ -1,0 +1,169 @@
+"""Whole runs on real logs: from raw Parquet to predictions, killed and resumed, on every launcher."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from jobs.cli import main
+from pipeline.config.load import dump_experiment, load_experiment
+from pipeline.table.manifest import read_manifest
+from tests.end_to_end.conftest import DAYS, ROWS, finish, manygate, torchrun
+from tests.training.runs import assert_identical, metrics, tensors
+
+STEPS = 38  # 1,200 rows in batches of 64, twice
+
+
+@pytest.fixture(scope="module")
+def straight(sliced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs, on two workers of torchrun."""
+    file = new_run(sliced, tmp_path_factory.mktemp("straight"))
+    finish(torchrun("train", str(file)))
+    return file
+
+
+def new_run(sliced: Path, folder: Path) -> Path:
+    """A run of its own over the slice's table."""
+    experiment = load_experiment(sliced, [f"output={folder}"])
+    shutil.copytree(load_experiment(sliced).folder + "/table", experiment.folder + "/table")
+    file = folder / "experiment.yaml"
+    file.write_text(dump_experiment(experiment))
+    return file
+
+
+def assert_same_run(one: Path, two: Path, scratch: Path) -> None:
+    first, second = load_experiment(one), load_experiment(two)
+    assert_identical(tensors(first, STEPS, scratch), tensors(second, STEPS, scratch))
+    assert metrics(first) == metrics(second)
+
+
+def test_the_table_holds_the_slice(sliced: Path) -> None:
+    manifest = read_manifest(load_experiment(sliced).folder + "/table")
+    assert [p.value for p in manifest.partitions] == list(DAYS)
+    assert all(p.rows_read == p.kept + p.quarantined + p.filtered == ROWS for p in manifest.partitions)
+
+
+def test_killed_twice_the_run_ends_as_if_nothing_had_happened(sliced: Path, straight: Path, tmp_path: Path) -> None:
+    """kill -9 of all processes once a checkpoint is there; the second time after the resumed run has made its own."""
+    file = new_run(sliced, tmp_path)
+    checkpoints = Path(load_experiment(file).folder) / "checkpoints"
+    for step in (7, 21):
+        process = torchrun("train", str(file))
+        deadline = time.monotonic() + 120
+        while not (checkpoints / f"step-{step:08d}/complete.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.01)
+        kill_tree(process.pid)
+        process.communicate()
+    finish(torchrun("train", str(file)))
+    assert_same_run(straight, file, tmp_path)
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 of a process and all of its children."""
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        process.kill()
+
+
+def test_ray_train_does_the_same_run(sliced: Path, straight: Path, tmp_path: Path) -> None:
+    """Bit by bit that of torchrun, with two workers each."""
+    file = new_run(sliced, tmp_path)
+    done = manygate("train", str(file), "--launcher", "ray", "--workers", "2")
+    assert f"step {STEPS}/{STEPS}" in done.stderr or f"at step {STEPS} of {STEPS}" in done.stderr
+    assert_same_run(straight, file, tmp_path)
+
+
+def test_evaluation_and_predictions_agree_on_every_launcher(straight: Path, tmp_path: Path) -> None:
+    """One process and two give the same figures, which scikit-learn computes again from the written predictions."""
+    experiment = load_experiment(straight)
+    result = Path(experiment.folder) / "evaluation-test.json"
+    printed = manygate("evaluate", str(straight), "--checkpoint", "latest").stdout
+    alone = json.loads(result.read_text())
+    assert "click (binary)" in printed and "tab=other" in printed
+    finish(torchrun("evaluate", str(straight), "--checkpoint", "latest"))
+    both = json.loads(result.read_text())
+    assert_close(alone, both)
+    assert alone["checkpoint"].endswith(f"step-{STEPS:08d}") and alone["split"] == "test" and alone["rows"] == ROWS
+
+    finish(torchrun("predict", str(straight), "--output", str(tmp_path / "out")))
+    rows = pq.read_table(tmp_path / "out").to_pandas()
+    assert len(rows) == ROWS == json.loads((tmp_path / "out/_predictions.json").read_text())["rows"]
+    log = pq.read_table(Path(experiment.logs.path) / "date=20220505").to_pandas()
+    keys = ["user_id", "video_id", "time_ms"]
+    assert sorted(map(tuple, rows[keys].to_numpy())) == sorted(map(tuple, log[keys].to_numpy()))
+    np.testing.assert_allclose(sorted(rows["label_watch_time"]), sorted(log["play_time_ms"]), rtol=1e-4, atol=0.01)
+    for task in ("click", "long_view"):
+        label, score = rows[f"label_{task}"], rows[f"prediction_{task}"].astype(np.float64)
+        assert alone["tasks"][task]["auc"] == pytest.approx(roc_auc_score(label, score), abs=1e-4)
+        assert alone["tasks"][task]["log_loss"] == pytest.approx(log_loss(label, score), abs=1e-4)
+        cell = rows["scenario_tab"] == "tab=1"
+        expected = roc_auc_score(label[cell], score[cell])
+        assert alone["tasks"][task]["scenarios"]["tab=1"]["auc"] == pytest.approx(expected, abs=1e-4)
+
+
+def assert_close(one: Any, two: Any) -> None:
+    """Equal up to rounding: the sharded sums of one and of two workers differ in the last bits."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_close(one[key], two[key])
+    elif isinstance(one, float):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+    else:
+        assert one == two
+
+
+def test_inspect_tells_the_run(straight: Path) -> None:
+    told = manygate("inspect", load_experiment(straight).folder).stdout
+    assert "train: 2 partitions, 1,200 = 1,200 + 0 + 0 rows" in told
+    assert f"step-{STEPS:08d}" in told and "saved by 2 workers" in told
+
+
+def test_plan_tells_where_tables_go_and_what_does_not_fit(straight: Path) -> None:
+    told = manygate("plan", str(straight), "--workers", "4", "--device", "cuda", "--memory", "80GiB").stdout
+    assert "Fits: at most" in told and "video" in told
+    refused = manygate("plan", str(straight), "--workers", "4", "--memory", "1MiB", check=2)
+    assert "does not fit" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["preprocess", "logs.path=/nowhere"], "/nowhere"),
+        (["preprocess", "features.hour.column=hourmim"], "hourmim"),
+        (["preprocess", "logs.splits.test=[20230101, 20230102]"], "test"),
+        (["train", "--resume", "/nowhere"], "/nowhere is not a complete checkpoint"),
+        (["train", "--workers", "2"], "2 were asked for"),
+        (["evaluate", "--split", "tset"], "no split 'tset'; it has: train, valid, test"),
+        (["evaluate", "--checkpoint", "latest", "model.trunk.experts=3"], "is of another model"),
+        (["train", "training.epoch=3"], "unknown key; did you mean 'epochs'?"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    straight: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    command, *rest = arguments
+    before = contents(straight)
+    assert main([command, str(straight), *rest]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
+    assert contents(straight) == before, "nothing half-written"
+
+
+def contents(file: Path) -> list[Path]:
+    return sorted(Path(load_experiment(file).folder).rglob("*"))
+
+
+def test_too_many_workers_for_the_cluster_are_told_instead_of_waited_for(straight: Path) -> None:
+    before = contents(straight)
+    done = manygate("train", str(straight), "--launcher", "ray", "--workers", "64", check=2)
+    assert "64 workers need 64 CPUs, and the Ray cluster has" in done.stderr and "Traceback" not in done.stderr
+    assert contents(straight) == before
