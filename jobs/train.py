@@ -2,6 +2,8 @@
 
 import logging
 
+import torch
+
 from jobs.launching import checkpoints_of, launch_on_workers, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
@@ -44,10 +46,10 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     settings = run_settings(experiment, manifest, worker)
     saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
     continue_from(saved, state, settings)
-    run_log = None
-    if worker.is_first:
-        storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
-        run_log = RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader))
+    save_experiment(experiment, worker)
+    run_log = (
+        RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader)) if worker.is_first else None
+    )
     trainer = Trainer(
         experiment,
         state,
@@ -65,6 +67,22 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     if worker.is_first:
         log.info("Training %s at step %d of %d.", ending, state.progress.step, trainer.total_steps)
     return ending
+
+
+def save_experiment(experiment: Experiment, worker: Worker) -> None:
+    """Saves the resolved experiment in the run's folder. Collective.
+
+    Raises:
+        UserError: some workers do not see it there, so their parts of a checkpoint would be lost.
+    """
+    file = storage.join(experiment.folder, "experiment.yaml")
+    worker.on_first(lambda: storage.write_text(file, dump_experiment(experiment)))
+    seen = int(worker.sum(torch.tensor(int(storage.exists(file)))))
+    if seen < worker.workers:
+        raise UserError(
+            f"Only {seen} of {worker.workers} workers see {experiment.folder}: `output` must be a folder that all "
+            "machines share, or a URI of object storage such as s3://bucket/runs."
+        )
 
 
 def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker) -> Reader:

@@ -1,0 +1,24 @@
+"""The same run on a CUDA device."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.train import run
+from tests.training.runs import metrics, new_run
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_is_that_on_cpu_up_to_rounding(tmp_path: Path) -> None:
+    """Both loops, on NCCL, against the reference on gloo."""
+    losses = {}
+    for name, training in {
+        "cpu": {"device": "cpu"},
+        "plain": {"device": "cuda", "loop": "plain"},
+        "pipelined": {"device": "cuda", "loop": "pipelined"},
+    }.items():
+        experiment = new_run(tmp_path / name, training=training)
+        assert run(experiment, launcher="local", workers=None, resume="auto") == 0
+        losses[name] = [r["tasks"]["click"]["loss"] for r in metrics(experiment) if r["kind"] == "train"]
+    assert losses["plain"] == pytest.approx(losses["cpu"], rel=1e-3)
+    assert losses["pipelined"] == pytest.approx(losses["plain"], rel=1e-5)
