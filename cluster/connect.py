@@ -86,7 +86,7 @@ def start_own(num_cpus: int | None) -> None:
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
-        log_to_driver=False,  # workers' lines come through pipeline.training.ray_lines, the rest is in Ray's log files
+        log_to_driver=False,  # workers' lines come through pipeline.training.ray_link, the rest is in Ray's log files
         _node_ip_address="127.0.0.1",
     )
 

@@ -197,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"manygate: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the machine's answer, such as "permission denied", says what is wrong
+        if args.debug:
+            traceback.print_exc()
+        print(f"manygate: {error} (--debug shows where)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("manygate: interrupted", file=sys.stderr)
         return 130

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.launching import checkpoints_of, launch_on_workers, table_of
+from jobs.launching import checkpoint_choice, checkpoints_of, launch_on_workers, read_table, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
@@ -18,8 +18,10 @@ from pipeline.training.worker import Worker
 
 def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: int | None) -> None:
     """Evaluates, writes `evaluation-SPLIT.json` and prints it as a table."""
-    read_manifest(table_of(experiment)).split(split)
-    result = launch_on_workers(evaluate_on_worker, experiment, launcher, workers, checkpoint=checkpoint, split=split)
+    read_table(experiment).split(split)
+    result = launch_on_workers(
+        evaluate_on_worker, experiment, launcher, workers, checkpoint=checkpoint_choice(checkpoint), split=split
+    )
     if result is not None:
         print(f"\n{experiment.name}: {split} split, {result['rows']:,} rows, checkpoint {result['checkpoint']}\n")
         print(format_evaluation(result))

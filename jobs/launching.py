@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.table.settings import check_table_is_of
 from pipeline.training.launch import is_torchrun, launch
 
 Result = TypeVar("Result")
@@ -19,6 +21,22 @@ def table_of(experiment: Experiment) -> str:
 def checkpoints_of(experiment: Experiment) -> str:
     """The folder of the run's checkpoints."""
     return storage.join(experiment.folder, "checkpoints")
+
+
+def read_table(experiment: Experiment) -> Manifest:
+    """The manifest of the run's feature table.
+
+    Raises:
+        UserError: there is none, or it was made with other settings.
+    """
+    manifest = read_manifest(table_of(experiment))
+    check_table_is_of(experiment, table_of(experiment), manifest)
+    return manifest
+
+
+def checkpoint_choice(choice: str) -> str:
+    """`auto`, `never`, `latest` or `best` as they are; a path so that workers in other folders find it."""
+    return choice if choice in ("auto", "never", "latest", "best") else storage.absolute(choice)
 
 
 def launch_on_workers(

@@ -6,14 +6,13 @@ import torch
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import Topology
 
-from jobs.launching import table_of
+from jobs.launching import read_table
 from models.build import build_dense
 from models.embedding import SharedEmbedding
 from models.inputs import ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
-from pipeline.table.manifest import read_manifest
 from pipeline.training.inputs import model_inputs
 from pipeline.training.module import TrainingModule
 from pipeline.training.sharding import PooledSharder, make_plan, table_constraints
@@ -30,7 +29,7 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
         UserError: the tables do not fit, the workers do not divide the lanes, or the memory is no size.
     """
     limit = parse_bytes(memory)
-    manifest = read_manifest(table_of(experiment))
+    manifest = read_table(experiment)
     if experiment.training.global_batch_size % workers or manifest.lanes % workers:
         raise UserError(
             f"{workers} workers must divide the {manifest.lanes} lanes of the feature table and the global batch of "

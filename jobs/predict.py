@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.evaluate import restored_model
-from jobs.launching import launch_on_workers, table_of
+from jobs.launching import checkpoint_choice, launch_on_workers, read_table, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.logs import Task
@@ -31,12 +31,18 @@ def run(experiment: Experiment, checkpoint: str, split: str, output: str, launch
     Raises:
         UserError: the output folder is not empty, or as `evaluate` does.
     """
-    read_manifest(table_of(experiment)).split(split)
+    read_table(experiment).split(split)
     output = storage.absolute(output)
     if storage.list_folder(output):
         raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
     rows = launch_on_workers(
-        predict_on_worker, experiment, launcher, workers, checkpoint=checkpoint, split=split, output=output
+        predict_on_worker,
+        experiment,
+        launcher,
+        workers,
+        checkpoint=checkpoint_choice(checkpoint),
+        split=split,
+        output=output,
     )
     if rows is not None:
         print(f"{rows:,} predictions of the {split} split are in {output}.")
@@ -67,15 +73,14 @@ def predict_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, s
 
 def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
     """The rows of one batch: keys, scenarios, labels and predictions."""
-    assert batch.keys is not None
-    table = batch.keys
+    columns = dict(zip(batch.keys.column_names, batch.keys.columns, strict=True)) if batch.keys is not None else {}
     for level, scenario in enumerate(experiment.scenarios):
         labels = pa.array(scenario.labels).take(pa.array(batch.predictions.scenarios[:, level]))
-        table = table.append_column(f"scenario_{scenario.name}", labels)
+        columns[f"scenario_{scenario.name}"] = labels
     for column, task in enumerate(experiment.tasks):
         for name, values in (("label", batch.predictions.labels), ("prediction", batch.predictions.predictions)):
-            table = table.append_column(f"{name}_{task.name}", pa.array(in_unit_of_log(values[:, column], task)))
-    return table
+            columns[f"{name}_{task.name}"] = pa.array(in_unit_of_log(values[:, column], task))
+    return pa.table(columns)
 
 
 def in_unit_of_log(values: np.ndarray, task: Task) -> np.ndarray:

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from jobs.launching import checkpoints_of, launch_on_workers, table_of
+from jobs.launching import checkpoint_choice, checkpoints_of, launch_on_workers, read_table, table_of
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
@@ -13,7 +13,7 @@ from pipeline.evaluation.evaluate import is_better, metric_value
 from pipeline.evaluation.run import SplitEvaluation
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.checkpoint import Saved, find_checkpoint
+from pipeline.training.checkpoint import Saved, complete_checkpoints, find_checkpoint, withdraw
 from pipeline.training.inputs import batch_columns, model_inputs
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.progress import Progress
@@ -33,8 +33,10 @@ def run(experiment: Experiment, launcher: str, workers: int | None, resume: str)
     Returns:
         The exit code: 0, or `stop.EXIT_CODE` when a SIGTERM ended the run after a checkpoint.
     """
-    read_manifest(table_of(experiment))  # told before anything is started
-    ending = launch_on_workers(train_on_worker, experiment, launcher, workers, resume=resume)
+    read_table(experiment)  # told before anything is started
+    choice = checkpoint_choice(resume)
+    choose_checkpoint(experiment, choice)
+    ending = launch_on_workers(train_on_worker, experiment, launcher, workers, resume=choice)
     return EXIT_CODE if ending == "interrupted" else 0
 
 
@@ -42,10 +44,14 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     """What one worker does from start to end."""
     manifest = read_manifest(table_of(experiment))
     reader = train_reader(experiment, manifest, worker)
-    state = fresh_state(experiment, manifest, worker)
-    settings = run_settings(experiment, manifest, worker)
     saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
+    criterion = criterion_of(experiment)
+    state = fresh_state(experiment, manifest, worker)
+    validation = split_validation(experiment, state, manifest, worker)
+    settings = run_settings(experiment, manifest, worker)
     continue_from(saved, state, settings)
+    if saved is not None:
+        worker.on_first(lambda: withdraw_later(experiment, saved))
     save_experiment(experiment, worker)
     run_log = (
         RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader)) if worker.is_first else None
@@ -56,8 +62,8 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
         reader,
         settings,
         run_log,
-        validation=split_validation(experiment, state, manifest, worker),
-        criterion=criterion_of(experiment),
+        validation=validation,
+        criterion=criterion,
     )
     try:
         ending = trainer.train()
@@ -118,8 +124,8 @@ def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
     if resume == "never":
         if storage.list_folder(folder):
             raise UserError(
-                f"--resume never, but {folder} holds checkpoints of an earlier run, and two runs would mix there. "
-                "Delete it, or give this run another `name`."
+                f"--resume never, but {folder} holds checkpoints of an earlier run, and two runs would mix there: "
+                "delete that folder, or give this run another `name`."
             )
         return None
     return find_checkpoint(folder, "latest" if resume == "auto" else resume)
@@ -130,15 +136,26 @@ def continue_from(saved: Saved | None, state: RunState, settings: dict) -> None:
     if saved is None:
         message = "No checkpoint found: starting at step 0."
     else:
-        exact = state.restore(saved, settings)
+        changed = state.restore(saved, settings)
         position = state.progress.position
         message = (
             f"Resumed from {saved.uri}: going on at step {state.progress.step} "
             f"(epoch {position.epoch}, batch {position.step}), "
-            + ("exactly." if exact else "with another number of workers: same samples, equal up to rounding.")
+            + (f"with the same samples, but not bit by bit: {'; '.join(changed)}." if changed else "exactly.")
         )
     if state.worker.is_first:
         log.info(message)
+
+
+def withdraw_later(experiment: Experiment, saved: Saved) -> None:
+    """Deletes the run's checkpoints of later steps than the one it goes on from: they are of an abandoned branch."""
+    own = complete_checkpoints(checkpoints_of(experiment))
+    if saved.uri not in [checkpoint.uri for checkpoint in own]:
+        return
+    for later in own:
+        if later.step > saved.step:
+            log.info("The later checkpoint %s is deleted: the run goes on from an earlier one.", later.uri)
+            withdraw(later)
 
 
 def split_validation(

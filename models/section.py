@@ -1,6 +1,10 @@
 """What the configuration of every model part has in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Widths = list[Annotated[int, Field(ge=1)]]  # of layers, the first layer first
 
 
 class ModelSection(BaseModel):

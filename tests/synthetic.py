@@ -1,5 +1,6 @@
 """Small feature tables with a planted signal, written directly, for tests that need no logs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.table.manifest import KEY, LABEL, SCENARIO, Column, LaneFile, Manifest, Partition, write_manifest
+from pipeline.table.settings import SETTINGS, fingerprint, table_settings
 
 USERS, ITEMS, TAGS = 50, 30, 12
 LANES = 4
@@ -53,10 +55,10 @@ def experiment(folder: Path, **sections: Any) -> Experiment:
     return parse_experiment(data, "synthetic")
 
 
-def write_table(folder: Path, rows: dict[str, int] | None = None, seed: int = 0) -> Manifest:
-    """Writes a table of the experiment above; `rows` gives the rows of each day."""
-    rng = np.random.default_rng(seed)
-    days = rows or {"1": 203, "2": 151, "3": 90, "4": 90}
+def write_table(folder: Path, of: Experiment | None = None) -> Manifest:
+    """Writes a table of the experiment above, or of one that differs from it in what reaches no file."""
+    rng = np.random.default_rng(0)
+    days = {"1": 203, "2": 151, "3": 90, "4": 90}
     splits = {"1": "train", "2": "train", "3": "valid", "4": "test"}
     planted = rng.normal(size=(USERS, 1)), rng.normal(size=(ITEMS, 1))
     partitions, first_row, schema = [], 0, None
@@ -75,8 +77,10 @@ def write_table(folder: Path, rows: dict[str, int] | None = None, seed: int = 0)
             lanes.append([LaneFile(path, part.num_rows, target.stat().st_size)] if part.num_rows else [])
         partitions.append(Partition(splits[day], day, count, 0, 0, lanes))
     assert schema is not None
+    settings = table_settings(of or experiment(folder))
+    (folder / SETTINGS).write_text(json.dumps(settings))
     manifest = Manifest(
-        fingerprint="synthetic",
+        fingerprint=fingerprint(settings),
         lanes=LANES,
         row_group_rows=16,
         columns=[Column(field.name, str(field.type)) for field in schema],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.inputs import Embedded, ModelInputs
 from models.layers.mlp import mlp
-from models.section import ModelSection
+from models.section import ModelSection, Widths
 
 
 class DinConfig(ModelSection):
@@ -19,7 +19,7 @@ class DinConfig(ModelSection):
     kind: Literal["din"]
     target: str
     """The categorical feature of the candidate item."""
-    hidden: list[int] = [64, 32]
+    hidden: Widths = [64, 32]
 
 
 class TargetAttention(nn.Module):

@@ -10,14 +10,14 @@ from torch.nn.functional import logsigmoid
 
 from models.inputs import ModelInputs
 from models.layers.mlp import mlp
-from models.section import ModelSection
+from models.section import ModelSection, Widths
 
 
 class TowersConfig(ModelSection):
     """`product` trains P(task) = P(after) * P(task | after) over all rows, as ESMM; `direct` trains P(task) itself."""
 
     kind: Literal["towers"]
-    hidden: list[int] = [64]
+    hidden: Widths = [64]
     dropout: float = Field(default=0.0, ge=0, lt=1)
     conversion: Literal["product", "direct"] = "product"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.inputs import ModelInputs
 from models.layers.mlp import mlp
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection
+from models.section import ModelSection, Widths
 from models.trunks.output import TrunkOutput
 
 
@@ -21,7 +21,7 @@ class MMoEConfig(ModelSection):
 
     kind: Literal["mmoe"]
     experts: int = Field(default=8, ge=1)
-    hidden: list[int] = Field(default=[256, 128], min_length=1)
+    hidden: Widths = Field(default=[256, 128], min_length=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     scenario_dim: int = Field(default=8, ge=1)
 

@@ -2,12 +2,13 @@
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.layers.mlp import mlp
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection
+from models.section import ModelSection, Widths
 from models.trunks.output import TrunkOutput
 
 
@@ -15,9 +16,9 @@ class SharedBottomConfig(ModelSection):
     """One MLP that all tasks share; the scenario is an input."""
 
     kind: Literal["shared_bottom"]
-    hidden: list[int] = [256, 128]
-    dropout: float = 0.0
-    scenario_dim: int = 8
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    scenario_dim: int = Field(default=8, ge=1)
 
 
 class SharedBottomTrunk(nn.Module):

@@ -3,12 +3,19 @@
 from collections.abc import Iterable
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from models.build import ModelConfig
 from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
 from pipeline.config.logs import Logs, Scenario, Task
 from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
+
+# What early stopping can go by, a kind of task.
+RANKING_METRICS = {
+    "binary": ("auc", "log_loss", "grouped_auc", "macro_auc"),
+    "continuous": ("rmse", "mae", "nrmse", "nmae", "spearman", "gini"),
+}
 
 
 class Experiment(Section):
@@ -40,6 +47,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check_references(self) -> "Experiment":
         check_unique("features", (f.name for f in self.features))
+        check_names(self)
         check_unique("tasks", (t.name for t in self.tasks))
         check_unique("scenarios", (s.name for s in self.scenarios))
         check_shares(self)
@@ -60,6 +68,16 @@ def check_unique(section: str, names: Iterable[str]) -> None:
         if name in seen:
             raise ValueError(f"{section}: {name!r} stands there twice: names must differ")
         seen.add(name)
+
+
+def check_names(experiment: Experiment) -> None:
+    """Tables and attention layers are attributes of modules, where PyTorch has taken some names for itself."""
+    for i, feature in enumerate(experiment.features):
+        if hasattr(nn.ModuleDict, feature.name) or feature.name == "training":
+            raise ValueError(
+                f"features.{i}.name: PyTorch keeps {feature.name!r} for itself: use another, such as "
+                f"'{feature.name}_of_item'"
+            )
 
 
 def check_shares(experiment: Experiment) -> None:
@@ -114,10 +132,16 @@ def check_metric(experiment: Experiment) -> None:
         return
     if "valid" not in experiment.logs.splits:
         raise ValueError("training.early_stopping needs a `valid` split: add one to logs.splits")
-    task = stopping.metric.split(".")[0]
-    names = [t.name for t in experiment.tasks]
-    if task not in names:
-        raise ValueError(f"training.early_stopping.metric: no task is called {task!r}; {nearest(task, names)}")
+    name, metric = stopping.metric.split(".")
+    kinds = {task.name: task.kind for task in experiment.tasks}
+    if name not in kinds:
+        raise ValueError(f"training.early_stopping.metric: no task is called {name!r}; {nearest(name, kinds)}")
+    known = [m for m in RANKING_METRICS[kinds[name]] if m != "grouped_auc" or experiment.evaluation.group]
+    if metric not in known:
+        raise ValueError(
+            f"training.early_stopping.metric: {metric!r} is no metric to go by of the {kinds[name]} task {name!r}; "
+            f"use one of {', '.join(known)}" + ("" if metric != "grouped_auc" else ", or set evaluation.group")
+        )
 
 
 def check_bottom(experiment: Experiment) -> None:

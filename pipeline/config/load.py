@@ -1,6 +1,7 @@
 """Experiment file in, checked experiment out; every mistake told with its path in the file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,15 +13,25 @@ from pipeline.config.experiment import Experiment, nearest
 from pipeline.errors import UserError
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _ExperimentLoader(yaml.SafeLoader):
     """The safe loader, except that a key given twice is an error instead of silently the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.append(key)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as a text, which nobody means in an experiment.
+_ExperimentLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
@@ -38,7 +49,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the experiment file {path}: {error}.") from error
     try:
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, Loader=_ExperimentLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
@@ -69,7 +80,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"{override!r} is not an override: expected key=value, such as training.epochs=3.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_ExperimentLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"The value of the override {override!r} is not valid YAML: {error}") from error
     *parents, last = path.split(".")
@@ -107,11 +118,11 @@ def _index(node: list[Any], part: str, path: str) -> int:
 def describe(error: ErrorDetails) -> str:
     """One line for one mistake: path, what was expected, what was found, the nearest valid name."""
     location = list(error["loc"])
-    path = ".".join(str(part) for part in location)
+    # Without the names of kinds, which are no keys of the file.
+    path = ".".join(str(part) for i, part in enumerate(location) if part not in _kinds_at(location[:i]))
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        section = _section_at(location[:-1])
-        known = list(section.model_fields) if section else []
+        known = [name for section in _sections_at(location[:-1]) for name in section.model_fields]
         return f"{path}: unknown key; {nearest(str(location[-1]), known)}"
     if kind == "missing":
         return f"{path}: missing: this key is required"
@@ -127,23 +138,21 @@ def describe(error: ErrorDetails) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}; found {found!r} ({type(found).__name__})"
 
 
-def _section_at(location: list[int | str]) -> type[BaseModel] | None:
-    """The section class that an error path leads to, for the list of its keys."""
-    current: Any = Experiment
+def _sections_at(location: list[int | str]) -> list[type[BaseModel]]:
+    """The section classes that an error path leads to: one, or all kinds where it does not say which."""
+    sections: list[type[BaseModel]] = [Experiment]
     for part in location:
         if isinstance(part, int):
             continue
-        sections = _sections(current)
-        tagged = [s for s in sections if _kind(s) == part]
-        if tagged:
-            current = tagged[0]
-            continue
-        owners = [s for s in sections if part in s.model_fields]
-        if not owners:
-            return None
-        current = owners[0].model_fields[part].annotation
-    sections = _sections(current)
-    return sections[0] if sections else None
+        of_kind = [section for section in sections if _kind(section) == part]
+        owners = [section for section in sections if part in section.model_fields]
+        below = _sections(owners[0].model_fields[part].annotation) if owners else []
+        sections = of_kind or below
+    return sections
+
+
+def _kinds_at(location: list[int | str]) -> list[str | None]:
+    return [_kind(section) for section in _sections_at(location)]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
+from pipeline.errors import UserError
 
 PartitionValue = int | str
 Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -34,18 +35,43 @@ class Logs(Section):
     def _splits(self) -> "Logs":
         if "train" not in self.splits:
             raise ValueError("`splits` needs a `train` range: encoders are fitted on it")
-        ranges = sorted(self.splits.items(), key=lambda item: str(item[1][0]))
-        for name, (first, last) in ranges:
+        for name, (first, last) in self.splits.items():
             if type(first) is not type(last):
                 raise ValueError(f"split `{name}` mixes a number and a text: [{first!r}, {last!r}]")
             if first > last:  # type: ignore[operator]
                 raise ValueError(f"split `{name}` ends ({last}) before it begins ({first})")
         if len({type(bounds[0]) for bounds in self.splits.values()}) > 1:
             raise ValueError("some splits are numbers and some are texts: use one kind")
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError(f"`keys` names a column twice: {self.keys}")
+        ranges = sorted(self.splits.items(), key=lambda item: item[1][0])
         for (one, (_, end)), (two, (start, _)) in zip(ranges, ranges[1:], strict=False):
             if end >= start:  # type: ignore[operator]
                 raise ValueError(f"splits `{one}` and `{two}` overlap: a partition belongs to one split")
         return self
+
+    def order(self, value: str) -> int | str:
+        """What a partition is compared and sorted by: a number where the split bounds are numbers.
+
+        Raises:
+            UserError: it is not a number and should be.
+        """
+        if isinstance(next(iter(self.splits.values()))[0], str):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            raise UserError(
+                f"logs.splits has whole numbers, but the log has a folder {self.partition}={value}. "
+                "Write the split bounds as texts (in quotes), or move that folder away."
+            ) from None
+
+    def split_of(self, value: str) -> str | None:
+        """The split that a partition lies in, if any."""
+        for split, (first, last) in self.splits.items():
+            if first <= self.order(value) <= last:  # type: ignore[operator]
+                return split
+        return None
 
 
 class Scenario(Section):
@@ -56,6 +82,12 @@ class Scenario(Section):
     values: list[int | str] = Field(min_length=1)
     other: Literal["keep", "drop"] = "keep"
     """Rows with another value: kept together as one more scenario, or filtered out (and counted)."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Scenario":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two scenarios of this level would both be called the same: {', '.join(self.labels)}")
+        return self
 
     @property
     def labels(self) -> list[str]:

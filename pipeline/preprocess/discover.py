@@ -1,7 +1,7 @@
 """What lies in the log folder: partitions, the split each belongs to, files, their schemas and row groups."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -75,47 +75,20 @@ def find_partitions(logs: Logs, committed: Iterable[LogPartition] = ()) -> Found
             f"logs.partition: {storage.absolute(logs.path)} has no folders {prefix}VALUE; it has: {compact(names)}. "
             "Correct logs.path or logs.partition."
         )
-    order = split_order(logs)
-    split_of = {value: _split_of(logs, value, order) for value in values}
+    split_of = {value: logs.split_of(value) for value in values}
     known = {p.value: p.split for p in committed} | {v: s for v, s in split_of.items() if s is not None}
     for split, (first, last) in logs.splits.items():
         if split not in known.values():
             raise UserError(
                 f"logs.splits.{split}: no partition lies between {first} and {last}. "
-                f"The log has {logs.partition} = {compact(sorted(values, key=order))}: change the range."
+                f"The log has {logs.partition} = {compact(sorted(values, key=logs.order))}: change the range."
             )
     partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
     splits = list(logs.splits)
     return Found(
-        sorted(partitions, key=lambda p: (splits.index(p.split), order(p.value))),
-        sorted((value for value, split in split_of.items() if split is None), key=order),
+        sorted(partitions, key=lambda p: (splits.index(p.split), logs.order(p.value))),
+        sorted((value for value, split in split_of.items() if split is None), key=logs.order),
     )
-
-
-def split_order(logs: Logs) -> Callable[[str], int | str]:
-    """The key that partitions are ordered by: as numbers where the split bounds are numbers, as text otherwise.
-
-    The key raises UserError for a folder that is not a number but should be.
-    """
-    numbers = isinstance(next(iter(logs.splits.values()))[0], int)
-
-    def key(value: str) -> int | str:
-        try:
-            return int(value) if numbers else value
-        except ValueError:
-            raise UserError(
-                f"logs.splits has whole numbers, but the log has a folder {logs.partition}={value}. "
-                "Write the split bounds as texts (in quotes), or move that folder away."
-            ) from None
-
-    return key
-
-
-def _split_of(logs: Logs, value: str, order: Callable[[str], int | str]) -> str | None:
-    for split, (first, last) in logs.splits.items():
-        if first <= order(value) <= last:  # type: ignore[operator] # bounds and key are of one kind
-            return split
-    return None
 
 
 def compact(values: list[str]) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.config.logs import Logs
 from pipeline.errors import UserError
 from pipeline.preprocess.columns import table_kind
 from pipeline.preprocess.commit import read_committed, transform_partitions
@@ -19,16 +20,22 @@ from pipeline.preprocess.discover import (
     PartitionFiles,
     find_partitions,
     read_files,
-    split_order,
 )
 from pipeline.preprocess.encode import ENCODERS, INDEX, load_encoders
 from pipeline.preprocess.fit import WORK, fit_encoders
 from pipeline.preprocess.plan import Plan, columns_in_words, make_plan
 from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.settings import COLUMNS, SETTINGS, check_same_settings, fingerprint, table_settings
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
+from pipeline.table.settings import (
+    COLUMNS,
+    SETTINGS,
+    check_same_settings,
+    check_splits,
+    fingerprint,
+    table_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +58,7 @@ def preprocess(
     sections = Sections(experiment.logs, experiment.features, experiment.scenarios, experiment.tasks, experiment.table)
     continued = not overwrite and check_same_settings(table, table_settings(sections))
     committed = read_committed(table) if continued else []
+    check_splits(sections.logs, table, {partition.value: partition.split for partition in committed})
     found = find_partitions(sections.logs, [LogPartition(p.split, p.value) for p in committed])
     known = {partition.value for partition in committed}
     todo = [partition for partition in found.partitions if partition.value not in known]
@@ -65,6 +73,7 @@ def preprocess(
     if storage.read_json(storage.join(table, MANIFEST)) is not None and read_manifest(table) == manifest:
         logger.info("the feature table has all partitions of the logs: nothing to do")
         return manifest
+    check_no_split_is_empty(sections.logs, manifest)
     storage.delete_folder(storage.join(table, WORK))
     write_manifest(table, manifest)
     return manifest
@@ -92,11 +101,26 @@ def _run(plan: Plan, files: list[PartitionFiles], continued: bool) -> None:
 
 def _begin(plan: Plan) -> None:
     """Clears the folder, and writes what later runs are held against: the settings last."""
+    for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is none
+        storage.delete_file(storage.join(plan.table, name))
     storage.delete_folder(plan.table)
     storage.create_folder(plan.table)
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     pq.write_table(plan.schema.empty_table(), path, filesystem=filesystem)
     storage.write_json(storage.join(plan.table, SETTINGS), table_settings(plan.sections))
+
+
+def check_no_split_is_empty(logs: Logs, manifest: Manifest) -> None:
+    """Raises UserError where nothing of a split is left to train on or to evaluate."""
+    for split in logs.splits:
+        partitions = [partition for partition in manifest.partitions if partition.split == split]
+        if sum(partition.kept for partition in partitions) == 0:
+            raise UserError(
+                f"logs.splits.{split}: no row is left of its {sum(p.rows_read for p in partitions):,} rows in "
+                f"{len(partitions)} partitions ({sum(p.quarantined for p in partitions):,} quarantined, "
+                f"{sum(p.filtered for p in partitions):,} filtered out, "
+                f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range or mend the log."
+            )
 
 
 def _check_kinds(plan: Plan, index: dict[str, dict[str, Any]]) -> None:
@@ -129,11 +153,10 @@ def _with_earlier_columns(plan: Plan) -> Plan:
 def _make_manifest(sections: Sections, table: str, found: Found) -> Manifest:
     filesystem, path = storage.resolve(storage.join(table, COLUMNS))
     index = storage.read_json(storage.join(table, ENCODERS, INDEX)) or {}
-    order = split_order(sections.logs)
     splits = list(sections.logs.splits)
 
     def place(partition: Partition) -> tuple[int, int | str]:
-        return splits.index(partition.split), order(partition.value)
+        return splits.index(partition.split), sections.logs.order(partition.value)
 
     return Manifest(
         fingerprint=fingerprint(table_settings(sections)),

@@ -7,6 +7,8 @@ table/
   quarantine/date=20220425/unit-00000.parquet            rejected rows whole, with file, row number and reason
 """
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,6 +89,11 @@ class Manifest:
 
     def rows(self, split: str) -> int:
         return sum(p.kept for p in self.split(split))
+
+    def digest(self, split: str) -> str:
+        """A hash of the files of a split: what a position in it is worth depends on them."""
+        files = [[asdict(file) for file in lane] for partition in self.split(split) for lane in partition.lanes]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def write_manifest(table: str, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ checkpoints/step-00001200/
   complete.json    the marker: without it the folder does not exist for a reader
 """
 
+import pickle  # noqa: S403 - for the name of its error
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.training.dcp_storage import reader, writer
 from pipeline.training.worker import Worker
 
+AFRESH = "delete the run's folder `checkpoints`, or use another `name`"
 MARKER = "complete.json"
 STATE = "state.json"
 DATA = "data"
@@ -33,7 +35,7 @@ class Saved:
 
     def state(self) -> dict[str, Any]:
         state = storage.read_json(storage.join(self.uri, STATE))
-        if state is None:
+        if not isinstance(state, dict) or not {"progress", "workers", "experiment", "table"} <= state.keys():
             raise UserError(f"The checkpoint {self.uri} has no readable {STATE}: it is damaged; use another.")
         return state
 
@@ -111,8 +113,14 @@ class SaveFailedError(Exception):
 
 def start_afresh(saved: Saved) -> None:
     """Makes an empty folder. One left by a run that died while saving goes: its files must not mix with the new."""
-    storage.delete_folder(saved.uri)
+    withdraw(saved)
     storage.create_folder(saved.uri)
+
+
+def withdraw(saved: Saved) -> None:
+    """Deletes a checkpoint, its marker first, so that a half-deleted one is none."""
+    storage.delete_file(storage.join(saved.uri, MARKER))
+    storage.delete_folder(saved.uri)
 
 
 def commit(saved: Saved, state: dict[str, Any]) -> None:
@@ -135,7 +143,7 @@ def load_tensors(saved: Saved, tensors: dict[str, Any], worker: Worker) -> None:
         raise UserError(
             f"The checkpoint {saved.uri} cannot be read: {first}. Use another with --resume PATH or --checkpoint PATH."
         ) from error
-    except OSError as error:
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"The checkpoint {saved.uri} cannot be read: {error}. Use another one.") from error
 
 
@@ -157,7 +165,7 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
             f"The checkpoint {saved.uri} is of another model:\n{shown}{more}\n"
-            "Change the experiment back, train under another `name`, or start afresh with --resume never."
+            f"Change the experiment back, or start afresh: {AFRESH}."
         )
 
 
@@ -181,5 +189,4 @@ def prune(folder: str, keep_last: int, keep_every: int | None, best_step: int | 
     for saved in complete_checkpoints(folder)[:-keep_last]:
         if saved.step == best_step or (keep_every is not None and saved.step % keep_every == 0):
             continue
-        storage.delete_file(storage.join(saved.uri, MARKER))  # first, so that a half-deleted one is no checkpoint
-        storage.delete_folder(saved.uri)
+        withdraw(saved)

@@ -55,7 +55,9 @@ class ArrowFileSystem(FileSystemBase):
 def writer(uri: str) -> FileSystemWriter:
     """A DCP writer for a folder given by path or URI."""
     filesystem, path = storage.resolve(uri)
-    out = FileSystemWriter(path, single_file_per_rank=True)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return FileSystemWriter(path)  # syncs each file to disk
+    out = FileSystemWriter(path, sync_files=False)  # an object store has a file when its stream is closed
     out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
     return out
 

@@ -21,7 +21,8 @@ class MetricsLog:
         self._filesystem, self._path = storage.resolve(uri)
         text = storage.read_text(uri) if storage.exists(uri) else ""
         self._lines = [line for line in text.splitlines() if _step_of(line) <= resumed_step]
-        self._rewrite()
+        if self._lines != text.splitlines() or not text.endswith("\n"):
+            self._rewrite()
 
     def write(self, record: dict[str, Any]) -> None:
         self._lines.append(json.dumps(record))

@@ -115,7 +115,7 @@ def make_plan(
 
     try:
         return planner.plan(module, sharders)
-    except PlannerError as error:
+    except (PlannerError, RuntimeError) as error:  # the planner raises both for a constraint that nothing meets
         raise UserError(
             f"TorchRec's planner finds no place for the embedding tables on {topology.world_size} workers "
             f"({topology.compute_device}): {str(error).strip().splitlines()[0]} Use more workers, smaller tables, or "

@@ -10,7 +10,8 @@ import torch
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import Manifest
-from pipeline.training.checkpoint import Saved, load_own, load_tensors, save_checkpoint
+from pipeline.table.settings import differences
+from pipeline.training.checkpoint import AFRESH, Saved, load_own, load_tensors, save_checkpoint
 from pipeline.training.progress import Progress
 from pipeline.training.sharding import ShardedModel
 from pipeline.training.window import TrainWindow
@@ -31,11 +32,11 @@ class RunState:
         state = {"progress": self.progress.to_dict(), **settings}
         return save_checkpoint(folder, self.progress.step, self._tensors(), self._own(), state, self.worker)
 
-    def restore(self, saved: Saved, settings: dict[str, Any]) -> bool:
+    def restore(self, saved: Saved, settings: dict[str, Any]) -> list[str]:
         """Takes over a checkpoint, after checking that it belongs to these settings. Collective.
 
         Returns:
-            Whether the run goes on exactly, bit by bit: false where the number of workers has changed.
+            What is different now, each as `path: old -> new`: where there is nothing, the run goes on bit by bit.
 
         Raises:
             UserError: the checkpoint belongs to another table, model or order of samples.
@@ -55,7 +56,7 @@ class RunState:
             set_random_state(states[0])
         else:
             seed_worker(settings["experiment"]["training"]["seed"], self.progress.step, self.worker)
-        return same_workers
+        return changes(state, settings)
 
     def _tensors(self) -> dict[str, Any]:
         return {"model": self.model.module.state_dict(), "optimizer": self.model.optimizer.state_dict()}
@@ -81,12 +82,14 @@ def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> 
     return {
         "workers": worker.workers,
         "threads": torch.get_num_threads(),
+        "device": worker.device.type,
         "experiment": experiment.model_dump(mode="json"),
         "table": {
             "fingerprint": manifest.fingerprint,
             "lanes": manifest.lanes,
             "table_rows": manifest.table_rows,
             "train_rows": manifest.rows("train"),
+            "train_digest": manifest.digest("train"),
         },
         "versions": {name: version(name) for name in ("torch", "torchrec", "pyarrow")},
     }
@@ -95,20 +98,39 @@ def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> 
 def check_settings(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises UserError where going on from the checkpoint would not continue the run that made it."""
     check_table(saved, state, settings)
-    before, now = state["table"]["train_rows"], settings["table"]["train_rows"]
-    if before != now:
+    before, now = state["table"], settings["table"]
+    if before["train_digest"] != now["train_digest"]:
         raise UserError(
-            f"The checkpoint {saved.uri} was trained on {before} rows of the train split; the feature table now has "
-            f"{now}, so its position means something else. Start afresh with --resume never."
+            f"The checkpoint {saved.uri} was trained on {before['train_rows']:,} rows of the train split; the feature "
+            f"table now has other files ({now['train_rows']:,} rows), so its position means something else. Start "
+            f"afresh: {AFRESH}."
         )
+    before, now = state["experiment"]["training"], settings["experiment"]["training"]
     for key in ("global_batch_size", "seed", "shuffle_rows"):
-        before, now = state["experiment"]["training"][key], settings["experiment"]["training"][key]
-        if before != now:
+        if before[key] != now[key]:
             raise UserError(
-                f"The checkpoint {saved.uri} was made with training.{key}={before}; the experiment says {now}, which "
-                "would change the order of samples in the middle of a run. Change it back, or start afresh with "
-                "--resume never."
+                f"The checkpoint {saved.uri} was made with training.{key}={before[key]}; the experiment says "
+                f"{now[key]}, which would change the order of samples in the middle of a run. Change it back, or "
+                f"start afresh: {AFRESH}."
             )
+    for key in ("sparse_optimizer", "dense_optimizer"):
+        if before[key]["kind"] != now[key]["kind"]:
+            raise UserError(
+                f"The checkpoint {saved.uri} has the state of training.{key}.kind={before[key]['kind']}; the "
+                f"experiment says {now[key]['kind']}, which has another. Change it back, or start afresh: {AFRESH}."
+            )
+
+
+def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What differs between a checkpoint's run and this one, of all that decides its numbers."""
+    parts = ("workers", "threads", "device", "versions")
+    before, now = ({name: source[name] for name in parts} for source in (state, settings))
+    found = list(differences(before, now, ""))
+    old, new = ({**source["experiment"]["training"]} for source in (state, settings))
+    for source in (old, new):
+        for name in ("loop", "log_every_steps", "device"):  # loops agree bit by bit; the device is compared above
+            del source[name]
+    return found + list(differences(old, new, "training"))
 
 
 def check_table(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -119,19 +141,29 @@ def check_table(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -
         if old != new:
             raise UserError(
                 f"The checkpoint {saved.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
-                f"{_rows(new)}: they belong to different experiments. Use another `name`, or --resume never."
+                f"{_rows(new)}: they belong to different experiments. Start afresh: {AFRESH}."
             )
     if before["fingerprint"] != now["fingerprint"]:
-        differing = [
-            section
-            for section in ("logs", "features", "scenarios", "tasks", "table")
-            if state["experiment"][section] != settings["experiment"][section]
-        ]
         raise UserError(
-            f"The checkpoint {saved.uri} was trained on a feature table made with other settings "
-            f"({', '.join(differing) or 'of an earlier table'}). Use another `name`, or start afresh with "
-            "--resume never."
+            f"The checkpoint {saved.uri} was trained on a feature table made with other settings. "
+            f"Start afresh: {AFRESH}."
         )
+    found = list(differences(_model_of(state["experiment"]), _model_of(settings["experiment"]), ""))
+    if found:
+        raise UserError(
+            f"The checkpoint {saved.uri} is of another model: {'; '.join(found[:5])}. Change the experiment back, or "
+            f"start afresh: {AFRESH}."
+        )
+
+
+def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The parts of an experiment that decide what a model computes from its weights."""
+    return {
+        "model": experiment["model"],
+        "features": [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]],
+        "scenarios": experiment["scenarios"],
+        "tasks": [{k: v for k, v in task.items() if k != "weight"} for task in experiment["tasks"]],
+    }
 
 
 def _rows(rows: int | None) -> str:

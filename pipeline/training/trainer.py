@@ -9,10 +9,11 @@ from typing import Any, Literal, Protocol
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
-from pipeline.training.checkpoint import Saved, SaveFailedError, prune
+from pipeline.training.checkpoint import SaveFailedError, prune
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.module import StepOutput
 from pipeline.training.optimizers import LearningRates, schedule_factor
@@ -89,7 +90,11 @@ class Trainer:
         self._logged_step = state.progress.step
 
     def train(self) -> Ending:
-        """Trains to the end, to an early stop, or to a SIGTERM; whichever it is, the last step is saved."""
+        """Trains to the end, to an early stop, or to a SIGTERM; whichever it is, the last step is saved.
+
+        Raises:
+            UserError: training diverged, or the last step could not be saved.
+        """
         self._state.model.module.train()
         ending = self._ending()
         with sigterm_sets(self._worker.stop):
@@ -97,8 +102,11 @@ class Trainer:
                 batches = prefetch(self._reader.epoch(self._progress.position), self._prepare)
                 with closing(batches):
                     ending = self._train_on(batches)
-        if self._saved_step != self._progress.step:
-            self._save()
+        if self._saved_step != self._progress.step and not self._save():
+            raise UserError(
+                f"Training ended at step {self._progress.step}, but its checkpoint could not be saved (see above). "
+                f"Make room in {self._folder} and train again: it goes on from the checkpoint before."
+            )
         return ending
 
     def _train_on(self, batches: Iterator[Batch]) -> Ending | None:
@@ -125,11 +133,14 @@ class Trainer:
             self._run_log.step()
         if is_due(progress.step, self._training.log_every_steps, is_epoch_end):
             self._log()
-        is_best = False
-        if self._validation and is_due(progress.step, self._training.validate_every_steps, is_epoch_end):
+        is_last = progress.step >= self.total_steps
+        is_best, best_before = False, progress.best_step
+        if self._validation and (is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)):
             is_best = self._validate(self._validation)
         if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
-            self._save()
+            is_saved = self._save()
+            if is_best and not is_saved:
+                progress.best_step = best_before  # the best one that can be loaded
 
     def _ending(self) -> Ending | None:
         stopping = self._training.early_stopping
@@ -185,21 +196,28 @@ class Trainer:
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
-    def _save(self) -> Saved | None:
-        """Saves; a failure costs this checkpoint and not the run."""
+    def _save(self) -> bool:
+        """Saves; a failure costs this checkpoint and not the run. Whether it was saved."""
+        self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
         start = time.perf_counter()
         try:
             saved = self._state.save(self._folder, self._settings)
         except SaveFailedError as error:
             if self._worker.is_first:
                 log.warning("The checkpoint of step %d could not be saved: %s", self._progress.step, error)
-            return None
+            return False
         self._saved_step = self._progress.step
         if self._run_log:
-            prune(self._folder, self._checkpoint.keep_last, self._checkpoint.keep_every, self._progress.best_step)
+            self._prune()
             self._run_log.say(f"step {saved.step} saved in {time.perf_counter() - start:.1f} s: {saved.uri}")
         self._logged_at += time.perf_counter() - start
-        return saved
+        return True
+
+    def _prune(self) -> None:
+        try:
+            prune(self._folder, self._checkpoint.keep_last, self._checkpoint.keep_every, self._progress.best_step)
+        except OSError as error:
+            log.warning("Old checkpoints in %s could not be deleted: %s", self._folder, error)
 
     def _prepare(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._worker.device.type == "cuda" else batch

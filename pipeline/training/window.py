@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.training.binned_auc import BinnedAuc
 from pipeline.training.module import StepOutput
 from pipeline.training.worker import Worker
@@ -27,6 +28,7 @@ class TrainWindow:
     def report(self) -> dict[str, dict[str, float | None]]:
         """Task to mean loss over the steps and, for a binary task, AUC over their rows. Collective."""
         sums = self._worker.sum(self._sums.cpu())
+        _check_finite(sums)
         self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
         report: dict[str, dict[str, float | None]] = {
             name: {"loss": loss} for name, loss in zip(self._names, (sums[:-1] / sums[-1]).tolist(), strict=True)
@@ -37,6 +39,10 @@ class TrainWindow:
         self._auc.reset()
         return report
 
+    def check_finite(self) -> None:
+        """Raises UserError on every worker when a loss since the last report is no number. Collective."""
+        _check_finite(self._worker.sum(self._sums.cpu().clone()))
+
     def state(self) -> dict[str, Tensor]:
         return {"sums": self._sums, "auc": self._auc.state}
 
@@ -44,3 +50,11 @@ class TrainWindow:
         """Takes over what a worker had summed up when it was saved, beside what is here."""
         self._sums += state["sums"]
         self._auc.state += state["auc"]
+
+
+def _check_finite(sums: Tensor) -> None:
+    if not sums.isfinite().all():
+        raise UserError(
+            "A loss is not a finite number: training has diverged. Use a lower learning rate, a longer "
+            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
+        )

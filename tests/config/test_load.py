@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config.experiment import RANKING_METRICS
 from pipeline.config.features import Categorical
 from pipeline.config.load import dump_experiment, load_experiment, parse_experiment
 from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import RANKING
 from tests import synthetic
 
 EXAMPLE = Path("examples/kuairand/experiment.yaml")
@@ -71,10 +73,10 @@ def test_an_override_makes_the_sections_that_it_needs() -> None:
         (["training.epochs=many"], r"training\.epochs: input should be a valid integer; found 'many' \(str\)"),
         (["training.epochs='3'"], r"training\.epochs: input should be a valid integer; found '3' \(str\)"),
         (["training.epochs=0"], r"training\.epochs: input should be greater than or equal to 1; found 0"),
-        (["features.user.dims=3"], r"features\.0\.categorical\.dims: unknown key; did you mean 'dim'\?"),
+        (["features.user.dims=3"], r"features\.0\.dims: unknown key; did you mean 'dim'\?"),
         (["features.user.kind=categorial"], r"features\.0\.kind: .* found 'categorial'; did you mean 'categorical'\?"),
         (["model.trunk.kind=mmoo"], r"model\.trunk\.kind: expected one of .*mmoe.*; did you mean 'mmoe'\?"),
-        (["model.trunk.expert=3"], r"model\.trunk\.mmoe\.expert: unknown key; did you mean 'experts'\?"),
+        (["model.trunk.expert=3"], r"model\.trunk\.expert: unknown key; did you mean 'experts'\?"),
         (["features.watched.shares=vidio"], r"features\.19\.shares: .*'vidio'; did you mean 'video'\?"),
         (["features.user.ids={}"], r"give exactly one of"),
         (["features.user.ids={hash: 5, vocabulary: {}}"], r"give exactly one of"),
@@ -93,6 +95,14 @@ def test_an_override_makes_the_sections_that_it_needs() -> None:
         (["logs.splits.test=[20220508, 20220505]"], r"split `test` ends \(20220505\) before it begins"),
         (["logs.splits={test: [1, 2]}"], r"`splits` needs a `train` range"),
         (["features.usr.dim=3"], r"no element 'usr'; did you mean 'user'"),
+        (["features.hour.name=type"], r"features\.18\.name: PyTorch keeps 'type' for itself"),
+        (["scenarios.tab.values=[1, other]"], r"scenarios\.0: two scenarios .* called the same"),
+        (["scenarios.tab.values=[1, 1]"], r"scenarios\.0: two scenarios .* called the same"),
+        (["logs.keys=[user_id, user_id]"], r"logs: `keys` names a column twice"),
+        (["model.trunk.hidden=[0]"], r"model\.trunk\.hidden\.0: .* greater than or equal to 1"),
+        (["model.trunk={kind: shared_bottom, hidden: []}"], r"model\.trunk\.hidden: .* at least 1 item"),
+        (["training.early_stopping.metric=click.rmse"], r"'rmse' is no metric to go by of the binary task 'click'"),
+        (["training.early_stopping.metric=click.grouped_auc", "evaluation.group=null"], r"or set evaluation\.group"),
         (["name.x=3"], r"name is a single value|single value"),
         (["name"], r"'name' is not an override: expected key=value"),
         (["name=[1"], r"not valid YAML"),
@@ -102,6 +112,18 @@ def test_an_override_makes_the_sections_that_it_needs() -> None:
 def test_mistakes_are_told_with_their_path(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(*overrides)
+
+
+def test_splits_are_compared_as_numbers_and_numbers_may_be_short() -> None:
+    splits = override("logs.splits={train: [2, 9], valid: [10, 12], test: [13, 100]}").logs
+    assert [splits.split_of(value) for value in ("2", "9", "10", "100", "101")] == [
+        "train", "train", "valid", "test", None,
+    ]  # fmt: skip
+    assert override("training.dense_optimizer.lr=1e-3").training.dense_optimizer.lr == 0.001
+
+
+def test_metrics_that_early_stopping_knows_are_those_that_evaluation_ranks_by() -> None:
+    assert sorted(RANKING) == sorted(metric for known in RANKING_METRICS.values() for metric in known)
 
 
 def test_a_missing_section_is_told() -> None:

@@ -112,6 +112,6 @@ def test_exit_code_of_a_job_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     job.run = lambda experiment, **settings: called.update(settings) or 75  # type: ignore[attr-defined, func-returns-value]
     monkeypatch.setitem(sys.modules, "jobs.train", job)
     monkeypatch.setattr("jobs.train", job, raising=False)
-    monkeypatch.setattr(cli, "read", lambda args, needs_torch: None)
+    monkeypatch.setattr(cli, "read", lambda args: None)
     assert cli.main(["train", "a.yaml", "--workers", "2"]) == 75
     assert called == {"launcher": "local", "workers": 2, "resume": "auto"}

@@ -24,7 +24,7 @@ def run_on(worker: Worker, experiment: Experiment, resume: str = "auto") -> str:
 def new_run(folder: Path, **sections: Any) -> Experiment:
     """An experiment in a folder of its own, with its table written."""
     experiment = synthetic.experiment(folder, **sections)
-    synthetic.write_table(Path(experiment.folder) / "table")
+    synthetic.write_table(Path(experiment.folder) / "table", experiment)
     return experiment
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import fs
 
+from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.training.checkpoint import complete_checkpoints
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 
@@ -128,8 +131,20 @@ def test_pruning_keeps_the_last_the_best_and_every_so_many(two_workers: WorkerPo
     [
         ({"training": {"seed": 1}}, "training.seed=0; the experiment says 1"),
         ({"training": {"global_batch_size": 64}}, "training.global_batch_size=32; the experiment says 64"),
-        ({"model": {"trunk": {"kind": "mmoe", "experts": 3, "hidden": [16]}}}, r"is of another model:\n.*experts"),
-        ({"model": {"trunk": {"kind": "shared_bottom", "hidden": [16]}}}, r"is of another model:\n.*not in"),
+        (
+            {"model": {"trunk": {"kind": "mmoe", "experts": 3, "hidden": [16]}}},
+            r"is of another model: model\.trunk\.experts: 2 -> 3",
+        ),
+        ({"model": {"trunk": {"kind": "shared_bottom", "hidden": [16]}}}, "is of another model: model.trunk"),
+        ({"model": {"bottom": {"kind": "concat"}}}, "is of another model: model.bottom"),
+        (
+            {"model": {"head": {"kind": "towers", "hidden": [8], "conversion": "direct"}}},
+            "conversion: .product. -> .direct",
+        ),
+        (
+            {"training": {"dense_optimizer": {"kind": "sgd"}}},
+            "training.dense_optimizer.kind=adam; the experiment says sgd",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
@@ -153,6 +168,70 @@ def test_a_checkpoint_of_another_table_is_refused(
     manifest.write_text(json.dumps(data))
     with pytest.raises(UserError, match="has 50 rows for the embedding table 'user', the feature table 77 rows"):
         two_workers.run(run_on, other)
+
+
+def test_a_train_split_of_other_files_is_refused(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    other = continued(straight, tmp_path, 12, **SECTIONS)
+    manifest = Path(other.folder) / "table/manifest.json"
+    data = json.loads(manifest.read_text())
+    data["partitions"][0]["lanes"][0][0]["bytes"] += 1
+    manifest.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="the feature table now has other files"):
+        two_workers.run(run_on, other)
+
+
+def test_exactly_is_only_said_when_nothing_has_changed(
+    straight: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sections = {**SECTIONS, "training": {**SECTIONS["training"], "clip_norm": 2.0}}
+    with caplog.at_level("INFO", "jobs"), one_worker() as worker:
+        run_on(worker, continued(straight, tmp_path, 20, **sections))
+    assert "not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0." in caplog.text
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_no_later_one(
+    straight: Experiment, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    """The abandoned branch must neither be taken for the latest, nor make pruning delete what was just saved."""
+    sections = {**SECTIONS, "checkpoint": {"every_steps": 5, "keep_last": 1}}
+    again = continued(straight, tmp_path, 24, **sections)
+    folder = Path(again.folder) / "checkpoints"
+    two_workers.run(run_on, again, str(folder / "step-00000010"))
+    assert_identical(tensors(straight, 24, tmp_path), tensors(again, 24, tmp_path))
+    best = json.loads((folder / "step-00000024/state.json").read_text())["progress"]["best_step"]
+    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in {24, best}}
+
+
+@pytest.mark.parametrize("content", ["{}", "[", "[1]"])
+def test_a_damaged_state_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, content: str) -> None:
+    other = continued(straight, tmp_path, 12, **SECTIONS)
+    (Path(other.folder) / "checkpoints/step-00000012/state.json").write_text(content)
+    with pytest.raises(UserError, match="no readable state.json: it is damaged"):
+        two_workers.run(run_on, other)
+
+
+def test_damaged_metadata_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    other = continued(straight, tmp_path, 12, **SECTIONS)
+    metadata = Path(other.folder) / "checkpoints/step-00000012/data/.metadata"
+    metadata.write_bytes(metadata.read_bytes()[:100])
+    with pytest.raises(UserError, match="step-00000012 cannot be read"):
+        two_workers.run(run_on, other)
+
+
+def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:
+    """A filesystem without folders, renames and appends: saved there, resumed from there."""
+    experiment = new_run(tmp_path, **SECTIONS)
+    remote = experiment.model_copy(update={"output": f"memory://{tmp_path.name}"})
+    filesystem, path = storage.resolve(remote.folder)
+    fs.copy_files(experiment.folder, path, destination_filesystem=filesystem)
+    first = remote.model_copy(update={"training": remote.training.model_copy(update={"max_steps": 7})})
+    with one_worker() as worker:
+        run_on(worker, first)
+        run_on(worker, remote)
+        run_on(worker, experiment)
+    saved = complete_checkpoints(storage.join(remote.folder, "checkpoints"))
+    assert [checkpoint.step for checkpoint in saved] == [5, 7, 10, 12, 15, 20, 24]
+    assert len(storage.read_text(storage.join(remote.folder, "metrics.jsonl")).splitlines()) > 6
 
 
 def test_a_missing_file_of_a_checkpoint_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:

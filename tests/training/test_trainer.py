@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+import jobs.predict
 from jobs.train import fresh_state, run, split_validation, train_reader
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
@@ -88,6 +90,53 @@ def test_a_failed_save_leaves_the_run_going(tmp_path: Path, caplog: pytest.LogCa
             assert run_on(worker, experiment) == "finished"
     assert "checkpoint of step 5 could not be saved" in caplog.text
     assert_identical(tensors(straight, 24, tmp_path), tensors(hurt, 24, tmp_path))
+
+
+def test_a_last_step_that_cannot_be_saved_is_an_error(tmp_path: Path) -> None:
+    experiment = new_run(tmp_path, training={"max_steps": 2})
+    blocked = Path(experiment.folder) / "checkpoints/step-00000002"
+    blocked.parent.mkdir()
+    blocked.write_text("in the way")
+    with one_worker() as worker, pytest.raises(UserError, match="its checkpoint could not be saved"):
+        run_on(worker, experiment)
+
+
+def test_divergence_ends_the_run_before_a_useless_checkpoint(tmp_path: Path) -> None:
+    experiment = new_run(tmp_path, training={"dense_optimizer": {"lr": 1e30}, "sparse_optimizer": {"lr": 1e30}})
+    with one_worker() as worker, pytest.raises(UserError, match="training has diverged"):
+        run_on(worker, experiment)
+    assert not list((Path(experiment.folder) / "checkpoints").glob("step-*"))
+    assert "NaN" not in (Path(experiment.folder) / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"scenarios": [{"name": "tab", "column": "s", "values": [1, 0]}]},
+            r"scenarios.tab.values: \[0, 1\] -> \[1, 0\]",
+        ),
+        ({"table": {"lanes": 2}}, "table.lanes: 4 -> 2"),
+        ({"logs": {"splits": {"train": [1, 3], "valid": [4, 4]}}}, "has it in `valid`"),
+        ({"logs": {"keys": []}}, "logs.keys"),
+    ],
+)
+def test_a_table_of_another_experiment_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    from tests import synthetic
+
+    new_run(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run(synthetic.experiment(tmp_path, **sections), launcher="local", workers=None, resume="auto")
+
+
+def test_predictions_without_keys(tmp_path: Path) -> None:
+    """Keys are an option: without them rows carry scenarios, labels and predictions."""
+    experiment = new_run(tmp_path, logs={"keys": []}, training={"max_steps": 2})
+    run(experiment, "local", None, "auto")
+    jobs.predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
+    rows = pq.read_table(tmp_path / "out")
+    assert rows.num_rows == 90
+    assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
 
 
 def test_every_stateful_part_is_saved(tmp_path: Path) -> None:

@@ -3,25 +3,44 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import storage
+from pipeline.config.features import Feature
+from pipeline.config.logs import Logs, Scenario, Task
+from pipeline.config.training import TableSettings
 from pipeline.errors import UserError
-from pipeline.preprocess.sections import Sections
+from pipeline.table.manifest import Manifest
 
 SETTINGS = "settings.json"
 COLUMNS = "columns.parquet"
 """A Parquet file without rows that has the columns of lane files; with the settings the first that is written."""
 
-# What these say reaches the model or the job, and no file of the table.
+# What these say reaches the model or the job, and no file of the table. Splits may grow as days come in: which
+# partition is in which is held against the table apart from the settings.
 _ELSEWHERE = {
-    "logs": {"max_quarantined"},
+    "logs": {"max_quarantined", "splits"},
     "features": {"sharding", "dim", "pooling"},
     "tasks": {"weight", "after"},
 }
 
 
-def table_settings(sections: Sections) -> dict[str, Any]:
+class TableSections(Protocol):
+    """The sections of an experiment that decide a feature table."""
+
+    @property
+    def logs(self) -> Logs: ...
+    @property
+    def features(self) -> list[Feature]: ...
+    @property
+    def scenarios(self) -> list[Scenario]: ...
+    @property
+    def tasks(self) -> list[Task]: ...
+    @property
+    def table(self) -> TableSettings: ...
+
+
+def table_settings(sections: TableSections) -> dict[str, Any]:
     """The sections as JSON, without the keys that do not decide the table."""
     settings: dict[str, Any] = {
         "logs": sections.logs.model_dump(mode="json"),
@@ -58,14 +77,47 @@ def check_same_settings(table: str, settings: dict[str, Any]) -> bool:
                 "something else. Give another `name`, or delete the folder with --overwrite."
             )
         return False
-    if fingerprint(earlier) != fingerprint(settings):
-        changes = list(differences(earlier, settings, ""))
+    _check_no_differences(table, earlier, settings)
+    return True
+
+
+def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -> None:
+    """Holds a finished table against an experiment that is to read it. Where the logs lie does not matter any more.
+
+    Raises:
+        UserError: features, scenarios, tasks or layout differ, or a partition is in another split.
+    """
+    earlier = storage.read_json(storage.join(table, SETTINGS))
+    if earlier is None:
+        raise UserError(f"The feature table in {table} has no readable {SETTINGS}: make it again with --overwrite.")
+    settings = table_settings(sections)
+    for one in (earlier, settings):
+        one["logs"].pop("path")
+        for join in one["logs"]["joins"]:
+            join.pop("path")
+    _check_no_differences(table, earlier, settings)
+    check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
+
+
+def check_splits(logs: Logs, table: str, split_of: dict[str, str]) -> None:
+    """Raises UserError where a partition of the table is in another split than the experiment puts it in."""
+    for value, split in split_of.items():
+        wanted = logs.split_of(value)
+        if wanted not in (None, split):
+            raise UserError(
+                f"logs.splits puts {logs.partition}={value} into `{wanted}`, but the feature table in {table} has "
+                f"it in `{split}`. Change the range back, or make the table again with --overwrite."
+            )
+
+
+def _check_no_differences(table: str, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    changes = list(differences(earlier, settings, ""))
+    if changes:
         shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
         raise UserError(
-            f"The feature table in {table} was made with other settings: {shown}. "
-            "Pass --overwrite to make it again, or give another `name`."
+            f"The feature table in {table} was made with other settings: {shown}. Make it again with "
+            "`manygate preprocess --overwrite`, change the experiment back, or give it another `name`."
         )
-    return True
 
 
 def differences(old: Any, new: Any, path: str) -> Iterator[str]:
