@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.preprocess.job import preprocess
 from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.table.settings import check_table_is_of
 from tests.preprocess.logs import digests, experiment, log_rows, write_file, write_log, write_side
 
 pytestmark = pytest.mark.usefixtures("ray_is_up")
@@ -117,6 +118,34 @@ def test_a_new_day_is_appended_with_the_encoders_that_exist(whole: Path, tmp_pat
     assert preprocess(new, str(tmp_path / "table")) == manifest
 
 
+def test_a_split_may_grow_but_not_take_from_another(whole: Path, table: Path) -> None:
+    """A wider range appends its new days; a range that would move a partition is refused, by training too."""
+    splits = experiment(whole).model_dump(mode="json")["logs"]["splits"]
+    splits["test"][1] += 100
+    wider = experiment(whole, logs={"splits": splits})
+    assert preprocess(wider, str(table)) == read_manifest(str(table))
+    check_table_is_of(wider, str(table), read_manifest(str(table)))
+    splits = {"train": splits["train"][:1] + [splits["valid"][1]], "test": splits["test"]}
+    moved = experiment(whole, logs={"splits": splits})
+    told = "puts day=20240103 into `train`, but the feature table in .* has it in `valid`"
+    with pytest.raises(UserError, match=told):
+        preprocess(moved, str(table))
+    with pytest.raises(UserError, match=told):
+        check_table_is_of(moved, str(table), read_manifest(str(table)))
+
+
+def test_a_split_of_which_nothing_is_left_is_told(whole: Path, tmp_path: Path) -> None:
+    for name in ("log", "side.parquet"):
+        source = whole / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    day = tmp_path / "log/day=20240104"
+    shutil.rmtree(day)
+    write_file(day / "part.parquet", log_rows(0, seed=1))
+    with pytest.raises(UserError, match="logs.splits.test: no row is left of its 0 rows in 1 partitions"):
+        run(tmp_path)
+    assert not (tmp_path / "table/manifest.json").exists()
+
+
 def test_a_finished_table_is_left_alone(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
     times = {path: path.stat().st_mtime_ns for path in (whole / "table").rglob("*")}
     with caplog.at_level("INFO"):
@@ -128,7 +157,7 @@ def test_a_finished_table_is_left_alone(whole: Path, caplog: pytest.LogCaptureFi
 def test_other_settings_are_refused_until_overwritten(whole: Path, table: Path) -> None:
     changed = experiment(whole, table={"lanes": 8})
     before = digests(table)
-    with pytest.raises(UserError, match=r"other settings: table.lanes: 4 -> 8\. Pass --overwrite"):
+    with pytest.raises(UserError, match=r"other settings: table.lanes: 4 -> 8\. Make it again .*--overwrite"):
         preprocess(changed, str(table))
     assert digests(table) == before
     assert preprocess(changed, str(table), overwrite=True).lanes == 8
