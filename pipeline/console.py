@@ -12,6 +12,7 @@ TALKATIVE = {
     "fbgemm_gpu": logging.WARNING,
     "ray.data": logging.WARNING,
     "ray.train": logging.WARNING,
+    "ray._private.runtime_env": logging.ERROR,  # tells that submit leaves .git and .venv out, as it should
 }
 
 

@@ -103,9 +103,10 @@ def check_splits(logs: Logs, table: str, split_of: dict[str, str]) -> None:
     """Raises UserError where a partition of the table is in another split than the experiment puts it in."""
     for value, split in split_of.items():
         wanted = logs.split_of(value)
-        if wanted not in (None, split):
+        if wanted != split:
+            where = f"into `{wanted}`" if wanted else "into no split"
             raise UserError(
-                f"logs.splits puts {logs.partition}={value} into `{wanted}`, but the feature table in {table} has "
+                f"logs.splits puts {logs.partition}={value} {where}, but the feature table in {table} has "
                 f"it in `{split}`. Change the range back, or make the table again with --overwrite."
             )
 

@@ -3,12 +3,15 @@
 import json
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 from tqdm import tqdm
 
 from pipeline import storage
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +51,8 @@ class RunLog:
     """The first worker's record of a run."""
 
     def __init__(self, folder: str, resumed_step: int, total_steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._metrics = MetricsLog(storage.join(folder, "metrics.jsonl"), resumed_step)
-        self._board = SummaryWriter(storage.join(folder, "tensorboard"), purge_step=resumed_step + 1)
+        self._board = _open_board(storage.join(folder, "tensorboard"), resumed_step)
         self._bar = tqdm(
             total=total_steps, initial=resumed_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -62,8 +63,9 @@ class RunLog:
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes numbers of one kind (`train`, `valid`, `checkpoint`) at a step; nested ones are joined by slashes."""
         self._metrics.write({"kind": kind, "step": step, **values})
-        for name, value in flatten(values).items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._board:
+            for name, value in flatten(values).items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, message: str) -> None:
         """A line for the person who watches."""
@@ -74,7 +76,19 @@ class RunLog:
 
     def close(self) -> None:
         self._bar.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
+
+
+def _open_board(uri: str, resumed_step: int) -> "SummaryWriter | None":
+    """TensorBoard's writer. It reaches object stores through fsspec alone; without, a run has its metrics.jsonl."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        return SummaryWriter(uri, purge_step=resumed_step + 1)
+    except (ImportError, ValueError) as error:
+        log.warning("No TensorBoard curves are written to %s: %s", uri, error)
+        return None
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -130,7 +130,12 @@ def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     for source in (old, new):
         for name in ("loop", "log_every_steps", "device"):  # loops agree bit by bit; the device is compared above
             del source[name]
-    return found + list(differences(old, new, "training"))
+    found += differences(old, new, "training")
+    plans = [
+        {feature["name"]: feature.get("sharding") for feature in source["experiment"]["features"]}
+        for source in (state, settings)
+    ]
+    return found + [f"sharding of {change}" for change in differences(plans[0], plans[1], "")]
 
 
 def check_table(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from jobs.cli import main
 from pipeline.config.load import dump_experiment, load_experiment
 from pipeline.table.manifest import read_manifest
-from tests.end_to_end.conftest import DAYS, ROWS, finish, manygate, torchrun
+from pipeline.training.stop import EXIT_CODE
+from tests.end_to_end.conftest import DAYS, ROOT, ROWS, finish, manygate, torchrun
 from tests.training.runs import assert_identical, metrics, tensors
 
 STEPS = 38  # 1,200 rows in batches of 64, twice
@@ -73,11 +77,22 @@ def kill_tree(pid: int) -> None:
         process.kill()
 
 
-def test_ray_train_does_the_same_run(sliced: Path, straight: Path, tmp_path: Path) -> None:
-    """Bit by bit that of torchrun, with two workers each."""
+def test_ray_train_stopped_and_resumed_does_the_same_run(sliced: Path, straight: Path, tmp_path: Path) -> None:
+    """SIGTERM to the driver: its workers save and it leaves with 75. In the end bit by bit the run of torchrun."""
     file = new_run(sliced, tmp_path)
-    done = manygate("train", str(file), "--launcher", "ray", "--workers", "2")
-    assert f"step {STEPS}/{STEPS}" in done.stderr or f"at step {STEPS} of {STEPS}" in done.stderr
+    command = ["train", str(file), "--launcher", "ray", "--workers", "2"]
+    marker = Path(load_experiment(file).folder) / "checkpoints/step-00000007/complete.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == EXIT_CODE and "Training interrupted" in told, told
+    again = manygate(*command).stderr
+    assert "exactly" in again and f"Training finished at step {STEPS} of {STEPS}" in again
     assert_same_run(straight, file, tmp_path)
 
 

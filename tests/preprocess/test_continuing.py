@@ -125,13 +125,17 @@ def test_a_split_may_grow_but_not_take_from_another(whole: Path, table: Path) ->
     wider = experiment(whole, logs={"splits": splits})
     assert preprocess(wider, str(table)) == read_manifest(str(table))
     check_table_is_of(wider, str(table), read_manifest(str(table)))
-    splits = {"train": splits["train"][:1] + [splits["valid"][1]], "test": splits["test"]}
-    moved = experiment(whole, logs={"splits": splits})
-    told = "puts day=20240103 into `train`, but the feature table in .* has it in `valid`"
-    with pytest.raises(UserError, match=told):
-        preprocess(moved, str(table))
-    with pytest.raises(UserError, match=told):
-        check_table_is_of(moved, str(table), read_manifest(str(table)))
+    taken = {"train": splits["train"][:1] + [splits["valid"][1]], "test": splits["test"]}
+    left_out = {**splits, "train": [20240102, 20240102]}
+    for changed, told in (
+        (taken, "puts day=20240103 into `train`, but the feature table in .* has it in `valid`"),
+        (left_out, "puts day=20240101 into no split, but the feature table in .* has it in `train`"),
+    ):
+        moved = experiment(whole, logs={"splits": changed})
+        with pytest.raises(UserError, match=told):
+            preprocess(moved, str(table))
+        with pytest.raises(UserError, match=told):
+            check_table_is_of(moved, str(table), read_manifest(str(table)))
 
 
 def test_a_split_of_which_nothing_is_left_is_told(whole: Path, tmp_path: Path) -> None:

@@ -183,10 +183,15 @@ def test_a_train_split_of_other_files_is_refused(straight: Experiment, two_worke
 def test_exactly_is_only_said_when_nothing_has_changed(
     straight: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sections = {**SECTIONS, "training": {**SECTIONS["training"], "clip_norm": 2.0}}
+    features = straight.model_dump(mode="json")["features"]
+    features[0]["sharding"] = "row_wise"
+    sections = {**SECTIONS, "training": {**SECTIONS["training"], "clip_norm": 2.0}, "features": features}
     with caplog.at_level("INFO", "jobs"), one_worker() as worker:
         run_on(worker, continued(straight, tmp_path, 20, **sections))
-    assert "not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0." in caplog.text
+    assert (
+        'not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0; sharding of user: null -> "row_wise".'
+        in caplog.text
+    )
 
 
 def test_going_on_from_an_earlier_checkpoint_leaves_no_later_one(
