@@ -33,8 +33,7 @@ def run(experiment: Experiment, checkpoint: str, split: str, output: str, launch
     """
     read_table(experiment).split(split)
     output = storage.absolute(output)
-    if storage.list_folder(output):
-        raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
+    clear_unfinished(output)
     rows = launch_on_workers(
         predict_on_worker,
         experiment,
@@ -46,6 +45,19 @@ def run(experiment: Experiment, checkpoint: str, split: str, output: str, launch
     )
     if rows is not None:
         print(f"{rows:,} predictions of the {split} split are in {output}.")
+
+
+def clear_unfinished(output: str) -> None:
+    """Deletes what a prediction that was killed has left.
+
+    Raises:
+        UserError: the folder holds finished predictions, or something else.
+    """
+    names = storage.list_folder(output)
+    if any(not (name.startswith("part-") and name.endswith(".parquet")) for name in names):
+        raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
+    for name in names:
+        storage.delete_file(storage.join(output, name))
 
 
 def predict_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, split: str, output: str) -> int | None:

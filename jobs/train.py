@@ -45,7 +45,6 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     manifest = read_manifest(table_of(experiment))
     reader = train_reader(experiment, manifest, worker)
     saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
-    criterion = criterion_of(experiment)
     state = fresh_state(experiment, manifest, worker)
     validation = split_validation(experiment, state, manifest, worker)
     settings = run_settings(experiment, manifest, worker)
@@ -56,15 +55,7 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     run_log = (
         RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader)) if worker.is_first else None
     )
-    trainer = Trainer(
-        experiment,
-        state,
-        reader,
-        settings,
-        run_log,
-        validation=validation,
-        criterion=criterion,
-    )
+    trainer = Trainer(experiment, state, reader, settings, run_log, validation, criterion_of(experiment))
     try:
         ending = trainer.train()
     finally:
@@ -167,12 +158,11 @@ def split_validation(
 
 
 def criterion_of(experiment: Experiment) -> Criterion | None:
-    """The metric of early stopping, checked now and not at the first validation."""
+    """How validations are compared, where the experiment names a metric for it."""
     stopping = experiment.training.early_stopping
     if stopping is None:
         return None
     metric = stopping.metric
-    is_better(metric, None, None)
     return Criterion(
         value=lambda evaluation: metric_value(evaluation, metric),
         is_better=lambda new, best: is_better(metric, new, best),

@@ -155,21 +155,15 @@ class Trainer:
         self._logged_at, self._logged_step = now, self._progress.step
         if self._run_log is None:
             return
-        step, rate = (
-            self._progress.step,
-            schedule_factor(self._training.schedule, self._progress.step - 1, self.total_steps),
-        )
-        self._run_log.record(
-            "train",
-            step,
-            {
-                "epoch": self._progress.position.epoch,
-                "tasks": report,
-                "learning_rate_factor": rate,
-                "samples_per_second": round(speed),
-            },
-        )
-        tasks = "  ".join(f"{name} {numbers(values)}" for name, values in report.items())
+        step = self._progress.step
+        values = {
+            "epoch": self._progress.position.epoch,
+            "tasks": report,
+            "learning_rate_factor": schedule_factor(self._training.schedule, step - 1, self.total_steps),
+            "samples_per_second": round(speed),
+        }
+        self._run_log.record("train", step, values)
+        tasks = "  ".join(f"{name} {numbers(measured)}" for name, measured in report.items())
         self._run_log.say(f"step {step}/{self.total_steps}  {tasks}  {speed:,.0f} samples/s")
 
     def _validate(self, validation: Validation) -> bool:
@@ -183,9 +177,10 @@ class Trainer:
         if self._criterion:
             value = self._criterion.value(evaluation)
             is_best = value is not None and self._criterion.is_better(value, progress.best)
-            progress.stale_validations = 0 if is_best else progress.stale_validations + 1
             if is_best:
-                progress.best, progress.best_step = value, progress.step
+                progress.best, progress.best_step, progress.stale_validations = value, progress.step, 0
+            elif value is not None:  # an undefined metric says nothing
+                progress.stale_validations += 1
         if self._run_log:
             self._run_log.record("valid", progress.step, evaluation)
             tasks = "  ".join(

@@ -133,7 +133,11 @@ def test_predictions_without_keys(tmp_path: Path) -> None:
     """Keys are an option: without them rows carry scenarios, labels and predictions."""
     experiment = new_run(tmp_path, logs={"keys": []}, training={"max_steps": 2})
     run(experiment, "local", None, "auto")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/part-00007.parquet").write_text("left by a prediction that was killed")
     jobs.predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
+    with pytest.raises(UserError, match="is not empty: name another"):
+        jobs.predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
     rows = pq.read_table(tmp_path / "out")
     assert rows.num_rows == 90
     assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
