@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.launching import checkpoint_choice, checkpoints_of, launch_on_workers, read_table, table_of
+from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
@@ -29,9 +29,9 @@ def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, work
 
 def evaluate_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, split: str) -> dict[str, Any] | None:
     """Evaluates on this worker; the first one writes and returns the result, the others return None."""
-    manifest = read_manifest(table_of(experiment))
+    manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
-    evaluation = SplitEvaluation(experiment, model.module, table_of(experiment), manifest, split, worker)()
+    evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)()
     result = {"split": split, "checkpoint": saved.uri, **evaluation}
     if not worker.is_first:
         return None
@@ -47,10 +47,10 @@ def restored_model(
     Raises:
         UserError: there is no such checkpoint, or it belongs to another model.
     """
-    saved = worker.on_first(lambda: find_checkpoint(checkpoints_of(experiment), checkpoint))
+    saved = worker.on_first(lambda: find_checkpoint(experiment.checkpoint_folder, checkpoint))
     if saved is None:
         raise UserError(
-            f"There is no complete checkpoint in {checkpoints_of(experiment)}: run `manygate train EXPERIMENT` first."
+            f"There is no complete checkpoint in {experiment.checkpoint_folder}: run `manygate train EXPERIMENT` first."
         )
     model = shard(experiment, model_inputs(experiment, manifest), worker)
     restore_weights(model, saved, run_settings(experiment, manifest, worker), worker)

@@ -13,24 +13,14 @@ from pipeline.training.launch import is_torchrun, launch
 Result = TypeVar("Result")
 
 
-def table_of(experiment: Experiment) -> str:
-    """The run's feature table."""
-    return storage.join(experiment.folder, "table")
-
-
-def checkpoints_of(experiment: Experiment) -> str:
-    """The folder of the run's checkpoints."""
-    return storage.join(experiment.folder, "checkpoints")
-
-
 def read_table(experiment: Experiment) -> Manifest:
     """The manifest of the run's feature table.
 
     Raises:
         UserError: there is none, or it was made with other settings.
     """
-    manifest = read_manifest(table_of(experiment))
-    check_table_is_of(experiment, table_of(experiment), manifest)
+    manifest = read_manifest(experiment.table_folder)
+    check_table_is_of(experiment, experiment.table_folder, manifest)
     return manifest
 
 

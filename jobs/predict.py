@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.evaluate import restored_model
-from jobs.launching import checkpoint_choice, launch_on_workers, read_table, table_of
+from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.logs import Task
@@ -62,25 +62,46 @@ def clear_unfinished(output: str) -> None:
 
 def predict_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, split: str, output: str) -> int | None:
     """Writes this worker's file; the first worker returns the rows of all, the others None."""
-    manifest = read_manifest(table_of(experiment))
+    manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
-    reader = split_reader(experiment, table_of(experiment), manifest, split, worker, experiment.logs.keys)
+    reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
     storage.create_folder(output)
     filesystem, path = storage.resolve(storage.join(output, f"part-{worker.rank:05d}.parquet"))
-    rows, writer = 0, None
+    rows, not_finite, writer = 0, 0, None
     try:
         for batch in predict(model.module, reader, worker.device, group=None):
             table = prediction_table(batch, experiment)
             writer = writer or pq.ParquetWriter(path, table.schema, filesystem=filesystem)
             writer.write_table(table)
             rows += table.num_rows
+            not_finite += int(np.count_nonzero(~np.isfinite(batch.predictions.predictions)))
     finally:
         if writer is not None:
             writer.close()
-    counts = worker.gather(rows)
-    summary = {"split": split, "checkpoint": saved.uri, "rows": sum(counts or [])}
-    worker.on_first(lambda: storage.write_json(storage.join(output, DONE), summary))
-    return summary["rows"] if worker.is_first else None
+    counts = worker.gather((rows, not_finite))
+    total = worker.on_first(lambda: finish(counts or [], {"split": split, "checkpoint": saved.uri}, output))
+    return total if worker.is_first else None
+
+
+def finish(counts: list[tuple[int, int]], summary: dict[str, str], output: str) -> int:
+    """Marks the predictions as complete, and gives their rows.
+
+    Args:
+        counts: of each worker, rows and numbers that are not finite.
+        summary: what the marker says besides.
+        output: the folder.
+
+    Raises:
+        UserError: some predictions are not finite.
+    """
+    rows, not_finite = (sum(column) for column in zip(*counts, strict=True))
+    if not_finite:
+        raise UserError(
+            f"{not_finite} predictions are not finite numbers: training has probably diverged. Use an earlier "
+            "checkpoint, or train with a lower learning rate."
+        )
+    storage.write_json(storage.join(output, DONE), {**summary, "rows": rows})
+    return rows
 
 
 def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:

@@ -17,7 +17,7 @@ def run(experiment: Experiment, overwrite: bool) -> None:
         UserError: as `preprocess` and `connect` do.
     """
     start = time.monotonic()
-    table = storage.join(experiment.folder, "table")
+    table = experiment.table_folder
     manifest = preprocess(experiment, table, overwrite, connect)
     storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
     print(summary(manifest, table, time.monotonic() - start))

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from jobs.launching import checkpoint_choice, checkpoints_of, launch_on_workers, read_table, table_of
+from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
@@ -42,7 +42,7 @@ def run(experiment: Experiment, launcher: str, workers: int | None, resume: str)
 
 def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Ending:
     """What one worker does from start to end."""
-    manifest = read_manifest(table_of(experiment))
+    manifest = read_manifest(experiment.table_folder)
     reader = train_reader(experiment, manifest, worker)
     saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
     state = fresh_state(experiment, manifest, worker)
@@ -84,7 +84,7 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
 
 def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker) -> Reader:
     return Reader(
-        table_of(experiment),
+        experiment.table_folder,
         manifest,
         "train",
         batch_columns(experiment, model_inputs(experiment, manifest)),
@@ -111,7 +111,7 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
 
 def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
     """The checkpoint that `--resume` means; None to start afresh."""
-    folder = checkpoints_of(experiment)
+    folder = experiment.checkpoint_folder
     if resume == "never":
         if storage.list_folder(folder):
             raise UserError(
@@ -140,7 +140,7 @@ def continue_from(saved: Saved | None, state: RunState, settings: dict) -> None:
 
 def withdraw_later(experiment: Experiment, saved: Saved) -> None:
     """Deletes the run's checkpoints of later steps than the one it goes on from: they are of an abandoned branch."""
-    own = complete_checkpoints(checkpoints_of(experiment))
+    own = complete_checkpoints(experiment.checkpoint_folder)
     if saved.uri not in [checkpoint.uri for checkpoint in own]:
         return
     for later in own:
@@ -154,7 +154,7 @@ def split_validation(
 ) -> SplitEvaluation | None:
     if "valid" not in experiment.logs.splits:
         return None
-    return SplitEvaluation(experiment, state.model.module, table_of(experiment), manifest, "valid", worker)
+    return SplitEvaluation(experiment, state.model.module, experiment.table_folder, manifest, "valid", worker)
 
 
 def criterion_of(experiment: Experiment) -> Criterion | None:

@@ -14,6 +14,7 @@ from torchrec import (
 )
 
 from models.inputs import Embedded, Field, ModelInputs
+from models.layers.pooling import averaged
 
 
 class SharedEmbedding(nn.Module):
@@ -56,8 +57,11 @@ class Assemble(nn.Module):
         columns = pooled.to_dict() if pooled is not None else {}
         for field in self._fields:
             if field.name not in self._jagged:
-                assert ids is not None
-                out.fields[field.name] = averaged(columns[field.name], ids[field.name].lengths(), field)
+                total = columns[field.name]
+                if is_mean(field):
+                    assert ids is not None
+                    total = averaged(total, ids[field.name].lengths())
+                out.fields[field.name] = total
                 continue
             assert jagged is not None
             rows = jagged[field.name]
@@ -75,17 +79,12 @@ def pool(rows: JaggedTensor, field: Field) -> Tensor:
         return rows.values()
     lengths = rows.lengths()
     total = torch.segment_reduce(rows.values(), "sum", lengths=lengths.long(), axis=0, initial=0.0)
-    return averaged(total, lengths, field)
+    return averaged(total, lengths) if is_mean(field) else total
 
 
-def averaged(total: Tensor, lengths: Tensor, field: Field) -> Tensor:
-    """The sum over a sample's rows, ``(batch, dim)``, or their mean where the field pools so.
-
-    Collections always sum: TorchRec 1.8 does not divide a mean under grid_shard.
-    """
-    if field.kind == "single" or field.pooling == "sum":
-        return total
-    return total / lengths.clamp(min=1).unsqueeze(1)
+def is_mean(field: Field) -> bool:
+    """Whether sums are to be divided. Collections always sum: TorchRec 1.8 does not divide a mean under grid_shard."""
+    return field.kind == "multi" and field.pooling == "mean"
 
 
 def _pooled_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingBagCollection:

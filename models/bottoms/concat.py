@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.inputs import Embedded, ModelInputs
+from models.layers.pooling import averaged
 from models.section import ModelSection
 
 
@@ -23,8 +24,5 @@ class ConcatBottom(nn.Module):
         self.out_dim = sum(inputs.dim(f.name) for f in inputs.fields) + inputs.numerics
 
     def forward(self, embedded: Embedded) -> Tensor:
-        means = [
-            sequence.sum(1) / embedded.lengths[name].clamp(min=1).unsqueeze(1)
-            for name, sequence in embedded.sequences.items()
-        ]
+        means = [averaged(rows.sum(1), embedded.lengths[name]) for name, rows in embedded.sequences.items()]
         return torch.cat([*embedded.fields.values(), *means, embedded.numerics], dim=1)

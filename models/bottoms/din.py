@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.inputs import Embedded, ModelInputs
 from models.layers.mlp import mlp
+from models.layers.pooling import averaged
 from models.section import ModelSection, Widths
 
 
@@ -63,5 +64,5 @@ class DinBottom(nn.Module):
             if name in self.attention:
                 interests.append(self.attention[name](sequence, lengths, target))
             else:
-                interests.append(sequence.sum(1) / lengths.clamp(min=1).unsqueeze(1))
+                interests.append(averaged(sequence.sum(1), lengths))
         return torch.cat([*embedded.fields.values(), *interests, embedded.numerics], dim=1)

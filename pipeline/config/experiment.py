@@ -7,7 +7,7 @@ from torch import nn
 
 from models.build import ModelConfig
 from pipeline.config.base import Section, nearest
-from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
+from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
 from pipeline.config.logs import Logs, Scenario, Task
 from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
 
@@ -40,9 +40,19 @@ class Experiment(Section):
         return f"{self.output.rstrip('/')}/{self.name}"
 
     @property
+    def table_folder(self) -> str:
+        """Where the run's feature table lies."""
+        return f"{self.folder}/table"
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where the run's checkpoints lie."""
+        return f"{self.folder}/checkpoints"
+
+    @property
     def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
         """Features whose ids come from a column of ids, by name."""
-        return {f.name: f for f in self.features if not isinstance(f, Numeric)}
+        return embedded_features(self.features)
 
     @model_validator(mode="after")
     def _check_references(self) -> "Experiment":

@@ -116,3 +116,8 @@ class Numeric(_Column):
 
 
 Feature = Annotated[Categorical | Numeric | Multivalued | Sequence, Field(discriminator="kind")]
+
+
+def embedded_features(features: list[Feature]) -> dict[str, Categorical | Multivalued | Sequence]:
+    """Features whose ids come from a column of ids, by name."""
+    return {feature.name: feature for feature in features if not isinstance(feature, Numeric)}

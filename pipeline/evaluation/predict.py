@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import Predictions
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.prefetch import prefetch
@@ -47,11 +46,6 @@ def predict(module: nn.Module, reader: Reader, device: torch.device, group: str 
 
 
 def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> PredictedBatch:
-    if not output.scores.isfinite().all():
-        raise UserError(
-            "Some predictions are not finite numbers: training has probably diverged. Use an earlier checkpoint, or "
-            "train with a lower learning rate."
-        )
     real = np.flatnonzero(output.weights.cpu().numpy() > 0)
     keys = batch.keys.take(pa.array(real)) if batch.keys is not None else None
     return PredictedBatch(

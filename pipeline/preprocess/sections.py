@@ -5,7 +5,7 @@ Workers get these instead of the whole experiment, whose model section would mak
 
 from dataclasses import dataclass
 
-from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence
+from pipeline.config.features import Categorical, Feature, Multivalued, Sequence, embedded_features
 from pipeline.config.logs import Logs, Scenario, Task
 from pipeline.config.training import TableSettings
 
@@ -23,4 +23,4 @@ class Sections:
     @property
     def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
         """Features whose ids come from a column of ids, by name."""
-        return {f.name: f for f in self.features if not isinstance(f, Numeric)}
+        return embedded_features(self.features)

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
@@ -73,7 +72,7 @@ class Trainer:
         self._settings = settings
         self._training = experiment.training
         self._checkpoint = experiment.checkpoint
-        self._folder = storage.join(experiment.folder, "checkpoints")
+        self._folder = experiment.checkpoint_folder
         self._state = state
         self._progress = state.progress
         self._worker = state.worker

@@ -10,15 +10,8 @@ import pytest
 
 from cluster import local_head
 from pipeline.errors import UserError
+from tests.tiny import EXPERIMENT
 
-EXPERIMENT = """
-name: tiny
-logs: {path: log, partition: date, splits: {train: [1, 2], test: [3, 3]}}
-features: [{name: user, column: user_id, kind: categorical, ids: {hash: 100}, dim: 4}]
-scenarios: [{name: tab, column: tab, values: [0, 1]}]
-tasks: [{name: click, column: is_click, kind: binary}]
-model: {bottom: {kind: concat}, trunk: {kind: shared_bottom}, head: {kind: towers}}
-"""
 SEND_SLEEPER = """
 import sys
 from cluster.client import open_client

@@ -8,15 +8,7 @@ import pytest
 from jobs import cli, submit
 from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
-
-EXPERIMENT = """
-name: tiny
-logs: {path: log, partition: date, splits: {train: [1, 2], test: [3, 3]}}
-features: [{name: user, column: user_id, kind: categorical, ids: {hash: 100}, dim: 4}]
-scenarios: [{name: tab, column: tab, values: [0, 1]}]
-tasks: [{name: click, column: is_click, kind: binary}]
-model: {bottom: {kind: concat}, trunk: {kind: shared_bottom}, head: {kind: towers}}
-"""
+from tests.tiny import EXPERIMENT
 
 
 @pytest.fixture

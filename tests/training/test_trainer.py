@@ -143,6 +143,13 @@ def test_predictions_without_keys(tmp_path: Path) -> None:
     assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
 
 
+def test_predictions_that_are_no_numbers_are_not_marked_as_complete(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3 predictions are not finite numbers"):
+        jobs.predict.finish([(5, 0), (4, 3)], {"split": "test"}, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert jobs.predict.finish([(5, 0), (4, 0)], {"split": "test"}, str(tmp_path)) == 9
+
+
 def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
     """What changes while training is in the list of `RunState`, or is known here to follow from it."""
     experiment = new_run(tmp_path)
