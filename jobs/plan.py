@@ -7,14 +7,13 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import Topology
 
 from jobs.launching import read_table
-from models.build import build_dense
 from models.embedding import SharedEmbedding
 from models.inputs import ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.training.inputs import model_inputs
-from pipeline.training.module import TrainingModule
+from pipeline.training.module import DenseStep, TrainingModule
 from pipeline.training.sharding import PooledSharder, make_plan, table_constraints
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -36,8 +35,8 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
             f"{experiment.training.global_batch_size}."
         )
     inputs = model_inputs(experiment, manifest)
-    dense = build_dense(experiment.model, inputs)
-    module = TrainingModule(SharedEmbedding(inputs, torch.device("meta")), dense, inputs.tasks, bf16=False)
+    dense = DenseStep(experiment.model, inputs, bf16=False)
+    module = TrainingModule(SharedEmbedding(inputs, torch.device("meta")), dense)
     caps = {"hbm_cap": limit} if device == "cuda" else {"ddr_cap": limit}
     topology = Topology(world_size=workers, local_world_size=min(workers, 8), compute_device=device, **caps)
     local_batch = experiment.training.global_batch_size // workers

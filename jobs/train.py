@@ -105,7 +105,7 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
         for line in describe_plan(model.plan):
             log.info("  table %s", line)
     binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
-    window = TrainWindow([task.name for task in inputs.tasks], binary, worker)
+    window = TrainWindow([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
     return RunState(model, window, Progress(), worker)
 
 

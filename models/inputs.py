@@ -1,6 +1,6 @@
 """What a model is built for: tables, fields, scenarios and tasks, free of files and of column names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -36,6 +36,9 @@ class TargetTask:
     kind: Literal["binary", "continuous"]
     after: int | None = None
     weight: float = 1.0
+    loss: Literal["mse", "huber", "ziln", "tweedie"] = "mse"  # of a continuous task
+    delta: float = 1.0  # of huber
+    power: float = 1.5  # of tweedie
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ModelInputs:
     numerics: int
     scenarios: tuple[int, ...]  # number of scenarios a level
     tasks: tuple[TargetTask, ...]
+    levels: tuple[str, ...]  # names of the levels
 
     def table(self, name: str) -> EmbeddingTable:
         return next(table for table in self.tables if table.name == name)
@@ -78,3 +82,16 @@ class Embedded:
     sequences: dict[str, Tensor]  # name -> (batch, max_length, dim), zeros after the end
     lengths: dict[str, Tensor]  # name -> (batch,)
     numerics: Tensor  # (batch, numerics)
+
+    def cut(self) -> "Embedded":
+        """The same values, as the start of a graph of their own."""
+        return replace(
+            self,
+            fields={name: value.detach().requires_grad_() for name, value in self.fields.items()},
+            sequences={name: value.detach().requires_grad_() for name, value in self.sequences.items()},
+        )
+
+    @property
+    def looked_up(self) -> list[Tensor]:
+        """What came out of the tables."""
+        return [*self.fields.values(), *self.sequences.values()]

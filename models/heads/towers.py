@@ -8,9 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from models.inputs import ModelInputs
+from models.continuous import CONTINUOUS
+from models.inputs import ModelInputs, TargetTask
 from models.layers.mlp import mlp
 from models.section import ModelSection, Widths
+from models.trunks.base import TrunkOutput
 
 
 class TowersConfig(ModelSection):
@@ -24,25 +26,26 @@ class TowersConfig(ModelSection):
 
 @dataclass
 class Predictions:
-    """Predictions of one batch.
+    """Predictions of one batch: what each task's loss is computed from.
 
     A binary task is held as the logarithms of its probability and of its complement, which keeps the loss exact
-    where a product of probabilities would round to 0 or 1. The columns of a continuous task are its value and zero.
+    where a product of probabilities would round to 0 or 1. A continuous task is held as the units of its loss.
     """
 
-    outputs: Tensor  # (batch, tasks): log P(task), or the value
-    complements: Tensor  # (batch, tasks): log (1 - P(task)), or 0
+    tasks: tuple[TargetTask, ...]
+    parameters: tuple[Tensor, ...]  # a task: (batch, 2) with log P and log (1 - P), or (batch, units)
 
-    def scores(self, binary: list[bool]) -> Tensor:
+    def scores(self) -> Tensor:
         """Probability of each binary task, value of each continuous one: ``(batch, tasks)``."""
         columns = [
-            column.exp() if is_binary else column for column, is_binary in zip(self.outputs.T, binary, strict=True)
+            parameters[:, 0].exp() if task.kind == "binary" else CONTINUOUS[task.loss].value(parameters)
+            for task, parameters in zip(self.tasks, self.parameters, strict=True)
         ]
         return torch.stack(columns, dim=1)
 
 
 class TowersHead(nn.Module):
-    """One MLP and one linear unit a task, on that task's hidden vector.
+    """One MLP and one linear layer a task, on that task's hidden vector.
 
     With `product`, for binary task t after binary task a (Ma et al., Entire Space Multi-Task Model, SIGIR 2018,
     pCTCVR = pCTR * pCVR):
@@ -58,24 +61,28 @@ class TowersHead(nn.Module):
         self._tasks = inputs.tasks
         self._product = config.conversion == "product"
         out_dim = config.hidden[-1] if config.hidden else in_dim
+        units = [1 if task.kind == "binary" else CONTINUOUS[task.loss].units for task in inputs.tasks]
         self.towers = nn.ModuleList(
-            nn.Sequential(mlp(in_dim, config.hidden, config.dropout), nn.Linear(out_dim, 1)) for _ in inputs.tasks
+            nn.Sequential(mlp(in_dim, config.hidden, config.dropout), nn.Linear(out_dim, count)) for count in units
         )
 
-    def forward(self, hidden: Tensor) -> Predictions:
-        """Hidden ``(tasks, batch, in_dim)`` to predictions ``(batch, tasks)``."""
-        outputs: list[Tensor] = []
-        complements: list[Tensor] = []
+    def logit(self, task: int, hidden: Tensor) -> Tensor:
+        """First unit of a task from its hidden vector ``(batch, in_dim)``: ``(batch,)``."""
+        return self.towers[task](hidden)[:, 0]
+
+    def forward(self, output: TrunkOutput) -> Predictions:
+        """Predictions from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and what it adds to the first units."""
+        parameters: list[Tensor] = []
         for k, (task, tower) in enumerate(zip(self._tasks, self.towers, strict=True)):
-            z = tower(hidden[k]).squeeze(1).float()
+            units = tower(output.hidden[k]).float()
+            if output.logits is not None:
+                units = torch.cat([units[:, :1] + output.logits[k].unsqueeze(1), units[:, 1:]], dim=1)
             if task.kind == "continuous":
-                outputs.append(z)
-                complements.append(torch.zeros_like(z))
-            elif task.after is None or not self._product:
-                outputs.append(logsigmoid(z))
-                complements.append(logsigmoid(-z))
-            else:
-                before = outputs[task.after]
-                outputs.append(before + logsigmoid(z))
-                complements.append(torch.logaddexp(complements[task.after], before + logsigmoid(-z)))
-        return Predictions(torch.stack(outputs, dim=1), torch.stack(complements, dim=1))
+                parameters.append(units)
+                continue
+            yes, no = logsigmoid(units[:, 0]), logsigmoid(-units[:, 0])
+            if task.after is not None and self._product:
+                before, not_before = parameters[task.after].unbind(1)
+                yes, no = before + yes, torch.logaddexp(not_before, before + no)
+            parameters.append(torch.stack([yes, no], dim=1))
+        return Predictions(self._tasks, tuple(parameters))

@@ -1,5 +1,6 @@
-"""The scenario of a row as an input."""
+"""The scenario of a row as an input, and as a number."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,5 +24,25 @@ class ScenarioEmbedding(nn.Module):
 
     def beside(self, representation: Tensor, scenarios: Tensor) -> Tensor:
         """A representation ``(..., batch, d)`` with the scenario beside it, ``(..., batch, d + dim)``."""
-        vectors = self(scenarios).expand(*representation.shape[:-1], self.dim)
-        return torch.cat([representation, vectors.to(representation.dtype)], dim=-1)
+        return beside(representation, self(scenarios))
+
+
+class FinestScenario:
+    """Every combination of the levels' scenarios as one number: the leaves of the scenario tree."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        self.count = math.prod(sizes)
+
+    def __call__(self, scenarios: Tensor) -> Tensor:
+        """Indices ``(batch, levels)`` to numbers below `count`, ``(batch,)``; the last level varies fastest."""
+        number = torch.zeros_like(scenarios[:, 0])
+        for level, size in enumerate(self._sizes):
+            number = number * size + scenarios[:, level]
+        return number
+
+
+def beside(representation: Tensor, vectors: Tensor) -> Tensor:
+    """``(..., batch, d)`` and ``(batch, e)`` to ``(..., batch, d + e)``."""
+    expanded = vectors.expand(*representation.shape[:-1], vectors.shape[-1])
+    return torch.cat([representation, expanded.to(representation.dtype)], dim=-1)

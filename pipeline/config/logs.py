@@ -106,9 +106,20 @@ class Task(Section):
     scale: float = Field(default=1.0, gt=0)
     transform: Literal["identity", "log1p"] = "identity"
     weight: float = Field(default=1.0, ge=0)
+    loss: Literal["mse", "huber", "ziln", "tweedie"] = "mse"
+    """Of a continuous task: squared error, Huber, zero-inflated log-normal, or Tweedie."""
+    delta: float = Field(default=1.0, gt=0)
+    """Of huber: the error from which it grows linearly."""
+    power: float = Field(default=1.5, gt=1, lt=2)
+    """Of tweedie: near 1 like counts, near 2 like amounts."""
 
     @model_validator(mode="after")
-    def _binary_is_plain(self) -> "Task":
-        if self.kind == "binary" and (self.scale != 1.0 or self.transform != "identity"):
-            raise ValueError("`scale` and `transform` belong to continuous tasks")
+    def _keys_fit_the_kind(self) -> "Task":
+        if self.kind == "binary" and (self.scale != 1.0 or self.transform != "identity" or self.loss != "mse"):
+            raise ValueError("`scale`, `transform` and `loss` belong to continuous tasks")
+        if self.loss in ("ziln", "tweedie") and self.transform != "identity":
+            raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
+        for loss, key in (("huber", "delta"), ("tweedie", "power")):
+            if self.loss != loss and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` belongs to `loss: {loss}` and to nothing else")
         return self

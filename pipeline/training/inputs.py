@@ -32,9 +32,18 @@ def model_inputs(experiment: Experiment, manifest: Manifest) -> ModelInputs:
         numerics=len(standardised(experiment)),
         scenarios=tuple(len(scenario.labels) for scenario in experiment.scenarios),
         tasks=tuple(
-            TargetTask(t.name, t.kind, names.index(t.after) if t.after is not None else None, t.weight)
+            TargetTask(
+                name=t.name,
+                kind=t.kind,
+                after=names.index(t.after) if t.after is not None else None,
+                weight=t.weight,
+                loss=t.loss,
+                delta=t.delta,
+                power=t.power,
+            )
             for t in experiment.tasks
         ),
+        levels=tuple(scenario.name for scenario in experiment.scenarios),
     )
 
 

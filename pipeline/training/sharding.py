@@ -20,12 +20,11 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from models.build import build_dense
 from models.embedding import SharedEmbedding
 from models.inputs import EmbeddingTable, ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.training.module import TrainingModule
+from pipeline.training.module import DenseStep, TrainingModule
 from pipeline.training.optimizers import dense_optimizer, fuse_sparse_optimizer
 from pipeline.training.worker import Worker
 
@@ -52,6 +51,7 @@ class ShardedModel:
     module: DistributedModelParallel
     optimizer: CombinedOptimizer
     plan: ShardingPlan
+    diagnostics: tuple[str, ...]  # names of StepOutput.diagnostics
 
 
 def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> ShardedModel:
@@ -64,8 +64,8 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     torch.manual_seed(settings.seed)
     # Tables are made on the meta device: no worker ever holds a whole one.
     embedding = SharedEmbedding(inputs, torch.device("meta"))
-    dense = build_dense(experiment.model, inputs).to(worker.device)
-    module = TrainingModule(embedding, dense, inputs.tasks, settings.precision == "bf16")
+    dense = DenseStep(experiment.model, inputs, settings.precision == "bf16").to(worker.device)
+    module = TrainingModule(embedding, dense)
     fuse_sparse_optimizer(embedding.parameters(), settings.sparse_optimizer, worker.device)
     sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]
     topology = Topology(
@@ -83,7 +83,7 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     optimizer = CombinedOptimizer(
         [wrapped.fused_optimizer, dense_optimizer(own, settings.dense_optimizer, settings.clip_norm)]
     )
-    return ShardedModel(wrapped, optimizer, plan)
+    return ShardedModel(wrapped, optimizer, plan, dense.diagnostics)
 
 
 def table_constraints(experiment: Experiment) -> dict[str, ParameterConstraints]:

@@ -148,7 +148,7 @@ class Trainer:
         return "finished" if self._progress.step >= self.total_steps else None
 
     def _log(self) -> None:
-        report = self._state.window.report()
+        report, diagnostics = self._state.window.report()
         now, steps = time.perf_counter(), self._progress.step - self._logged_step
         speed = steps * self._training.global_batch_size / (now - self._logged_at)
         self._logged_at, self._logged_step = now, self._progress.step
@@ -160,6 +160,7 @@ class Trainer:
             "tasks": report,
             "learning_rate_factor": schedule_factor(self._training.schedule, step - 1, self.total_steps),
             "samples_per_second": round(speed),
+            "diagnostics": diagnostics,
         }
         self._run_log.record("train", step, values)
         tasks = "  ".join(f"{name} {numbers(measured)}" for name, measured in report.items())

@@ -12,32 +12,36 @@ from pipeline.training.worker import Worker
 class TrainWindow:
     """Running sums of this worker; `report` adds up the workers' and starts anew."""
 
-    def __init__(self, names: list[str], binary: list[int], worker: Worker) -> None:
+    def __init__(self, names: list[str], binary: list[int], diagnostics: tuple[str, ...], worker: Worker) -> None:
         self._names = names
         self._binary = binary
+        self._diagnostics = diagnostics
         self._worker = worker
         self._auc = BinnedAuc(binary, worker.device)
-        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=worker.device)  # losses, then steps
+        # Losses, then diagnostics, then steps.
+        self._sums = torch.zeros(len(names) + len(diagnostics) + 1, dtype=torch.float64, device=worker.device)
 
     def update(self, output: StepOutput) -> None:
         # Shares, so that the workers' sums add up to those of the global batches, also after their number changed.
-        self._sums[:-1] += output.losses / self._worker.workers
+        self._sums[:-1] += torch.cat([output.losses, output.diagnostics]) / self._worker.workers
         self._sums[-1] += 1 / self._worker.workers
         self._auc.update(output.scores, output.labels, output.weights)
 
-    def report(self) -> dict[str, dict[str, float | None]]:
-        """Task to mean loss over the steps and, for a binary task, AUC over their rows. Collective."""
+    def report(self) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
+        """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective."""
         sums = self._worker.sum(self._sums.cpu())
         _check_finite(sums)
         self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
+        means = (sums[:-1] / sums[-1]).tolist()
+        losses, diagnostics = means[: len(self._names)], means[len(self._names) :]
         report: dict[str, dict[str, float | None]] = {
-            name: {"loss": loss} for name, loss in zip(self._names, (sums[:-1] / sums[-1]).tolist(), strict=True)
+            name: {"loss": loss} for name, loss in zip(self._names, losses, strict=True)
         }
         for column, auc in zip(self._binary, self._auc.compute(), strict=True):
             report[self._names[column]]["auc"] = auc
         self._sums.zero_()
         self._auc.reset()
-        return report
+        return report, dict(zip(self._diagnostics, diagnostics, strict=True))
 
     def check_finite(self) -> None:
         """Raises UserError on every worker when a loss since the last report is no number. Collective."""
@@ -56,5 +60,6 @@ def _check_finite(sums: Tensor) -> None:
     if not sums.isfinite().all():
         raise UserError(
             "A loss is not a finite number: training has diverged. Use a lower learning rate, a longer "
-            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
+            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh. "
+            "(With the losses ziln and tweedie it can also be a label below zero.)"
         )

@@ -9,31 +9,12 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from models.bottoms.concat import ConcatBottom
 from models.bottoms.din import DinBottom, DinConfig, TargetAttention
-from models.build import ModelConfig, build_dense
 from models.embedding import SharedEmbedding, pool
 from models.heads.towers import Predictions, TowersConfig, TowersHead
-from models.inputs import Embedded, EmbeddingTable, Field, ModelInputs, TargetTask
-from models.losses import combine, task_losses
-from models.trunks.mmoe import MMoEConfig, MMoETrunk
-from models.trunks.shared_bottom import SharedBottomConfig, SharedBottomTrunk
-
-TASKS = (
-    TargetTask("click", "binary"),
-    TargetTask("buy", "binary", after=0),
-    TargetTask("value", "continuous", after=1),
-)
-INPUTS = ModelInputs(
-    tables=(EmbeddingTable("user", 10, 4), EmbeddingTable("item", 7, 4), EmbeddingTable("tags", 5, 2)),
-    fields=(
-        Field("user", "user", "single"),
-        Field("item", "item", "single"),
-        Field("tags", "tags", "multi"),
-        Field("watched", "item", "sequence", max_length=3),
-    ),
-    numerics=1,
-    scenarios=(3, 2),
-    tasks=TASKS,
-)
+from models.inputs import EmbeddingTable, Field, ModelInputs
+from models.losses import task_losses
+from models.trunks.base import TrunkOutput
+from tests.models.parts import INPUTS, TASKS, embedded
 
 
 def ids() -> tuple[KeyedJaggedTensor, KeyedJaggedTensor]:
@@ -41,19 +22,6 @@ def ids() -> tuple[KeyedJaggedTensor, KeyedJaggedTensor]:
     pooled = KeyedJaggedTensor(["user", "tags"], torch.tensor([1, 2, 1, 3]), lengths=torch.tensor([1, 1, 2, 0]))
     values = torch.tensor([5, 6, 6, 2, 1, 2, 3])
     return pooled, KeyedJaggedTensor(["item", "watched"], values, lengths=torch.tensor([1, 1, 2, 3]))
-
-
-def embedded(batch: int = 5, dim: int = 4) -> Embedded:
-    return Embedded(
-        fields={
-            "user": torch.randn(batch, dim),
-            "item": torch.randn(batch, dim),
-            "tags": torch.randn(batch, 2),
-        },
-        sequences={"watched": torch.randn(batch, 3, dim)},
-        lengths={"watched": torch.tensor([3, 0, 1, 2, 3])},
-        numerics=torch.randn(batch, 1),
-    )
 
 
 def test_shared_embedding_against_plain_lookups() -> None:
@@ -94,6 +62,7 @@ def test_features_of_one_table_may_pool_differently() -> None:
         numerics=0,
         scenarios=(1,),
         tasks=TASKS[:1],
+        levels=("tab",),
     )
     embedding = SharedEmbedding(inputs, torch.device("cpu"))
     both = KeyedJaggedTensor(["a", "b"], torch.tensor([1, 2, 1, 2]), lengths=torch.tensor([2, 2]))
@@ -132,56 +101,6 @@ def test_din_ignores_padding_and_empty_sequences_give_zeros() -> None:
     assert before[1, 10:14].tolist() == [0, 0, 0, 0]
 
 
-def test_mmoe_by_hand() -> None:
-    """Two identical experts give the expert itself, whatever the gates; equal logits average two different ones."""
-    torch.manual_seed(0)
-    inputs = ModelInputs((), (), 0, (1,), TASKS)
-    trunk = MMoETrunk(inputs, MMoEConfig(kind="mmoe", experts=2, hidden=[3], scenario_dim=1), 2)
-    x, scenario = torch.randn(4, 2), torch.zeros(4, 1, dtype=torch.long)
-    z = trunk.scenario.beside(x, scenario)
-    one, two = trunk.experts[0](z), trunk.experts[1](z)
-    for gate in trunk.gates:
-        nn.init.zeros_(gate.weight)
-    torch.testing.assert_close(trunk(x, scenario).hidden, ((one + two) / 2).expand(3, 4, 3))
-    nn.init.normal_(trunk.gates[1].weight)
-    weights = trunk.gates[1](z).softmax(-1)
-    out = trunk(x, scenario)
-    torch.testing.assert_close(out.hidden[1], weights[:, :1] * one + weights[:, 1:] * two)
-    torch.testing.assert_close(out.diagnostics["gates"].sum(-1), torch.ones(3, 4))
-
-
-@pytest.mark.parametrize("kind", ["mmoe", "shared_bottom"])
-def test_trunks_take_one_representation_or_one_a_task(kind: str) -> None:
-    torch.manual_seed(0)
-    trunk: MMoETrunk | SharedBottomTrunk
-    if kind == "mmoe":
-        trunk = MMoETrunk(INPUTS, MMoEConfig(kind="mmoe", experts=3, hidden=[8]), 6)
-    else:
-        trunk = SharedBottomTrunk(INPUTS, SharedBottomConfig(kind="shared_bottom", hidden=[8]), 6)
-    x, scenarios = torch.randn(5, 6), torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
-    shared = trunk(x, scenarios).hidden
-    assert shared.shape == (3, 5, 8)
-    torch.testing.assert_close(trunk(x.expand(3, 5, 6), scenarios).hidden, shared)
-    other = torch.stack([x, x + 1, x])
-    changed = trunk(other, scenarios).hidden
-    torch.testing.assert_close(changed[[0, 2]], shared[[0, 2]])
-    assert not torch.allclose(changed[1], shared[1])
-    assert not torch.allclose(trunk(x, scenarios.flip(0)).hidden, shared), "the scenario is an input"
-
-
-def test_every_dense_parameter_gets_a_gradient_in_every_batch() -> None:
-    """Also from a batch of one scenario and one label: DDP waits for all of them."""
-    for trunk in ({"kind": "mmoe", "experts": 2, "hidden": [8]}, {"kind": "shared_bottom", "hidden": [8]}):
-        config = ModelConfig.model_validate(
-            {"bottom": {"kind": "din", "target": "item"}, "trunk": trunk, "head": {"kind": "towers"}}
-        )
-        model = build_dense(config, INPUTS)
-        predictions, output = model(embedded(), torch.zeros(5, 2, dtype=torch.long))
-        losses = task_losses(predictions, torch.zeros(5, 3), torch.ones(5), torch.tensor(5.0), TASKS)
-        combine(losses, output.auxiliary, TASKS).total.backward()
-        assert [name for name, p in model.named_parameters() if p.grad is None] == []
-
-
 def head(conversion: str) -> TowersHead:
     return TowersHead(INPUTS, TowersConfig(kind="towers", hidden=[], conversion=conversion), 1)  # type: ignore[arg-type]
 
@@ -191,18 +110,18 @@ def fixed_logits(module: TowersHead, logits: list[float]) -> Predictions:
         for tower, logit in zip(module.towers, logits, strict=True):
             tower[-1].weight.zero_()
             tower[-1].bias.fill_(logit)
-    return module(torch.zeros(3, 1, 1))
+    return module(TrunkOutput(torch.zeros(3, 1, 1)))
 
 
 def test_product_head_by_hand() -> None:
     predictions = fixed_logits(head("product"), [math.log(3), math.log(1 / 4), 2.5])
-    scores = predictions.scores([True, True, False])
+    scores = predictions.scores()
     assert scores[0].tolist() == pytest.approx([0.75, 0.75 * 0.2, 2.5])
-    assert predictions.complements[0, :2].exp().tolist() == pytest.approx([0.25, 0.85])
+    assert [part[0, 1].exp().item() for part in predictions.parameters[:2]] == pytest.approx([0.25, 0.85])
 
 
 def test_direct_head_by_hand() -> None:
-    scores = fixed_logits(head("direct"), [math.log(3), math.log(1 / 4), 2.5]).scores([True, True, False])
+    scores = fixed_logits(head("direct"), [math.log(3), math.log(1 / 4), 2.5]).scores()
     assert scores[0].tolist() == pytest.approx([0.75, 0.2, 2.5])
 
 
@@ -211,26 +130,25 @@ def test_product_head_stays_exact_where_probabilities_round() -> None:
     module = head("product")
     predictions = fixed_logits(module, [40.0, 40.0, 0.0])
     labels = torch.zeros(1, 3)
-    losses = task_losses(predictions, labels, torch.ones(1), torch.tensor(1.0), TASKS)
+    losses = task_losses(predictions, labels, torch.ones(1), torch.tensor(1.0))
     assert losses.tolist() == pytest.approx([40.0, 40 - math.log(2), 0.0], rel=1e-6)
     losses.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
+def test_an_auxiliary_logit_is_added_before_probabilities_are_composed() -> None:
+    module = head("product")
+    fixed_logits(module, [0.0, 0.0, 1.0])
+    extra = torch.tensor([[math.log(3)], [math.log(1 / 4)], [1.5]])
+    scores = module(TrunkOutput(torch.zeros(3, 1, 1), logits=extra)).scores()
+    assert scores[0].tolist() == pytest.approx([0.75, 0.75 * 0.2, 2.5])
+
+
 def test_losses_by_hand_and_padding_counts_nothing() -> None:
-    predictions = Predictions(
-        outputs=torch.tensor([[0.8, 0.1, 2.0], [0.4, 0.3, 1.0], [0.5, 0.5, 9.0]]).log(),
-        complements=torch.tensor([[0.2, 0.9, 1.0], [0.6, 0.7, 1.0], [0.5, 0.5, 1.0]]).log(),
-    )
-    predictions.outputs[:, 2] = torch.tensor([2.0, 1.0, 9.0])
+    click, buy = torch.tensor([0.8, 0.4, 0.5]), torch.tensor([0.1, 0.3, 0.5])
+    binary = [torch.stack([p, 1 - p], dim=1).log() for p in (click, buy)]
+    predictions = Predictions(TASKS, (*binary, torch.tensor([[2.0], [1.0], [9.0]])))
     labels = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 3.0], [1.0, 1.0, 1.0]])
-    losses = task_losses(predictions, labels, torch.tensor([1.0, 1.0, 0.0]), torch.tensor(2.0), TASKS)
+    losses = task_losses(predictions, labels, torch.tensor([1.0, 1.0, 0.0]), torch.tensor(2.0))
     expected = [-(math.log(0.8) + math.log(0.6)) / 2, -(math.log(0.9) + math.log(0.3)) / 2, (1.5**2 + 2**2) / 2]
     assert losses.tolist() == pytest.approx(expected)
-
-
-def test_task_weights_and_auxiliary_losses_add_up() -> None:
-    tasks = (TargetTask("a", "binary", weight=2.0), TargetTask("b", "binary", weight=0.5))
-    combined = combine(torch.tensor([1.0, 4.0]), {"kl": torch.tensor(0.25)}, tasks)
-    assert combined.total.item() == 4.25
-    assert combined.tasks.tolist() == [1.0, 4.0]

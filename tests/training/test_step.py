@@ -7,7 +7,9 @@ import torch
 
 from models.build import build_dense
 from models.embedding import SharedEmbedding
-from models.losses import combine, task_losses
+from models.heads.towers import Predictions
+from models.losses import task_losses
+from models.trunks.base import Context
 from pipeline.config.experiment import Experiment
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.reader import Reader
@@ -64,11 +66,11 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
     batch = batches(experiment, 0, 1)[-1]
     real = batch.weights > 0
     assert 0 < real.sum() < len(real), "the last batch is padded"
-    predictions, trunk = dense(embedding(batch.ids, batch.sequences, batch.numerics), batch.scenarios)
-    predictions.outputs, predictions.complements = predictions.outputs[real], predictions.complements[real]
     ones = torch.ones(int(real.sum()))
-    losses = task_losses(predictions, batch.labels[real], ones, ones.sum(), inputs.tasks)
-    combine(losses, trunk.auxiliary, inputs.tasks).total.backward()
+    context = Context(batch.scenarios, batch.weights, ones.sum())
+    predictions, _ = dense(embedding(batch.ids, batch.sequences, batch.numerics), context)
+    kept = Predictions(predictions.tasks, tuple(part[real] for part in predictions.parameters))
+    task_losses(kept, batch.labels[real], ones, ones.sum()).sum().backward()
     after = {}
     for start, module in (("embedding.", embedding), (prefix, dense)):
         for name, parameter in module.named_parameters():

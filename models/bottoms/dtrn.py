@@ -1,0 +1,147 @@
+"""Bottom `dtrn`: a representation of its own for every task, from the embeddings up.
+
+Liu et al., Deep Task-specific Bottom Representation Network for Multi-Task Recommendation (DTRN), CIKM 2023.
+The paper's equations are not public; the parts and their purpose are the authors', the equations a reconstruction.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import Embedded, ModelInputs
+from models.layers.grouped import GroupedLinear
+from models.layers.pooling import averaged
+from models.layers.transformer import ConditionalBlock
+from models.section import ModelSection
+
+
+class DTRNConfig(ModelSection):
+    """Task-specific interests from every sequence that has the target's width, then a refinement of every field."""
+
+    kind: Literal["dtrn"]
+    target: str
+    """The categorical feature of the candidate item."""
+    heads: int = Field(default=2, ge=1)
+    """Of the attention; they divide the target's width."""
+    blocks: int = Field(default=1, ge=1)
+    condition_dim: int = Field(default=16, ge=1)
+    """Width of the embeddings of task and behaviour, and of the hypernetwork."""
+    refine_dim: int = Field(default=32, ge=1)
+    """Hidden width of each task's refinement."""
+
+
+class DTRNBottom(nn.Module):
+    """For task t: ``O_t = refine_t([fields ‖ r_t,1 ‖ ... ‖ r_t,Nb ‖ numerics])``, ``(tasks, batch, out_dim)``.
+
+    ``r_t,b`` is the interest that task t sees in behaviour b (the task-specific interest module), `refine_t` weights
+    every field (the task-specific representation refinement module). Numerics count as one field. A sequence of
+    another width than the target's enters as its mean, the same for all tasks.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: DTRNConfig) -> None:
+        super().__init__()
+        self._target = config.target
+        self._tasks = len(inputs.tasks)
+        dim = inputs.dim(config.target)
+        sequences = [f for f in inputs.fields if f.kind == "sequence"]
+        behaviours = {f.name: f.max_length for f in sequences if inputs.dim(f.name) == dim}
+        self.interest = InterestModule(self._tasks, behaviours, dim, config)
+        # Fields in the order of their columns: embedded ones, then sequences, then numerics.
+        widths = [inputs.dim(f.name) for f in inputs.fields if f.kind != "sequence"]
+        widths += [inputs.dim(f.name) for f in sequences]
+        self.out_dim = sum(widths) + inputs.numerics
+        self.refine = RefinementModule(self._tasks, [*widths, inputs.numerics], config.refine_dim)
+
+    def forward(self, embedded: Embedded) -> Tensor:
+        interests = self.interest(embedded.sequences, embedded.lengths, embedded.fields[self._target])
+        for name, sequence in embedded.sequences.items():
+            if name not in interests:
+                interests[name] = averaged(sequence.sum(1), embedded.lengths[name]).expand(self._tasks, -1, -1)
+        ordered = [interests[name] for name in embedded.sequences]
+        shared = [value.expand(self._tasks, -1, -1) for value in embedded.fields.values()]
+        numerics = embedded.numerics.expand(self._tasks, -1, -1)
+        return self.refine(torch.cat([*shared, *ordered, numerics], dim=2))
+
+
+class InterestModule(nn.Module):
+    """One Transformer for all pairs of task and behaviour, whose normalisations a hypernetwork makes from the pair.
+
+        h_t,b = relu(W1 [e_t ‖ e_b]),   gamma = 1 + W2 h_t,b,   beta = W3 h_t,b
+
+    W2 and W3 start at zero, so that training starts from the plain Transformer. Positions are counted from the newest
+    behaviour. The interest is target attention over what the Transformer gives:
+    ``r_t,b = sum_s softmax_s( <W_q v, W_k Z_s> / sqrt(d) ) Z_s``; an empty sequence gives zeros.
+    """
+
+    def __init__(self, tasks: int, behaviours: dict[str, int], dim: int, config: DTRNConfig) -> None:
+        super().__init__()
+        self._behaviours = list(behaviours)
+        width = config.condition_dim
+        self.position = nn.Parameter(0.02 * torch.randn(max(behaviours.values(), default=1), dim))
+        self.task = nn.Parameter(torch.randn(tasks, width))
+        self.behaviour = nn.Parameter(torch.randn(len(behaviours), width))
+        self.blocks = nn.ModuleList(ConditionalBlock(dim, config.heads) for _ in range(config.blocks))
+        self.condition = nn.Linear(2 * width, width)
+        self.norms = nn.Linear(width, config.blocks * 4 * dim)
+        nn.init.zeros_(self.norms.weight)
+        nn.init.zeros_(self.norms.bias)
+        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def forward(self, sequences: dict[str, Tensor], lengths: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Sequences ``(batch, length, dim)`` and the target ``(batch, dim)`` to interests ``(tasks, batch, dim)``."""
+        norms = self._norms(target.shape[1])
+        return {
+            name: self._interest(sequences[name], lengths[name], target, norms[:, b])
+            for b, name in enumerate(self._behaviours)
+        }
+
+    def _norms(self, dim: int) -> Tensor:
+        """``(tasks, behaviours, blocks, 2, 2, dim)``; they depend on no row, so are made once a step."""
+        tasks, behaviours = len(self.task), len(self.behaviour)
+        pairs = torch.cat(
+            [
+                self.task.unsqueeze(1).expand(-1, behaviours, -1),
+                self.behaviour.unsqueeze(0).expand(tasks, -1, -1),
+            ],
+            dim=2,
+        )
+        norms = self.norms(self.condition(pairs).relu()).view(tasks, behaviours, len(self.blocks), 2, 2, dim)
+        gamma, beta = norms.unbind(4)
+        return torch.stack([1 + gamma, beta], dim=4)
+
+    def _interest(self, sequence: Tensor, lengths: Tensor, target: Tensor, norms: Tensor) -> Tensor:
+        places = torch.arange(sequence.shape[1], device=lengths.device)
+        inside = places < lengths.unsqueeze(1)
+        age = (lengths.unsqueeze(1) - 1 - places).clamp(min=0)
+        rows = sequence + self.position[age]
+        for number, block in enumerate(self.blocks):
+            rows = block(rows, inside, norms[:, number])
+        scores = torch.einsum("bd,tbsd->tbs", self.query(target), self.key(rows)) / math.sqrt(target.shape[1])
+        scores = scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2)
+        # Padding gets no weight, also in a row that is nothing but padding.
+        return torch.einsum("tbs,tbsd->tbd", scores.masked_fill(~inside, 0.0).to(rows.dtype), rows)
+
+
+class RefinementModule(nn.Module):
+    """``a_t = 2 sigmoid(V2_t relu(V1_t E))``, one weight a field, and ``O_t = a_t * E``.
+
+    V2 starts at zero, so that training starts from E itself.
+    """
+
+    def __init__(self, tasks: int, widths: list[int], hidden: int) -> None:
+        super().__init__()
+        self.field_of_column: Tensor
+        columns = [field for field, width in enumerate(widths) for _ in range(width)]
+        self.register_buffer("field_of_column", torch.tensor(columns), persistent=False)
+        self.first = GroupedLinear(tasks, len(columns), hidden)
+        self.second = GroupedLinear(tasks, hidden, len(widths))
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """``(tasks, batch, d)`` to ``(tasks, batch, d)``."""
+        weights = 2 * self.second(self.first(fields).relu()).sigmoid()
+        return fields * weights.index_select(2, self.field_of_column).to(fields.dtype)

@@ -1,0 +1,79 @@
+"""What a continuous target is taken to be: the units that its tower gives, their loss, and the value they predict."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import huber_loss, softplus
+
+from models.inputs import TargetTask
+
+
+@dataclass(frozen=True)
+class ContinuousLoss:
+    """A loss of continuous targets."""
+
+    units: int
+    loss: Callable[[Tensor, Tensor, TargetTask], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
+    value: Callable[[Tensor], Tensor]  # units (batch, units) -> (batch,)
+
+
+def _first(units: Tensor) -> Tensor:
+    return units[:, 0]
+
+
+def _squared_error(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+    return (units[:, 0] - labels).square()
+
+
+def _huber(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+    return huber_loss(units[:, 0], labels, reduction="none", delta=task.delta)
+
+
+def _zero_inflated_lognormal(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+    """Cross-entropy of "is above zero", and the log-normal's negative log-likelihood where it is.
+
+    Wang, Liu, Miao, A Deep Probabilistic Model for Customer Lifetime Value Prediction, 2019.
+    """
+    logit, mean, deviation = _lognormal(units)
+    above = labels > 0
+    log_label = torch.where(above, labels, 1.0).log()
+    likelihood = log_label + deviation.log() + 0.5 * math.log(2 * math.pi)
+    likelihood = likelihood + ((log_label - mean) / deviation).square() / 2
+    return _refuse_negative(softplus(torch.where(above, -logit, logit)) + above * likelihood, labels)
+
+
+def _lognormal_mean(units: Tensor) -> Tensor:
+    logit, mean, deviation = _lognormal(units)
+    return logit.sigmoid() * (mean + deviation.square() / 2).exp()
+
+
+def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit of "is above zero", mean and deviation of the logarithm; the floor is that of the authors' code."""
+    logit, mean, deviation = units.unbind(1)
+    return logit, mean, softplus(deviation).clamp(min=math.sqrt(1e-7))
+
+
+def _tweedie(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+    """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, less what no z changes.
+
+    Joergensen, The Theory of Dispersion Models, 1997.
+    """
+    z, power = units[:, 0], task.power
+    loss = ((2 - power) * z).exp() / (2 - power) - labels * ((1 - power) * z).exp() / (1 - power)
+    return _refuse_negative(loss, labels)
+
+
+def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
+    """No number for a label below zero, which these distributions do not have: training stops and says so."""
+    return torch.where(labels < 0, math.nan, loss)
+
+
+CONTINUOUS = {
+    "mse": ContinuousLoss(1, _squared_error, _first),
+    "huber": ContinuousLoss(1, _huber, _first),
+    "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _lognormal_mean),
+    "tweedie": ContinuousLoss(1, _tweedie, lambda units: units[:, 0].exp()),
+}

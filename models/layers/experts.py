@@ -1,0 +1,44 @@
+"""Mixtures of experts: outputs of a GroupedMLP, each row's weighted by its gate."""
+
+import torch
+from torch import Tensor
+
+from models.layers.grouped import GroupedMLP
+
+
+def mixture(experts: GroupedMLP, z: Tensor, shares: Tensor) -> Tensor:
+    """``sum_k shares_k f_k(z)`` with every expert computed on every row.
+
+    Args:
+        experts: one group an expert.
+        z: ``(rows, d)``, or ``(gates, rows, d)`` where every gate has an input of its own.
+        shares: ``(gates, rows, experts)``.
+
+    Returns:
+        ``(gates, rows, h)``.
+    """
+    outputs = experts(z.flatten(0, -2)).transpose(0, 1)  # (rows of all inputs, experts, h)
+    outputs = outputs.unflatten(0, z.shape[:-1])
+    return (shares.to(outputs.dtype).unsqueeze(-2) @ outputs).squeeze(-2)
+
+
+def sparse_mixture(experts: GroupedMLP, z: Tensor, shares: Tensor, selected: Tensor) -> Tensor:
+    """The same where each expert is computed on the rows that selected it alone.
+
+    Args:
+        experts: one group an expert.
+        z: ``(rows, d)``, or ``(gates, rows, d)``.
+        shares: ``(gates, rows, experts)``.
+        selected: ``(gates, rows, experts)`` bool; shares elsewhere count nothing.
+
+    Returns:
+        ``(gates, rows, h)``.
+    """
+    gates, rows, count = shares.shape
+    expert, row = selected.reshape(gates * rows, count).T.nonzero().unbind(1)  # sorted by expert
+    sizes = torch.bincount(expert, minlength=count).tolist()
+    inputs = z.reshape(-1, z.shape[-1]).index_select(0, row if z.dim() == 3 else row % rows)
+    outputs = experts.ragged(inputs, sizes)
+    weighted = outputs * shares.reshape(gates * rows, count)[row, expert].unsqueeze(1).to(outputs.dtype)
+    total = outputs.new_zeros(gates * rows, outputs.shape[1]).index_add(0, row, weighted)
+    return total.view(gates, rows, -1)

@@ -1,0 +1,94 @@
+"""Many layers of one shape side by side: experts, or networks of scenarios and tasks.
+
+Their weights are one parameter ``(groups, in, out)``: one multiplication runs all groups, and a group without rows gets
+a gradient of exactly zero, as DDP needs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import linear
+
+
+@dataclass
+class Groups:
+    """Rows sorted by the group whose layers they go through."""
+
+    order: Tensor  # (rows,), row numbers sorted by group
+    sizes: list[int]  # rows of each group
+
+    @staticmethod
+    def of(index: Tensor, count: int) -> "Groups":
+        """Takes the group of each row, ``(rows,)``. Copies `count` numbers to the host, which a GPU waits for."""
+        return Groups(torch.argsort(index, stable=True), torch.bincount(index, minlength=count).tolist())
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows ``(rows, d)`` in the order of the groups."""
+        return x.index_select(0, self.order)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Rows in the order of the groups back to where they came from."""
+        return x.index_select(0, torch.argsort(self.order))
+
+
+class GroupedLinear(nn.Module):
+    """`groups` linear layers, initialised as `nn.Linear` is."""
+
+    def __init__(self, groups: int, in_dim: int, out_dim: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+        self.weight = nn.Parameter(torch.empty(groups, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(groups, out_dim).uniform_(-bound, bound)) if bias else None
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``(groups, in, out)`` and bias ``(groups, out)`` as they are applied."""
+        return self.weight, self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
+        weight, bias = self.weights()
+        if x.dim() == 2:  # as one large multiplication
+            groups, in_dim, out_dim = weight.shape
+            joined = weight.transpose(1, 2).reshape(groups * out_dim, in_dim)
+            out = linear(x, joined, bias.reshape(-1) if bias is not None else None)
+            return out.view(len(x), groups, out_dim).transpose(0, 1)
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+    def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
+        """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
+        weight, bias = self.weights()
+        biases = bias.unbind() if bias is not None else [None] * len(sizes)
+        parts = zip(x.split(sizes), weight.transpose(1, 2).unbind(), biases, strict=True)
+        return torch.cat([linear(rows, w, b) for rows, w, b in parts if len(rows)])
+
+
+class GroupedMLP(nn.Module):
+    """`groups` ReLU networks of one shape; the identity where `hidden` is empty."""
+
+    make_layer: type[GroupedLinear] = GroupedLinear
+
+    def __init__(self, groups: int, in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [in_dim, *hidden]
+        self.layers = nn.ModuleList(self.make_layer(groups, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self._dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
+        for layer in self.layers:
+            x = self._activate(layer(x))
+        return x
+
+    def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
+        """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
+        for layer in self.layers:
+            assert isinstance(layer, GroupedLinear)
+            x = self._activate(layer.ragged(x, sizes))
+        return x
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return drop(x.relu(), self._dropout, self.training)

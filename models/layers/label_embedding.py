@@ -1,0 +1,29 @@
+"""A predicted label as a vector."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+
+class LabelEmbedding(nn.Module):
+    """``le = [p, 1 - p] E`` with p a relaxed draw from the predicted distribution (HTLNet, label embedding unit):
+
+        a1 = (log y + g1) / tau,   a0 = (log(1 - y) + g0) / tau,   p = exp(a1) / (exp(a1) + exp(a0))
+
+    The Gumbel noise g is drawn in training alone: evaluation takes the expectation that tau sharpens.
+    The label itself would open a gap between training and serving, and a hard prediction would pass its error on.
+    """
+
+    def __init__(self, dim: int, temperature: float) -> None:
+        super().__init__()
+        self._temperature = temperature
+        self.table = nn.Parameter(torch.empty(2, dim))  # rows for label 1 and for label 0
+        nn.init.xavier_uniform_(self.table)
+
+    def forward(self, logit: Tensor) -> Tensor:
+        """Logits ``(batch,)`` to ``(batch, dim)``."""
+        logits = logit.float()
+        choices = torch.stack([logsigmoid(logits), logsigmoid(-logits)], dim=1)
+        if self.training:
+            choices = choices - torch.empty_like(choices).exponential_().log()
+        return (choices / self._temperature).softmax(1) @ self.table

@@ -1,0 +1,68 @@
+"""Normalisation with the moments of a row's own scenario."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+
+
+class PartitionedNorm(nn.Module):
+    """``z' = (gamma gamma_p) (z - mu_p) / sqrt(var_p + eps) + (beta + beta_p)`` (STAR, equations 2 and 3).
+
+    In training the moments are those of scenario p's rows in the global batch, over all workers and without padding;
+    the paper's batches hold one scenario each, ours hold all. In evaluation they are moving averages. A scenario that
+    the batch has no rows of leaves its averages as they are.
+    """
+
+    def __init__(self, scenarios: int, dim: int, momentum: float) -> None:
+        super().__init__()
+        self._momentum = momentum
+        self.gamma = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+        self.scenario_gamma = nn.Parameter(torch.ones(scenarios, dim))
+        self.scenario_beta = nn.Parameter(torch.zeros(scenarios, dim))
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(scenarios, dim))
+        self.register_buffer("variance", torch.ones(scenarios, dim))
+
+    def forward(self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """Normalises.
+
+        Args:
+            z: ``(rows, dim)``.
+            scenario: ``(rows,)``.
+            weights: ``(rows,)``, 0 for padding.
+            total: sum over all workers, differentiable.
+
+        Returns:
+            ``(rows, dim)``.
+        """
+        with torch.autocast(z.device.type, enabled=False):  # moments of bfloat16 would be off in the third digit
+            return self._normalise(z.float(), scenario, weights, total)
+
+    def _normalise(self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        mean, variance = self._moments(z, scenario, weights, total) if self.training else (self.mean, self.variance)
+        gamma, beta = self.gamma * self.scenario_gamma, self.beta + self.scenario_beta
+        scale = gamma * (variance + EPSILON).rsqrt()
+        return z * scale[scenario] + (beta - mean * scale)[scenario]
+
+    def _moments(
+        self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every scenario, ``(scenarios, dim)``, and the moving averages moved on."""
+        members = torch.zeros(len(self.mean), len(z), device=z.device).index_put(
+            (scenario, torch.arange(len(z), device=z.device)), weights
+        )
+        sums = total(torch.cat([members @ z, members.sum(1, keepdim=True)], dim=1))
+        rows = sums[:, -1:]
+        mean = sums[:, :-1] / rows.clamp(min=1)
+        # A second pass around the mean: a difference of large squares would lose what float32 has.
+        variance = total(members @ (z - mean[scenario]).square()) / rows.clamp(min=1)
+        with torch.no_grad():
+            step = self._momentum * (rows > 0)
+            self.mean += step * (mean - self.mean)
+            self.variance += step * (variance - self.variance)
+        return mean, variance

@@ -1,0 +1,47 @@
+"""How the losses of the tasks are weighed against each other."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.gradients import GradientConfig
+from models.inputs import TargetTask
+from models.section import ModelSection
+
+
+class ObjectiveConfig(ModelSection):
+    """Weights of the tasks, and the rule by which their gradients meet at the shared embedding."""
+
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """Fixed: each task's own `weight`. Uncertainty: times a factor that is learned with the model."""
+    gradients: GradientConfig | None = None
+    """Null: the rule of the trunk's own paper, `core` for htlnet and `sum` for all others."""
+
+
+class Objective(nn.Module):
+    """Weighted losses.
+
+    With uncertainty ``L_t exp(-s_t) + s_t / 2`` for a binary task and ``L_t exp(-s_t) / 2 + s_t / 2`` for a continuous
+    one, with s_t learned from 0 (Kendall, Gal, Cipolla, Multi-Task Learning Using Uncertainty, CVPR 2018), times the
+    task's fixed weight.
+    """
+
+    def __init__(self, tasks: tuple[TargetTask, ...], config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.fixed: Tensor
+        self.scale: Tensor
+        # Not saved: a resumed run takes the weights of its experiment.
+        self.register_buffer("fixed", torch.tensor([task.weight for task in tasks]), persistent=False)
+        scale = torch.tensor([1.0 if task.kind == "binary" else 0.5 for task in tasks])
+        self.register_buffer("scale", scale, persistent=False)
+        is_learned = config.weighting == "uncertainty"
+        self.log_variances = nn.Parameter(torch.zeros(len(tasks))) if is_learned else None
+        self.diagnostics = tuple(f"task_weight/{task.name}" for task in tasks) if is_learned else ()
+
+    def forward(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses ``(tasks,)`` to weighted losses ``(tasks,)``, and the factors learned so far, detached."""
+        if self.log_variances is None:
+            return losses * self.fixed, losses.new_empty(0)
+        factors = self.scale * (-self.log_variances).exp()
+        return self.fixed * (losses * factors + self.log_variances / 2), (self.fixed * factors).detach()

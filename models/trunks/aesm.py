@@ -1,0 +1,192 @@
+"""Trunk `aesm`: every row selects its specific and its shared experts, first by scenario, then by task.
+
+Zou et al., Automatic Expert Selection for Multi-Scenario and Multi-Task Search (AESM2), SIGIR 2022.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import ModelInputs
+from models.layers.experts import mixture, sparse_mixture
+from models.layers.grouped import GroupedMLP
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class AESMConfig(ModelSection):
+    """Layers of experts for each level of the scenario tree and then for the tasks."""
+
+    kind: Literal["aesm"]
+    experts: int = Field(default=8, ge=1)
+    """Experts a layer."""
+    hidden: Widths = Field(default=[128], min_length=1)
+    """Layers of each expert."""
+    scenario_layers: int = Field(default=1, ge=1)
+    """Layers a level of the scenario tree."""
+    task_layers: int = Field(default=1, ge=1)
+    top_specific: int = Field(default=1, ge=1)
+    top_shared: int = Field(default=1, ge=1)
+    noise: float = Field(default=0.5, ge=0)
+    """Standard deviation of the gates' noise at the first step."""
+    noise_steps: int | None = Field(default=1000, ge=1)
+    """Steps over which the noise falls to nothing; null: it stays."""
+    noise_in_mixture: bool = False
+    """The paper's text has the noise in the gate itself, the authors' code in the selection alone."""
+    specific_weight: float = Field(default=0.01, ge=0)
+    shared_weight: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    scenario_dim: int = Field(default=8, ge=1)
+
+
+class AESMTrunk(Trunk):
+    """Layers of expert selection (section 4), `scenario_layers` for each level of the tree and then `task_layers`.
+
+    The gates of level i read the embeddings of the levels up to i, those of the task layers all of them and the task's.
+    A level of m scenarios has m gates, so a tree of N_1 x N_2 fine scenarios needs N_1 + N_2.
+    All tasks enter the first task layer with the scenarios' output and leave each with its own; a layer's experts are
+    shared by the tasks, its gates are not. `noise` falls linearly with the step, as the authors wish for (section 6);
+    the step is a buffer, so a resumed run goes on with the noise that it stopped at.
+    The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``, each a mean over the rows of the
+    global batch and, as in the authors' code, over the selected experts, so that it does not grow with their number.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: AESMConfig, in_dim: int) -> None:
+        super().__init__()
+        self._config = config
+        self._tasks = tasks = len(inputs.tasks)
+        width, out_dim = config.scenario_dim, config.hidden[-1]
+        self.scenario = nn.ModuleList(nn.Embedding(count, width) for count in inputs.scenarios)
+        self.task = nn.Embedding(tasks, width)
+        self.scenario_layers, self.task_layers = nn.ModuleList(), nn.ModuleList()
+        for level, count in enumerate(inputs.scenarios):
+            for _ in range(config.scenario_layers):
+                self.scenario_layers.append(SelectionLayer(in_dim, (level + 1) * width, count, config))
+                in_dim = out_dim
+        for _ in range(config.task_layers):
+            self.task_layers.append(SelectionLayer(in_dim, (len(inputs.scenarios) + 1) * width, tasks, config))
+            in_dim = out_dim
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._names = [f"{level} {i + 1}" for level in inputs.levels for i in range(config.scenario_layers)]
+        self._names += [f"task {i + 1}" for i in range(config.task_layers)]
+        self.diagnostics = ("noise", *(f"kl/{n}/{kind}" for n in self._names for kind in ("specific", "shared")))
+        self.out_dim = out_dim
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        noise = self._noise()
+        z, outputs = representation, []
+        embedded = [level(context.scenarios[:, i]) for i, level in enumerate(self.scenario)]
+        for number, layer in enumerate(self.scenario_layers):
+            level = number // self._config.scenario_layers
+            outputs.append(layer(z, torch.cat(embedded[: level + 1], dim=1), context.scenarios[:, level], noise))
+            z = outputs[-1].hidden if z.dim() == 3 else outputs[-1].hidden.squeeze(0)
+        tasks = torch.arange(self._tasks, device=z.device).unsqueeze(1).expand(-1, len(context.scenarios))
+        scenario = torch.cat(embedded, dim=1).expand(self._tasks, -1, -1)
+        for layer in self.task_layers:
+            outputs.append(layer(z, torch.cat([scenario, self.task(tasks)], dim=2), tasks, noise))
+            z = outputs[-1].hidden
+        means = torch.stack([output.mean_divergences(context) for output in outputs])  # (layers, 2)
+        penalty = (means * means.new_tensor([self._config.specific_weight, self._config.shared_weight])).sum()
+        told = dict(zip(self.diagnostics, [noise, *means.detach().flatten()], strict=True))
+        shares = dict(zip(self._names, [output.shares for output in outputs], strict=True))
+        return TrunkOutput(z, penalty=penalty, diagnostics=told, experts=shares)
+
+    def _noise(self) -> Tensor:
+        """Standard deviation of this step's noise; training moves the step on."""
+        steps = self._config.noise_steps
+        left = 1 - self.step / steps if steps is not None else torch.ones_like(self.step)
+        noise = self._config.noise * left.clamp(min=0)
+        if self.training:
+            self.step += 1
+        return noise
+
+
+@dataclass
+class Selection:
+    """What a layer gives."""
+
+    hidden: Tensor  # (copies, batch, h)
+    shares: Tensor  # (copies, batch, experts), detached, 0 where not selected
+    specific: Tensor  # (copies, batch, top): distances of the selected experts to the row's own scenario alone
+    shared: Tensor  # (copies, batch, top): and to all scenarios evenly
+
+    def mean_divergences(self, context: Context) -> Tensor:
+        """``(L_sp, L_sh)``: means over rows, copies and selected experts, this worker's share."""
+        rows = torch.stack([self.specific.mean((0, 2)), self.shared.mean((0, 2))])
+        return (rows * context.weights).sum(1) / context.weight_total
+
+
+class SelectionLayer(nn.Module):
+    """One layer of experts with one gate a scenario (or a task) of a level (section 4.2).
+
+    Without batch normalisation in gates and experts: the authors' code has it, the paper does not.
+    """
+
+    def __init__(self, in_dim: int, indicator_dim: int, gates: int, config: AESMConfig) -> None:
+        super().__init__()
+        self._top = min(config.top_specific, config.experts), min(config.top_shared, config.experts)
+        self._noise_in_mixture = config.noise_in_mixture
+        self._shape = gates, config.experts
+        self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
+        self.gates = nn.Linear(in_dim + indicator_dim, gates * config.experts)
+
+    def forward(self, z: Tensor, indicator: Tensor, own: Tensor, noise: Tensor) -> Selection:
+        """Selects and mixes.
+
+        Args:
+            z: ``(batch, d)``, or ``(copies, batch, d)``.
+            indicator: ``(batch, e)``, or ``(copies, batch, e)`` where each copy is a task's.
+            own: the number of each row's gate, ``(batch,)`` or ``(copies, batch)``.
+            noise: scalar, standard deviation of the gates' noise in training.
+        """
+        copies = torch.broadcast_shapes(z.shape[:-1], indicator.shape[:-1], (1, 1))
+        inputs = torch.cat([z.expand(*copies, -1), indicator.to(z.dtype).expand(*copies, -1)], dim=-1)
+        logits = self.gates(inputs).float().unflatten(-1, self._shape)  # (copies, batch, gates, experts)
+        noisy = logits + noise * torch.randn_like(logits) if self.training else logits
+        own = own.expand(copies)
+        selected, specific, shared = select(noisy, own, *self._top)
+        mixed = own_gate(noisy if self._noise_in_mixture else logits, own)
+        shares = mixed.masked_fill(~selected, -math.inf).softmax(-1)
+        rows_of_all = z.shape[:-1].numel() * self._shape[1]
+        if rows_of_all <= copies.numel() * sum(self._top):  # tasks that share an input select from the same outputs
+            hidden = mixture(self.experts, z, shares)
+        else:
+            hidden = sparse_mixture(self.experts, z, shares, selected)
+        return Selection(hidden, shares.detach(), specific, shared)
+
+
+def select(logits: Tensor, own: Tensor, top_specific: int, top_shared: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which experts a row uses (section 4.2): those nearest to its own scenario alone, and those nearest to all.
+
+    With ``G_k = softmax over the gates of expert k's logits``, distances are ``KL(one-hot_j ‖ G_k)`` and
+    ``KL(uniform ‖ G_k)``; the two selections are independent, so an expert may be in both.
+
+    Args:
+        logits: ``(..., gates, experts)``.
+        own: number j of each row's gate, ``(...)``.
+        top_specific: number of specific experts.
+        top_shared: number of shared experts.
+
+    Returns:
+        Selected ``(..., experts)`` bool, and the distances of the selected specific and shared experts, ``(..., top)``.
+    """
+    log_shares = logits.log_softmax(-2)
+    specific = -own_gate(log_shares, own)
+    shared = -math.log(logits.shape[-2]) - log_shares.mean(-2)
+    specific, specific_experts = specific.topk(top_specific, largest=False)
+    shared, shared_experts = shared.topk(top_shared, largest=False)
+    selected = torch.zeros(logits.shape[:-2] + logits.shape[-1:], dtype=torch.bool, device=logits.device)
+    selected = selected.scatter(-1, torch.cat([specific_experts, shared_experts], dim=-1), True)
+    return selected, specific, shared
+
+
+def own_gate(values: Tensor, own: Tensor) -> Tensor:
+    """Each row's own gate of ``(..., gates, experts)``: ``(..., experts)``."""
+    index = own[..., None, None].expand(*own.shape, 1, values.shape[-1])
+    return values.gather(-2, index).squeeze(-2)

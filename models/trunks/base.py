@@ -1,0 +1,49 @@
+"""What every trunk takes and gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+def this_worker_alone(values: Tensor) -> Tensor:
+    """The sum over all workers where there is one."""
+    return values
+
+
+@dataclass
+class Context:
+    """What a trunk may know of its rows beside their representation."""
+
+    scenarios: Tensor  # (batch, levels)
+    weights: Tensor  # (batch,), 0 for padding
+    weight_total: Tensor  # scalar: weight of the global batch divided by the number of workers
+    total: Callable[[Tensor], Tensor] = this_worker_alone  # sum over all workers, differentiable
+    logit: Callable[[int, Tensor], Tensor] | None = None  # the head's (batch,) for a task number and (batch, h)
+
+
+@dataclass
+class TrunkOutput:
+    """Hidden vectors a task, with what the trunk adds to the loss and what it tells about itself."""
+
+    hidden: Tensor  # (tasks, batch, h)
+    logits: Tensor | None = None  # (tasks, batch), added to what the head makes of `hidden`
+    penalty: Tensor | None = None  # scalar, weighted, this worker's share: added to the loss
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)  # name -> scalar, detached, this worker's share
+    experts: dict[str, Tensor] = field(default_factory=dict)
+    """Layer -> (groups, batch, experts), detached: each expert's share in a row's output, 0 where not selected.
+    Groups are the tasks, or one for all of them."""
+
+
+class Trunk(nn.Module):
+    """Representation and scenarios in, a hidden vector a task out.
+
+    ``forward(representation, context)`` takes a representation ``(batch, in_dim)`` that all tasks share, or one a task
+    ``(tasks, batch, in_dim)``, and gives a TrunkOutput.
+    """
+
+    out_dim: int  # h
+    diagnostics: tuple[str, ...] = ()  # names of TrunkOutput.diagnostics
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        raise NotImplementedError

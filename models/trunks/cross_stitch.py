@@ -1,0 +1,56 @@
+"""Trunk `cross_stitch`: a network a task, whose layers are mixed by learned scalars.
+
+Misra et al., Cross-stitch Networks for Multi-task Learning, CVPR 2016.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from models.inputs import ModelInputs
+from models.layers.grouped import GroupedLinear
+from models.layers.scenario import ScenarioEmbedding
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class CrossStitchConfig(ModelSection):
+    """One MLP a task, mixed after every layer; the scenario is an input."""
+
+    kind: Literal["cross_stitch"]
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    scenario_dim: int = Field(default=8, ge=1)
+    own: float = Field(default=0.9, gt=0, le=1)
+    """Initial share of a task's own network; the others share the rest evenly."""
+
+
+class CrossStitchTrunk(Trunk):
+    """After each layer ``x~_j = sum_k alpha_jk x_k``, alpha the same for all rows (section 3 of the paper).
+
+    Scenarios: all rows train the same networks, and the scenario is an input of each.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: CrossStitchConfig, in_dim: int) -> None:
+        super().__init__()
+        self._tasks = tasks = len(inputs.tasks)
+        self._dropout = config.dropout
+        self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
+        widths = [in_dim + self.scenario.dim, *config.hidden]
+        self.layers = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        start = torch.eye(tasks)
+        if tasks > 1:
+            start = torch.full((tasks, tasks), (1 - config.own) / (tasks - 1)).fill_diagonal_(config.own)
+        self.stitches = nn.ParameterList(start.clone() for _ in config.hidden)
+        self.out_dim = config.hidden[-1]
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        x = self.scenario.beside(representation, context.scenarios)
+        for layer, alpha in zip(self.layers, self.stitches, strict=True):
+            x = dropout(layer(x).relu(), self._dropout, self.training)
+            x = torch.einsum("jk,kbd->jbd", alpha.to(x.dtype), x)
+        return TrunkOutput(x)

@@ -1,0 +1,84 @@
+"""Trunk `hmoe`: experts mixed by a gate a scenario, then scenarios mixed in the label space with cut gradients.
+
+Li et al., Improving Multi-Scenario Learning to Rank in E-commerce by Exploiting Task Relationships in the Label Space
+(HMoE), CIKM 2020.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import ModelInputs
+from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
+from models.layers.scenario import FinestScenario
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class HMoEConfig(ModelSection):
+    """A mixture of experts and a tower for each finest scenario; the towers of other scenarios are listened to."""
+
+    kind: Literal["hmoe"]
+    experts: int = Field(default=8, ge=1)
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    """Layers of each expert."""
+    tower: Widths = Field(default=[64], min_length=1)
+    """Layers of each scenario's tower."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HMoETrunk(Trunk):
+    """For a row of scenario i, with ``o_j`` the tower of scenario j on its mixture of the experts:
+
+        o'_i = w_ii o_i + sum_{j != i} w_ij sg(o_j),    w_i = softmax(V_i x)
+
+    A row's labels train its own scenario's gate and tower and the weights, never another scenario's. What is mixed are
+    hidden vectors, which the head's linear unit makes a logit of; the paper mixes the scores.
+    Tasks: a model of its own for each, as the AESM2 paper extends HMoE; they share the embedding alone.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: HMoEConfig, in_dim: int) -> None:
+        super().__init__()
+        self._tasks = len(inputs.tasks)
+        self._finest = FinestScenario(inputs.scenarios)
+        scenarios = self._finest.count
+        self.models = nn.ModuleList(_HMoE(scenarios, config, in_dim) for _ in inputs.tasks)
+        self.out_dim = config.tower[-1]
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        scenario = self._finest(context.scenarios)
+        groups = Groups.of(scenario, self._finest.count)
+        inputs = representation.expand(self._tasks, -1, -1)
+        outputs = [model(x, scenario, groups) for model, x in zip(self.models, inputs, strict=True)]
+        experts = {"experts": torch.stack([shares for _, shares in outputs])}
+        return TrunkOutput(torch.stack([hidden for hidden, _ in outputs]), experts=experts)
+
+
+class _HMoE(nn.Module):
+    """The model of one task."""
+
+    def __init__(self, scenarios: int, config: HMoEConfig, in_dim: int) -> None:
+        super().__init__()
+        self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
+        self.gates = GroupedLinear(scenarios, in_dim, config.experts, bias=False)
+        self.towers = GroupedMLP(scenarios, config.hidden[-1], config.tower, config.dropout)
+        self.mixing = GroupedLinear(scenarios, in_dim, scenarios, bias=False)
+
+    def forward(self, x: Tensor, scenario: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """``(batch, in_dim)`` to hidden ``(batch, h)`` and the own gate's shares ``(batch, experts)``, detached."""
+        rows = torch.arange(len(x), device=x.device)
+        sorted_x = groups.gather(x)
+        gate = groups.scatter(self.gates.ragged(sorted_x, groups.sizes)).softmax(-1)
+        outputs = self.experts(x)  # (experts, batch, h)
+        own = torch.einsum("be,ebh->bh", gate.to(outputs.dtype), outputs)
+        own = groups.scatter(self.towers.ragged(groups.gather(own), groups.sizes))
+        with torch.no_grad():  # the cut: others are listened to, which needs no backward
+            others = self.towers(torch.einsum("jbe,ebh->jbh", self.gates(x).softmax(-1).to(outputs.dtype), outputs))
+            others = others.transpose(0, 1).contiguous()  # (batch, scenarios, h)
+            others[rows, scenario] = 0
+        mix = groups.scatter(self.mixing.ragged(sorted_x, groups.sizes)).softmax(-1).to(own.dtype)
+        hidden = mix[rows, scenario].unsqueeze(1) * own + torch.einsum("bj,bjh->bh", mix, others)
+        return hidden, gate.detach()

@@ -1,0 +1,89 @@
+"""Trunk `htlnet`: towers chained along the causal order, each reading what the earlier ones learned and predicted.
+
+Tang et al., Touch the Core: Exploring Task Dependence Among Hybrid Targets for Recommendation (HTLNet), RecSys 2024.
+Its gradient rule is in models/gradients.py.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import ModelInputs
+from models.layers.fusion import InformationFusion
+from models.layers.label_embedding import LabelEmbedding
+from models.layers.mlp import mlp
+from models.layers.scenario import ScenarioEmbedding
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class HTLNetConfig(ModelSection):
+    """A tower a task; a task reads the representations and the predicted labels of all tasks that it comes after."""
+
+    kind: Literal["htlnet"]
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    """Layers of each tower."""
+    label_dim: int = Field(default=10, ge=1)
+    fusion_dim: int = Field(default=32, ge=1)
+    """Width of what is fused from the earlier tasks, once for representations and once for labels."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the drawn labels: low is nearly a hard label, high nearly none."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    scenario_dim: int = Field(default=8, ge=1)
+
+
+class HTLNetTrunk(Trunk):
+    """``h_t = tower_t([rep_f ‖ le_f ‖ x ‖ s])``, without rep_f and le_f for a task that comes after none.
+
+    `rep_f` fuses the representations and `le_f` the label embeddings of all tasks before t on its `after` chain. A
+    tower's representation is its first hidden layer, as in the public re-implementation; the paper does not say.
+    Stop-gradient (equation 15): representations and predictions are cut before they are embedded and fused, so the
+    label tables and fusion units are trained by the task that reads them, and a later task never changes an earlier
+    tower. Predictions are those of the head; with its `product` they are P(task | after).
+    Scenarios: all rows train the same towers, and the scenario is an input of each.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: HTLNetConfig, in_dim: int) -> None:
+        super().__init__()
+        self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
+        self._before = [_chain(inputs, k) for k in range(len(inputs.tasks))]
+        read = sorted({earlier for chain in self._before for earlier in chain})
+        first, dim = config.hidden[0], config.fusion_dim
+        self.labels = nn.ModuleDict({str(k): LabelEmbedding(config.label_dim, config.temperature) for k in read})
+        later = [k for k, chain in enumerate(self._before) if chain]
+        self.fused_representations = nn.ModuleDict({str(k): InformationFusion(first, dim) for k in later})
+        self.fused_labels = nn.ModuleDict({str(k): InformationFusion(config.label_dim, dim) for k in later})
+        width = in_dim + self.scenario.dim
+        self.firsts = nn.ModuleList(
+            mlp(width + (2 * dim if chain else 0), [first], config.dropout) for chain in self._before
+        )
+        self.rests = nn.ModuleList(mlp(first, config.hidden[1:], config.dropout) for _ in inputs.tasks)
+        self.out_dim = config.hidden[-1]
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        assert context.logit is not None, "htlnet reads the predictions of its head"
+        x = self.scenario.beside(representation, context.scenarios).expand(len(self._before), -1, -1)
+        hidden: list[Tensor] = []
+        representations: list[Tensor] = []
+        labels: dict[int, Tensor] = {}
+        for k, chain in enumerate(self._before):
+            inputs = x[k]
+            if chain:
+                fused = self.fused_representations[str(k)](torch.stack([representations[i] for i in chain]))
+                said = self.fused_labels[str(k)](torch.stack([labels[i] for i in chain]))
+                inputs = torch.cat([fused, said, inputs], dim=1)
+            first = self.firsts[k](inputs)
+            hidden.append(self.rests[k](first))
+            representations.append(first.detach())
+            if str(k) in self.labels:
+                labels[k] = self.labels[str(k)](context.logit(k, hidden[k]).detach())
+        return TrunkOutput(torch.stack(hidden))
+
+
+def _chain(inputs: ModelInputs, task: int) -> list[int]:
+    """The tasks that a task comes after, the nearest last."""
+    after = inputs.tasks[task].after
+    return [] if after is None else [*_chain(inputs, after), after]

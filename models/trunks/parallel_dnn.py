@@ -1,0 +1,45 @@
+"""Trunk `parallel_dnn`: a network of its own for every scenario and task, on the shared embedding.
+
+The baseline "Parallel DNN" of Zou et al. (AESM2), SIGIR 2022, which describes it in one sentence: that the networks
+share the embeddings and nothing else is our reading.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.inputs import ModelInputs
+from models.layers.grouped import GroupedMLP, Groups
+from models.layers.scenario import FinestScenario
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class ParallelDNNConfig(ModelSection):
+    """One MLP for each task in each finest scenario; nothing is shared above the embedding."""
+
+    kind: Literal["parallel_dnn"]
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class ParallelDNNTrunk(Trunk):
+    """``h_t = f_{s,t}(x)`` for a row of the finest scenario s. A row goes through the networks of its own scenario."""
+
+    def __init__(self, inputs: ModelInputs, config: ParallelDNNConfig, in_dim: int) -> None:
+        super().__init__()
+        self._tasks = len(inputs.tasks)
+        self._finest = FinestScenario(inputs.scenarios)
+        self.networks = GroupedMLP(self._tasks * self._finest.count, in_dim, config.hidden, config.dropout)
+        self.out_dim = config.hidden[-1]
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        scenario = self._finest(context.scenarios)
+        tasks = torch.arange(self._tasks, device=scenario.device).unsqueeze(1)
+        groups = Groups.of((tasks * self._finest.count + scenario).flatten(), self._tasks * self._finest.count)
+        rows = representation.expand(self._tasks, -1, -1).flatten(0, 1)
+        hidden = groups.scatter(self.networks.ragged(groups.gather(rows), groups.sizes))
+        return TrunkOutput(hidden.view(self._tasks, len(scenario), -1))

@@ -1,0 +1,131 @@
+"""Trunk `ple`: specific and shared experts chosen by hand, in levels, first by scenario, then by task.
+
+Tang et al., Progressive Layered Extraction (PLE), RecSys 2020.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import ModelInputs
+from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class PLEConfig(ModelSection):
+    """One extraction layer a level of the scenario tree, then levels of customised gate control over the tasks."""
+
+    kind: Literal["ple"]
+    specific: int = Field(default=2, ge=1)
+    """Experts of each scenario in its layer, and of each task in every level."""
+    shared: int = Field(default=2, ge=1)
+    levels: int = Field(default=2, ge=1)
+    """Levels over the tasks."""
+    hidden: Widths = Field(default=[128], min_length=1)
+    """Layers of each expert, in every level."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class PLETrunk(Trunk):
+    """``g_k = softmax(W_k x_k) [E_k,1..m; E_s,1..m']``, stacked, with a shared stream between levels (section 4).
+
+    Scenarios: the AESM2 paper gives PLE an extra layer for scenarios. Here each level of the scenario tree has a layer
+    of specific experts a scenario and shared ones, and a row passes through its own scenario's and the shared ones. The
+    output feeds all tasks and the shared stream of the first level. A shared stream between scenarios would need every
+    scenario's experts on every row and is left out.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: PLEConfig, in_dim: int) -> None:
+        super().__init__()
+        tasks, width = len(inputs.tasks), config.hidden[-1]
+        scenario_inputs = [in_dim, *[width] * (len(inputs.scenarios) - 1)]
+        self.scenario_layers = nn.ModuleList(
+            ScenarioExtraction(count, config, d) for count, d in zip(inputs.scenarios, scenario_inputs, strict=True)
+        )
+        self.task_levels = nn.ModuleList(
+            TaskExtraction(tasks, config, width, is_last=level == config.levels - 1) for level in range(config.levels)
+        )
+        self._tasks = tasks
+        self.out_dim = width
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        experts = {}
+        z = representation
+        for level, layer in enumerate(self.scenario_layers):
+            z = layer(z, context.scenarios[:, level])
+        shared: Tensor | None = z if z.dim() == 2 else None
+        own = z.expand(self._tasks, -1, -1)
+        for number, extraction in enumerate(self.task_levels, start=1):
+            own, shared, shares = extraction(own, shared)
+            experts[f"task {number}"] = shares
+        return TrunkOutput(own, experts=experts)
+
+
+class ScenarioExtraction(nn.Module):
+    """Experts of one level of scenarios: each row's own and the shared ones, mixed by its scenario's gate."""
+
+    def __init__(self, scenarios: int, config: PLEConfig, in_dim: int) -> None:
+        super().__init__()
+        self._scenarios, self._specific = scenarios, config.specific
+        self.specific = GroupedMLP(scenarios * config.specific, in_dim, config.hidden, config.dropout)
+        self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
+        self.gates = GroupedLinear(scenarios, in_dim, config.specific + config.shared, bias=False)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """``(..., batch, in_dim)`` and ``(batch,)`` to ``(..., batch, h)``."""
+        rows = x.reshape(-1, x.shape[-1])
+        scenario = scenario.expand(x.shape[:-1]).reshape(-1)
+        numbers = torch.arange(self._specific, device=x.device).unsqueeze(1)
+        own = Groups.of((scenario * self._specific + numbers).flatten(), self._scenarios * self._specific)
+        outputs = own.scatter(self.specific.ragged(own.gather(rows.repeat(self._specific, 1)), own.sizes))
+        outputs = torch.cat([outputs.view(self._specific, len(rows), -1), self.shared(rows)])
+        gating = Groups.of(scenario, self._scenarios)
+        gate = gating.scatter(self.gates.ragged(gating.gather(rows), gating.sizes)).softmax(-1)
+        return torch.einsum("be,ebh->bh", gate.to(outputs.dtype), outputs).view(*x.shape[:-1], -1)
+
+
+class TaskExtraction(nn.Module):
+    """One level over the tasks (customised gate control), with the shared stream's gate unless it is the last."""
+
+    def __init__(self, tasks: int, config: PLEConfig, in_dim: int, is_last: bool) -> None:
+        super().__init__()
+        self._tasks, self._specific = tasks, config.specific
+        self.specific = nn.ModuleList(
+            GroupedMLP(config.specific, in_dim, config.hidden, config.dropout) for _ in range(tasks)
+        )
+        self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
+        self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, bias=False)
+        every = tasks * config.specific + config.shared
+        self.shared_gate = None if is_last else nn.Linear(in_dim, every, bias=False)
+
+    def forward(self, own: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One level.
+
+        Args:
+            own: input of each task ``(tasks, batch, in_dim)``.
+            shared: input of the shared experts ``(batch, in_dim)``; None where each task has a representation of its
+                own: the shared experts then read each task's, and their gate reads the mean.
+
+        Returns:
+            Each task's stream ``(tasks, batch, h)``, the shared one ``(batch, h)`` or None after the last level, and
+            the shares of each task's specific experts, then of the shared ones, ``(tasks, batch, experts)``, detached.
+        """
+        specific = torch.stack([experts(x) for experts, x in zip(self.specific, own, strict=True)])
+        common = self.shared(own.flatten(0, 1) if shared is None else shared)  # (shared, rows, h)
+        if shared is None:
+            common = common.unflatten(1, own.shape[:2]).transpose(0, 1)  # (tasks, shared, batch, h)
+        else:
+            common = common.expand(self._tasks, *common.shape)
+        shares = self.gates(own).softmax(-1)
+        outputs = torch.cat([specific, common], dim=1)  # (tasks, experts, batch, h)
+        fused = torch.einsum("tbe,tebh->tbh", shares.to(outputs.dtype), outputs)
+        if self.shared_gate is None:
+            return fused, None, shares.detach()
+        gate = self.shared_gate(own.mean(0) if shared is None else shared).softmax(-1)
+        every = torch.cat([specific.flatten(0, 1), common.mean(0)])
+        stream = torch.einsum("be,ebh->bh", gate.to(every.dtype), every)
+        return fused, stream, shares.detach()

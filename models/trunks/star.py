@@ -1,0 +1,91 @@
+"""Trunk `star`: weights of a scenario are those of all, multiplied by its own; the same again over the tasks.
+
+Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR), CIKM 2021.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.inputs import ModelInputs
+from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
+from models.layers.mlp import mlp
+from models.layers.partitioned_norm import PartitionedNorm
+from models.layers.scenario import FinestScenario, ScenarioEmbedding
+from models.section import ModelSection, Widths
+from models.trunks.base import Context, Trunk, TrunkOutput
+
+
+class STARConfig(ModelSection):
+    """Partitioned normalisation, a star of the finest scenarios, a star of the tasks, an auxiliary network."""
+
+    kind: Literal["star"]
+    hidden: Widths = Field(default=[256, 128], min_length=1)
+    """Layers of the star over the scenarios."""
+    task_hidden: Widths = Field(default=[64], min_length=1)
+    """Layers of the star over the tasks."""
+    auxiliary: int = Field(default=32, ge=1)
+    """Width of the auxiliary network's hidden layer."""
+    momentum: float = Field(default=0.1, gt=0, le=1)
+    """Of the moving moments that the normalisation uses in evaluation."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    scenario_dim: int = Field(default=8, ge=1)
+
+
+class StarLinear(GroupedLinear):
+    """``W_p* = W_p ⊗ W``, ``b_p* = b_p + b`` (equations 4 and 5); every W_p starts as ones and b_p as zeros."""
+
+    def __init__(self, groups: int, in_dim: int, out_dim: int) -> None:
+        super().__init__(groups, in_dim, out_dim)
+        assert self.bias is not None
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.shared = nn.Linear(in_dim, out_dim)
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        assert self.bias is not None
+        return self.weight * self.shared.weight.T, self.bias + self.shared.bias
+
+
+class StarMLP(GroupedMLP):
+    """ReLU layers of a star."""
+
+    make_layer = StarLinear
+
+
+class STARTrunk(Trunk):
+    """``h = star over tasks( star over scenarios( PN(x) ) )``, and ``s_a`` of the auxiliary network added to the logit.
+
+    Scenarios are the finest ones, and a row goes through the weights of its own. Tasks: the AESM2 paper extends STAR
+    with a second, task-level star. The auxiliary network reads the scenario's embedding beside the representation and
+    has one unit a task.
+    """
+
+    def __init__(self, inputs: ModelInputs, config: STARConfig, in_dim: int) -> None:
+        super().__init__()
+        self._tasks = len(inputs.tasks)
+        self._finest = FinestScenario(inputs.scenarios)
+        scenarios = self._finest.count
+        self.norm = PartitionedNorm(scenarios, in_dim, config.momentum)
+        self.scenario_star = StarMLP(scenarios, in_dim, config.hidden, config.dropout)
+        self.task_star = StarMLP(self._tasks, config.hidden[-1], config.task_hidden, config.dropout)
+        self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
+        self.auxiliary = nn.Sequential(
+            mlp(in_dim + self.scenario.dim, [config.auxiliary]), nn.Linear(config.auxiliary, self._tasks)
+        )
+        self.out_dim = config.task_hidden[-1]
+
+    def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
+        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        inputs = representation.unsqueeze(0) if representation.dim() == 2 else representation
+        copies, batch, width = inputs.shape
+        scenario = self._finest(context.scenarios).repeat(copies)
+        x = self.norm(inputs.reshape(-1, width), scenario, context.weights.repeat(copies), context.total)
+        groups = Groups.of(scenario, self._finest.count)
+        x = groups.scatter(self.scenario_star.ragged(groups.gather(x), groups.sizes))
+        hidden = self.task_star(x.view(copies, batch, -1).expand(self._tasks, -1, -1))
+        units = self.auxiliary(self.scenario.beside(inputs, context.scenarios))  # (copies, batch, tasks)
+        logits = torch.diagonal(units.expand(self._tasks, -1, -1), dim1=0, dim2=2).T
+        return TrunkOutput(hidden, logits=logits)

@@ -1,0 +1,137 @@
+"""What holds for every trunk, under every bottom."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.build import DenseModel
+from models.losses import task_losses
+from tests.models.parts import BOTTOMS, INPUTS, SCENARIOS, SMALL, TASKS, context, dense, embedded, trunk
+
+
+def deterministic(kind: str, in_dim: int = 6, **settings: object) -> torch.nn.Module:
+    """A trunk in evaluation: without noise, drawn labels and batch moments."""
+    torch.manual_seed(0)
+    return trunk(kind, in_dim, **settings).eval()
+
+
+def all_losses(model: DenseModel, labels: Tensor) -> Tensor:
+    predictions, output = model(embedded(), context(SCENARIOS))
+    losses = task_losses(predictions, labels, torch.ones(5), torch.tensor(5.0)).sum()
+    return losses if output.penalty is None else losses + output.penalty
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_representation_or_one_a_task(kind: str) -> None:
+    module = deterministic(kind)
+    x = torch.randn(5, 6)
+    shared = module(x, context(SCENARIOS))
+    assert shared.hidden.shape == (3, 5, module.out_dim)
+    apart = module(x.expand(3, 5, 6), context(SCENARIOS))
+    torch.testing.assert_close(apart.hidden, shared.hidden)
+    if shared.logits is not None:
+        torch.testing.assert_close(apart.logits, shared.logits)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_scenario_changes_the_result(kind: str) -> None:
+    module = deterministic(kind)
+    if kind == "star":  # whose scenarios start from the same weights
+        torch.nn.init.normal_(module.scenario_star.layers[0].weight)
+    x = torch.randn(5, 6)
+    other = module(x, context(list(reversed(SCENARIOS)))).hidden
+    assert not torch.allclose(module(x, context(SCENARIOS)).hidden, other)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
+    module = deterministic(kind)
+    x = torch.randn(5, 6)
+    together = module(x, context(SCENARIOS)).hidden
+    alone = torch.cat([module(x[[i]], context(SCENARIOS[i : i + 1])).hidden for i in range(5)], dim=1)
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
+def test_every_parameter_gets_a_gradient_from_a_batch_of_one_scenario(bottom: str, kind: str) -> None:
+    """DDP waits for all of them, also for experts and towers that no row uses."""
+    torch.manual_seed(0)
+    model = dense(bottom, kind)
+    assert isinstance(model, DenseModel)
+    predictions, output = model(embedded(), context([[0, 0]] * 5))
+    losses = task_losses(predictions, torch.zeros(5, 3), torch.ones(5), torch.tensor(5.0)).sum()
+    (losses if output.penalty is None else losses + output.penalty).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
+def test_padding_inside_a_sequence_never_matters(bottom: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model, batch = dense(bottom, kind).eval(), embedded()
+    for row, length in enumerate(batch.lengths["watched"]):
+        batch.sequences["watched"][row, length:] = 0.0  # as the embedding gives it
+    before = model(batch, context(SCENARIOS))[0].scores()
+    if bottom != "concat":  # which sums, and relies on the zeros
+        for row, length in enumerate(batch.lengths["watched"]):
+            batch.sequences["watched"][row, length:] = 50.0
+    torch.testing.assert_close(model(batch, context(SCENARIOS))[0].scores(), before)
+    assert before.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_row_of_weight_zero_never_matters(kind: str) -> None:
+    """Neither in losses and penalties nor in what a trunk computes over rows: the gradients are those without it."""
+    gradients = []
+    for keep in (5, 4):
+        torch.manual_seed(0)
+        module = trunk(kind, 6, **({"noise": 0.0} if kind == "aesm" else {}))
+        for parameter in module.parameters():
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+        module.train()
+        x = torch.randn(5, 6)[:keep]
+        if kind == "htlnet":  # its drawn labels differ with the number of rows
+            module.eval()
+        rows = context(SCENARIOS[:keep], [1.0, 1.0, 1.0, 1.0, 0.0][:keep])
+        output = module(x, rows)
+        loss = (output.hidden.square().sum((0, 2)) * rows.weights).sum()
+        (loss if output.penalty is None else loss + output.penalty).backward()
+        gradients.append([p.grad for p in module.parameters()])
+    for with_padding, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_padding, without)
+
+
+@pytest.mark.parametrize("kind", [k for k in SMALL if k not in ("shared_bottom", "star", "htlnet", "parallel_dnn")])
+def test_experts_say_what_they_share(kind: str) -> None:
+    output = deterministic(kind)(torch.randn(5, 6), context(SCENARIOS))
+    if kind != "cross_stitch":
+        assert output.experts
+    for shares in output.experts.values():
+        assert shares.shape[0] in (1, len(TASKS)) and shares.shape[1] == 5 and not shares.requires_grad
+        torch.testing.assert_close(shares.sum(-1), torch.ones(shares.shape[:2]))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_trunk_learns_on_a_batch(kind: str) -> None:
+    """Labels that the scenario flips: every trunk must tell scenarios and tasks apart."""
+    torch.manual_seed(0)
+    model = dense("concat", kind)
+    batch, labels = embedded(), torch.tensor([[1.0, 1, 2], [0, 0, -1], [1, 0, 1], [0, 0, 0], [1, 1, 3]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(200):
+        predictions, output = model(batch, context(SCENARIOS))
+        loss = task_losses(predictions, labels, torch.ones(5), torch.tensor(5.0)).sum()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        (loss if output.penalty is None else loss + output.penalty).backward()
+        optimizer.step()
+    assert losses[-1] < 0.25 * losses[0], losses[::40]
+
+
+def test_names_of_diagnostics_are_known_beforehand() -> None:
+    for kind in SMALL:
+        module = trunk(kind, 6)
+        assert tuple(module(torch.randn(5, 6), context(SCENARIOS)).diagnostics) == module.diagnostics
+    assert trunk("aesm", 6, INPUTS).diagnostics[:3] == ("noise", "kl/tab 1/specific", "kl/tab 1/shared")
