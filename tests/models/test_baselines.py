@@ -1,0 +1,183 @@
+"""The baselines by hand and by the property that names each."""
+
+import torch
+from torch import nn
+
+from models.inputs import ModelInputs, TargetTask
+from models.layers.grouped import GroupedMLP, Groups
+from models.layers.partitioned_norm import PartitionedNorm
+from models.layers.scenario import FinestScenario
+from models.trunks.base import this_worker_alone
+from tests.models.parts import SCENARIOS, TASKS, context, trunk
+
+
+def test_the_leaves_of_the_scenario_tree_are_numbered() -> None:
+    finest = FinestScenario([3, 2, 4])
+    assert finest.count == 24
+    assert finest(torch.tensor([[0, 0, 0], [0, 1, 3], [2, 1, 3]])).tolist() == [0, 7, 23]
+
+
+def test_rows_through_their_own_group_are_what_separate_networks_give() -> None:
+    torch.manual_seed(0)
+    grouped = GroupedMLP(3, 4, [5, 2])
+    networks = []
+    for g in range(3):
+        layers: list[nn.Module] = []
+        for layer in grouped.layers:
+            linear = nn.Linear(*layer.weight.shape[1:])
+            linear.weight.data.copy_(layer.weight[g].T)
+            linear.bias.data.copy_(layer.bias[g])
+            layers += [linear, nn.ReLU()]
+        networks.append(nn.Sequential(*layers))
+    x, index = torch.randn(6, 4), torch.tensor([2, 0, 2, 2, 0, 2])  # group 1 has no rows
+    groups = Groups.of(index, 3)
+    assert groups.sizes == [2, 0, 4]
+    out = groups.scatter(grouped.ragged(groups.gather(x), groups.sizes))
+    torch.testing.assert_close(out, torch.stack([networks[g](row) for g, row in zip(index, x, strict=True)]))
+    torch.testing.assert_close(grouped(x), torch.stack([network(x) for network in networks]))
+    out.sum().backward()
+    assert all((p.grad[1] == 0).all() and p.grad.abs().sum() > 0 for p in grouped.parameters())
+
+
+def test_mmoe_by_hand() -> None:
+    """Equal logits average two experts; other logits weigh them."""
+    torch.manual_seed(0)
+    inputs = ModelInputs((), (), 0, (1,), TASKS, ("tab",))
+    module = trunk("mmoe", 2, inputs, experts=2, hidden=[3], scenario_dim=1)
+    x, rows = torch.randn(4, 2), context([[0]] * 4)
+    z = module.scenario.beside(x, rows.scenarios)
+    one, two = module.experts(z)
+    nn.init.zeros_(module.gates.weight)
+    torch.testing.assert_close(module(x, rows).hidden, ((one + two) / 2).expand(3, 4, 3))
+    nn.init.normal_(module.gates.weight[1])
+    weights = (z @ module.gates.weight[1]).softmax(-1)
+    torch.testing.assert_close(module(x, rows).hidden[1], weights[:, :1] * one + weights[:, 1:] * two)
+
+
+def test_cross_stitch_by_hand() -> None:
+    torch.manual_seed(0)
+    inputs = ModelInputs((), (), 0, (1,), (TASKS[0], TargetTask("like", "binary")), ("tab",))
+    module = trunk("cross_stitch", 2, inputs, hidden=[3], scenario_dim=1)
+    torch.testing.assert_close(module.stitches[0].detach(), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+    x, rows = torch.randn(4, 2), context([[0]] * 4)
+    own = module.layers[0](module.scenario.beside(x, rows.scenarios)).relu()
+    module.stitches[0].data.copy_(torch.tensor([[1.0, 0.5], [0.0, 2.0]]))
+    hidden = module(x, rows).hidden
+    torch.testing.assert_close(hidden[0], own[0] + 0.5 * own[1])
+    torch.testing.assert_close(hidden[1], 2 * own[1])
+
+
+def test_parallel_networks_share_nothing() -> None:
+    module = trunk("parallel_dnn", 6)
+    module(torch.randn(5, 6), context(SCENARIOS)).hidden[1, 1].sum().backward()  # task 1, scenario (2, 0)
+    used = module.networks.layers[0].weight.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()
+    assert used == [1 * 6 + 2 * 2 + 0]
+
+
+def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
+    torch.manual_seed(0)
+    module = trunk("hmoe", 6)
+    x, rows = torch.randn(1, 6), context([[1, 0]])  # finest scenario 2 of 6
+    hidden = module(x, rows).hidden
+    hidden[0].sum().backward()
+    first, other = module.models[0], module.models[1]
+    for name in ("towers.layers.0.weight", "gates.weight", "mixing.weight"):
+        gradient = first.get_parameter(name).grad
+        assert gradient.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [2], name
+        assert other.get_parameter(name).grad is None or (other.get_parameter(name).grad == 0).all()
+    with torch.no_grad():  # by the formula
+        outputs = first.experts(x)
+        mixed = torch.einsum("jbe,ebh->jbh", first.gates(x).softmax(-1), outputs)
+        towers = first.towers(mixed)[:, 0]
+        weights = (x @ first.mixing.weight[2]).softmax(-1)[0]
+    torch.testing.assert_close(hidden[0, 0], weights @ towers)
+
+
+def test_ple_by_hand() -> None:
+    """One level: the gate's mixture of the task's specific and the shared experts, on the scenario layer's output."""
+    torch.manual_seed(0)
+    inputs = ModelInputs((), (), 0, (2,), TASKS, ("tab",))
+    module = trunk("ple", 3, inputs, specific=1, shared=2, levels=1, hidden=[4])
+    x, rows = torch.randn(3, 3), context([[1], [0], [1]])
+    (scenario,) = module.scenario_layers
+    row = x[:1]  # of scenario 1
+    experts = torch.cat([scenario.specific(row)[1:2], scenario.shared(row)])[:, 0]
+    z = (row @ scenario.gates.weight[1]).softmax(-1) @ experts
+    (level,) = module.task_levels
+    assert level.shared_gate is None
+    experts = torch.cat([level.specific[2](z), level.shared(z)])[:, 0]
+    expected = (z @ level.gates.weight[2]).softmax(-1) @ experts
+    torch.testing.assert_close(module(x, rows).hidden[2, 0], expected[0])
+
+
+def test_ple_trains_a_tasks_experts_by_that_task_alone_and_shares_the_stream() -> None:
+    torch.manual_seed(0)
+    module = trunk("ple", 6, levels=1)
+    module(torch.randn(5, 6), context(SCENARIOS)).hidden[0].sum().backward()
+    (level,) = module.task_levels
+    assert level.specific[1].layers[0].weight.grad.abs().sum() == 0
+    assert level.specific[0].layers[0].weight.grad.abs().sum() > 0
+    deep = trunk("ple", 6, levels=2)
+    deep(torch.randn(5, 6), context(SCENARIOS)).hidden[0].sum().backward()
+    first = deep.task_levels[0]
+    assert first.shared_gate.weight.grad.abs().sum() > 0
+    assert first.specific[1].layers[0].weight.grad.abs().sum() > 0, "through the shared stream"
+
+
+def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
+    norm = PartitionedNorm(3, 2, momentum=0.25).train()
+    z = torch.tensor([[1.0, 0.0], [10.0, 5.0], [3.0, 4.0], [99.0, 99.0], [20.0, 5.0]])
+    scenario, weights = torch.tensor([0, 2, 0, 0, 2]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    out = norm(z, scenario, weights, this_worker_alone)
+    torch.testing.assert_close(out[[0, 2]], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out[[1, 4], 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
+    assert norm.mean.tolist() == [[0.5, 0.5], [0.0, 0.0], [3.75, 1.25]]
+    assert norm.variance.tolist() == [[0.75 + 0.25, 0.75 + 1.0], [1.0, 1.0], [0.75 + 6.25, 0.75]]
+    norm.eval()
+    single = norm(torch.tensor([[1.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone)
+    torch.testing.assert_close(single, torch.tensor([[1.0, 0.0]]), atol=1e-4, rtol=0)
+    norm.scenario_gamma.data[0], norm.scenario_beta.data[0] = 3.0, 0.5
+    single = norm(torch.tensor([[1.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone)
+    torch.testing.assert_close(single, torch.tensor([[3.5, 0.5]]), atol=1e-4, rtol=0)
+
+
+def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:
+    torch.manual_seed(0)
+    ours, theirs = PartitionedNorm(1, 3, momentum=0.1).train(), nn.BatchNorm1d(3, momentum=0.1)
+    one = torch.randn(6, 3, requires_grad=True)
+    two = one.detach().clone().requires_grad_()
+    mixing = torch.randn(6, 3)
+    out = ours(one, torch.zeros(6, dtype=torch.long), torch.ones(6), this_worker_alone)
+    expected = theirs(two)
+    torch.testing.assert_close(out, expected)
+    (out * mixing).sum().backward()
+    (expected * mixing).sum().backward()
+    torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.mean[0], theirs.running_mean)
+
+
+def test_star_starts_from_the_shared_weights_and_multiplies() -> None:
+    torch.manual_seed(0)
+    module = trunk("star", 6).eval()
+    layer = module.scenario_star.layers[0]
+    x = torch.randn(2, 6)
+    both = context([[0, 0], [2, 1]])
+    same = module.scenario_star.ragged(x, [1, 0, 0, 0, 0, 1])
+    torch.testing.assert_close(same, (x @ layer.shared.weight.T + layer.shared.bias).relu())
+    with torch.no_grad():
+        layer.weight[5] = 2.0
+        layer.bias[5] = 1.0
+    expected = (x[1] @ (2 * layer.shared.weight.T) + layer.shared.bias + 1).relu()
+    torch.testing.assert_close(module.scenario_star.ragged(x, [1, 0, 0, 0, 0, 1])[1], expected)
+    out = module(x, both)
+    assert out.logits is not None
+    beside = module.scenario.beside(x, both.scenarios)
+    torch.testing.assert_close(out.logits, module.auxiliary(beside).T)
+
+
+def test_esmm_is_towers_on_the_shared_embedding() -> None:
+    module = trunk("shared_bottom", 6, hidden=[], scenario_dim=2)
+    x = torch.randn(5, 6)
+    hidden = module(x, context(SCENARIOS)).hidden
+    assert module.out_dim == 6 + 2 * 2
+    assert torch.equal(hidden[0, :, :6], x) and torch.equal(hidden[0], hidden[2])

@@ -1,0 +1,101 @@
+"""Losses of continuous targets against other libraries, and the weighing of tasks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import mean_tweedie_deviance
+
+from models.continuous import CONTINUOUS
+from models.inputs import TargetTask
+from models.objective import Objective, ObjectiveConfig
+from tests.models.parts import TASKS
+
+
+def losses(task: TargetTask, units: list[list[float]], labels: list[float]) -> list[float]:
+    return CONTINUOUS[task.loss].loss(torch.tensor(units), torch.tensor(labels), task).tolist()
+
+
+def test_huber_by_hand() -> None:
+    task = TargetTask("value", "continuous", loss="huber", delta=2.0)
+    assert losses(task, [[0.0], [0.0], [1.0]], [1.0, 5.0, 1.0]) == pytest.approx([0.5, 2 * (5 - 1), 0.0])
+
+
+def test_zero_inflated_lognormal_is_its_likelihood() -> None:
+    task = TargetTask("value", "continuous", loss="ziln")
+    logit, mean, raw = 0.4, 1.1, -0.3
+    deviation, p = math.log1p(math.exp(raw)), 1 / (1 + math.exp(-logit))
+    expected = [
+        -math.log(1 - p),
+        -math.log(p) - stats.lognorm.logpdf(3.7, s=deviation, scale=math.exp(mean)),
+    ]
+    assert losses(task, [[logit, mean, raw]] * 2, [0.0, 3.7]) == pytest.approx(expected, rel=1e-5)
+    value = CONTINUOUS["ziln"].value(torch.tensor([[logit, mean, raw]])).item()
+    assert value == pytest.approx(p * stats.lognorm.mean(s=deviation, scale=math.exp(mean)), rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [1.2, 1.5, 1.9])
+def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: float) -> None:
+    task = TargetTask("value", "continuous", loss="tweedie", power=power)
+    labels, one, two = [0.0, 2.5], [[0.3], [0.3]], [[-0.8], [1.1]]
+    ours = np.subtract(losses(task, one, labels), losses(task, two, labels))
+    values = [CONTINUOUS["tweedie"].value(torch.tensor(units)).tolist() for units in (one, two)]
+    deviances = [
+        [mean_tweedie_deviance([y], [v], power=power) for y, v in zip(labels, predicted, strict=True)]
+        for predicted in values
+    ]
+    assert ours == pytest.approx(np.subtract(*deviances) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["ziln", "tweedie"])
+def test_amounts_below_zero_are_no_amounts(loss: str) -> None:
+    task = TargetTask("value", "continuous", loss=loss)  # type: ignore[arg-type]
+    units = [[0.1] * CONTINUOUS[loss].units] * 2
+    assert [math.isnan(value) for value in losses(task, units, [-1.0, 0.0])] == [True, False]
+
+
+@pytest.mark.parametrize("loss", CONTINUOUS)
+def test_every_loss_recovers_a_mean(loss: str) -> None:
+    """Trained without features the prediction is the labels' mean; with huber it balances the clipped errors."""
+    rng = np.random.default_rng(0)
+    labels = torch.tensor(np.where(rng.random(4000) < 0.4, 0.0, rng.lognormal(0.5, 0.6, 4000)), dtype=torch.float32)
+    kind, task = CONTINUOUS[loss], TargetTask("value", "continuous", loss=loss)  # type: ignore[arg-type]
+    units = torch.zeros(1, kind.units, requires_grad=True)
+    optimizer = torch.optim.Adam([units], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        kind.loss(units.expand(len(labels), -1), labels, task).mean().backward()
+        optimizer.step()
+    value = kind.value(units).item()
+    if loss == "huber":
+        assert (value - labels).clamp(-1, 1).mean().item() == pytest.approx(0.0, abs=1e-3)
+    else:
+        assert value == pytest.approx(labels.mean().item(), rel=0.02)
+
+
+def test_fixed_weights() -> None:
+    tasks = (TargetTask("a", "binary", weight=2.0), TargetTask("b", "continuous", weight=0.5))
+    objective = Objective(tasks, ObjectiveConfig())
+    assert objective(torch.tensor([1.0, 4.0]))[0].tolist() == [2.0, 2.0]
+    assert not list(objective.parameters()) and not objective.state_dict() and not objective.diagnostics
+
+
+def test_uncertainty_by_hand_and_where_it_comes_to_rest() -> None:
+    """s = log of the loss minimises exp(-s) L + s / 2 at exp(-s) = 1 / (2 L), for either kind of task."""
+    objective = Objective(TASKS, ObjectiveConfig(weighting="uncertainty"))
+    values = torch.tensor([0.5, 0.1, 3.0])
+    weighted, factors = objective(values)
+    assert weighted.tolist() == pytest.approx([0.5, 0.1, 1.5])
+    assert factors.tolist() == [1.0, 1.0, 0.5]
+    objective.log_variances.data.fill_(math.log(4))
+    assert objective(values)[0].tolist() == pytest.approx(
+        [0.125 + math.log(2), 0.025 + math.log(2), 0.375 + math.log(2)]
+    )
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        objective(values)[0].sum().backward()
+        optimizer.step()
+    assert objective(values)[1].tolist() == pytest.approx([1 / (2 * 0.5), 1 / (2 * 0.1), 1 / (2 * 3.0)], rel=1e-2)
