@@ -36,11 +36,12 @@ class TargetAttention(nn.Module):
 
     def forward(self, sequence: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         """``(batch, length, dim)``, ``(batch,)`` and ``(batch, dim)`` to ``(batch, dim)``; zeros where empty."""
-        candidate = target.unsqueeze(1).expand_as(sequence)
-        pairs = torch.cat([sequence, candidate, sequence - candidate, sequence * candidate], dim=2)
         inside = torch.arange(sequence.shape[1], device=lengths.device) < lengths.unsqueeze(1)
-        weights = self.score(pairs).squeeze(2).masked_fill(~inside, 0.0)
-        return torch.einsum("bl,bld->bd", weights, sequence.to(weights.dtype))
+        sample, place = inside.nonzero(as_tuple=True)  # most of a batch of sequences is padding: it is left out
+        rows, candidate = sequence[sample, place], target.index_select(0, sample)
+        pairs = torch.cat([rows, candidate, rows - candidate, rows * candidate], dim=1)
+        weighted = self.score(pairs) * rows
+        return torch.zeros_like(target, dtype=weighted.dtype).index_add(0, sample, weighted)
 
 
 class DinBottom(nn.Module):

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from models.inputs import Embedded, ModelInputs
 from models.layers.grouped import GroupedLinear
@@ -113,10 +114,11 @@ class InterestModule(nn.Module):
         return torch.stack([1 + gamma, beta], dim=4)
 
     def _interest(self, sequence: Tensor, lengths: Tensor, target: Tensor, norms: Tensor) -> Tensor:
+        sequence = sequence[:, : max(int(lengths.max()), 1)]  # what is padding in all rows is left out
         places = torch.arange(sequence.shape[1], device=lengths.device)
         inside = places < lengths.unsqueeze(1)
         age = (lengths.unsqueeze(1) - 1 - places).clamp(min=0)
-        rows = sequence + self.position[age]
+        rows = sequence + embedding(age, self.position)
         for number, block in enumerate(self.blocks):
             rows = block(rows, inside, norms[:, number])
         scores = torch.einsum("bd,tbsd->tbs", self.query(target), self.key(rows)) / math.sqrt(target.shape[1])

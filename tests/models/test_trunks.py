@@ -135,3 +135,15 @@ def test_names_of_diagnostics_are_known_beforehand() -> None:
         module = trunk(kind, 6)
         assert tuple(module(torch.randn(5, 6), context(SCENARIOS)).diagnostics) == module.diagnostics
     assert trunk("aesm", 6, INPUTS).diagnostics[:3] == ("noise", "kl/tab 1/specific", "kl/tab 1/shared")
+
+
+@pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
+def test_bf16_stays_near_fp32(bottom: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model, batch = dense(bottom, kind).eval(), embedded()
+    exact = model(batch, context(SCENARIOS))[0].scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        predictions, _ = model(batch, context(SCENARIOS))
+    torch.testing.assert_close(predictions.scores(), exact, atol=0.05, rtol=0.05)
+    predictions.scores().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
