@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.console import configure_logging
@@ -52,6 +53,23 @@ def predict(args: argparse.Namespace) -> None:
 
     launcher = args.launcher or "local"
     predict.run(experiment, args.checkpoint, args.split, args.output, launcher=launcher, workers=args.workers)
+
+
+def compare(args: argparse.Namespace) -> int:
+    experiment = read(args)
+    from jobs import compare
+
+    launcher = args.launcher or "local"
+    return compare.run(
+        experiment, args.models, args.seeds, args.reference, args.split, launcher=launcher, workers=args.workers
+    )
+
+
+def report(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import report
+
+    report.run(experiment)
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -110,6 +128,8 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (train, "train from the feature table, or go on from a checkpoint"),
     "evaluate": (evaluate, "metrics of a checkpoint, a task and a scenario"),
     "predict": (predict, "predictions of a checkpoint, as Parquet"),
+    "compare": (compare, "train several models with several seeds, and tell what exceeds noise"),
+    "report": (report, "a run as one HTML page: metrics, curves, experts, gradients"),
     "plan": (plan, "where each table would go, and whether it fits"),
     "inspect": (inspect, "a feature table or a checkpoint, in words"),
     "submit": (submit, "send a job to a Ray cluster"),
@@ -117,7 +137,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "logs": (logs, "the log of a job sent"),
     "stop": (stop, "stop a job sent"),
 }
-TAKES_EXPERIMENT = ("preprocess", "train", "evaluate", "predict", "plan")
+TAKES_EXPERIMENT = ("preprocess", "train", "evaluate", "predict", "compare", "report", "plan")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +158,8 @@ def build_parser() -> argparse.ArgumentParser:
         of[name].add_argument("--checkpoint", default="latest", help="latest (default), best, or a path")
         of[name].add_argument("--split", default="test", help="split of the feature table (default test)")
     of["predict"].add_argument("--output", required=True, metavar="DIR", help="folder or URI for the predictions")
-    for name in ("train", "evaluate", "predict"):
+    add_flags_of_compare(of["compare"])
+    for name in ("train", "evaluate", "predict", "compare"):
         of[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
         of[name].add_argument("--workers", type=positive, metavar="N", help="worker processes")
     of["plan"].add_argument("--workers", type=positive, required=True, metavar="N", help="workers to plan for")
@@ -154,6 +175,25 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("submit", "status", "logs", "stop"):
         of[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the head started here)")
     return parser
+
+
+def add_flags_of_compare(parser: argparse.ArgumentParser) -> None:
+    """Models go into one list of (flag, text), in the order in which they were given: the first is the baseline."""
+    for flag, metavar, summary in (
+        ("--trunks", "KIND,KIND", "the experiment with each of these trunks"),
+        ("--variant", "'NAME: key=value key=value'", "the experiment with these keys; may be given several times"),
+    ):
+        parser.add_argument(
+            flag, dest="models", action="append", type=partial(pair, flag), default=[], metavar=metavar, help=summary
+        )
+    parser.add_argument("--seeds", default="0,1,2", metavar="K,K", help="each model once with each (default 0,1,2)")
+    parser.add_argument("--reference", action="store_true", help="also a model for each scenario and task alone")
+    parser.add_argument("--split", default="test", help="split of the feature table (default test)")
+
+
+def pair(flag: str, text: str) -> tuple[str, str]:
+    """A flag with its value, for argparse."""
+    return flag, text
 
 
 def positive(text: str) -> int:

@@ -35,7 +35,7 @@ def describe_checkpoint(saved: Saved | None) -> str:
     """A checkpoint in words: where its run stood, by what it was made, what it belongs to."""
     assert saved is not None
     state = saved.state()
-    progress, training = state["progress"], state["experiment"]["training"]
+    progress, training, model = state["progress"], state["experiment"]["training"], state["experiment"]["model"]
     stopping = training["early_stopping"]
     lines = [
         f"Checkpoint {saved.uri}",
@@ -44,7 +44,7 @@ def describe_checkpoint(saved: Saved | None) -> str:
         f"  saved by {state['workers']} workers with {state['threads']} threads each, seed {training['seed']}",
         f"  feature table {state['table']['fingerprint'][:12]}, {state['table']['lanes']} lanes, "
         f"{state['table']['train_rows']:,} training rows",
-        "  model " + ", ".join(f"{slot} {part['kind']}" for slot, part in state["experiment"]["model"].items()),
+        "  model " + ", ".join(f"{slot} {model[slot]['kind']}" for slot in ("bottom", "trunk", "head")),
         "  versions " + ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
     ]
     if stopping and progress["best_step"] is not None:

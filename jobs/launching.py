@@ -29,6 +29,14 @@ def checkpoint_choice(choice: str) -> str:
     return choice if choice in ("auto", "never", "latest", "best") else storage.absolute(choice)
 
 
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment with its run and its feature table where they are now: Ray workers have another working folder."""
+    table = experiment.table
+    if table.path is not None:
+        table = table.model_copy(update={"path": storage.absolute(table.path)})
+    return experiment.model_copy(update={"output": storage.absolute(experiment.output), "table": table})
+
+
 def launch_on_workers(
     body: Callable[..., Result], experiment: Experiment, launcher: str, workers: int | None, **arguments: object
 ) -> Result:
@@ -37,7 +45,6 @@ def launch_on_workers(
         from cluster.connect import connect
 
         connect()
-    # Ray workers have another working directory.
-    placed = experiment.model_copy(update={"output": storage.absolute(experiment.output)})
+    placed = with_absolute_paths(experiment)
     scratch = storage.join(placed.folder, "ray")
     return launch(partial(body, experiment=placed, **arguments), launcher, workers, experiment.training.device, scratch)

@@ -8,6 +8,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.preprocess.job import preprocess
 from pipeline.table.manifest import Manifest
+from pipeline.table.settings import check_may_overwrite
 
 
 def run(experiment: Experiment, overwrite: bool) -> None:
@@ -18,6 +19,8 @@ def run(experiment: Experiment, overwrite: bool) -> None:
     """
     start = time.monotonic()
     table = experiment.table_folder
+    if overwrite and experiment.table.path is not None:
+        check_may_overwrite(table)
     manifest = preprocess(experiment, table, overwrite, connect)
     storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
     print(summary(manifest, table, time.monotonic() - start))

@@ -15,7 +15,7 @@ from pipeline.storage import absolute
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
 
-JOBS = ("preprocess", "train", "evaluate", "predict")
+JOBS = ("preprocess", "train", "evaluate", "predict", "compare", "report")
 EXCLUDES = (".git", ".venv", "/runs", ".cluster", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 STOP_WAIT_S = 600
 """How long a job that is stopped may take to save its state; Ray would kill it after 3 seconds."""
@@ -76,25 +76,29 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
     """The command that the cluster runs. Paths become absolute, because its working folder is a temporary one."""
     command = ["python", "-m", "jobs.cli", job.command, file]
     for name, value in vars(job).items():
-        if name == "launcher" and value is None and job.command == "train":
+        if name == "launcher" and value is None and job.command in ("train", "compare"):
             value = "ray"
         if name in NOT_FLAGS or value in (None, False):
+            continue
+        if isinstance(value, list):  # flags that were given several times, each with its value
+            command += [word for pair in value for word in pair]
             continue
         if name in PATHS and value not in WORDS:
             value = absolute(value)
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     overrides = list(job.overrides)
-    if experiment.output != absolute(experiment.output):
-        overrides.append(f"output={absolute(experiment.output)}")
+    for key, path in (("output", experiment.output), ("table.path", experiment.table.path)):
+        if path is not None and path != absolute(path):
+            overrides.append(f"{key}={absolute(path)}")
     return command + overrides
 
 
 def runtime_env(folder: Path, experiment: "Experiment") -> dict[str, Any]:
     """What the job takes along: the folder, less what is large or private; Ray also leaves out what git ignores."""
-    own = () if Path(experiment.output).is_absolute() or "://" in experiment.output else (f"/{experiment.output}",)
+    own = [path for path in (experiment.output, experiment.table.path) if path is not None and path != absolute(path)]
     return {
         "working_dir": str(folder),
-        "excludes": [*EXCLUDES, *own],
+        "excludes": [*EXCLUDES, *(f"/{path}" for path in own)],
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
     }
 

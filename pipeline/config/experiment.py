@@ -5,11 +5,16 @@ from collections.abc import Iterable
 from pydantic import Field, model_validator
 from torch import nn
 
+from models.bottoms.concat import ConcatConfig
+from models.bottoms.dtrn import DTRNConfig
 from models.build import ModelConfig
+from models.gradients import CoreGradients
 from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
 from pipeline.config.logs import Logs, Scenario, Task
 from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 # What early stopping can go by, a kind of task.
 RANKING_METRICS = {
@@ -21,7 +26,7 @@ RANKING_METRICS = {
 class Experiment(Section):
     """The resolved experiment file. References between its sections are known to hold."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=RUN_NAME)
     output: str = "runs"
     """Folder or URI under which the run keeps its own folder, `output/name`."""
     logs: Logs
@@ -42,7 +47,7 @@ class Experiment(Section):
     @property
     def table_folder(self) -> str:
         """Where the run's feature table lies."""
-        return f"{self.folder}/table"
+        return self.table.path or f"{self.folder}/table"
 
     @property
     def checkpoint_folder(self) -> str:
@@ -66,6 +71,7 @@ class Experiment(Section):
         check_lanes(self)
         check_metric(self)
         check_bottom(self)
+        check_objective(self)
         group = self.evaluation.group
         if group is not None and group not in self.logs.keys:
             raise ValueError(f"evaluation.group: {group!r} is not one of logs.keys {self.logs.keys}: add it there")
@@ -155,12 +161,33 @@ def check_metric(experiment: Experiment) -> None:
 
 
 def check_bottom(experiment: Experiment) -> None:
-    target = getattr(experiment.model.bottom, "target", None)
-    if target is None:
+    bottom = experiment.model.bottom
+    if isinstance(bottom, ConcatConfig):
         return
-    feature = experiment.embedded.get(target)
-    if not isinstance(feature, Categorical):
+    target = experiment.embedded.get(bottom.target)
+    if not isinstance(target, Categorical):
         names = [name for name, f in experiment.embedded.items() if isinstance(f, Categorical)]
-        raise ValueError(f"model.bottom.target: no categorical feature is called {target!r}; {nearest(target, names)}")
-    if not any(isinstance(f, Sequence) for f in experiment.features):
-        raise ValueError("model.bottom: this bottom reads behaviours: add a feature of kind `sequence`")
+        raise ValueError(
+            f"model.bottom.target: no categorical feature is called {bottom.target!r}; {nearest(bottom.target, names)}"
+        )
+    widths = {f.name: f.dim for f in experiment.features if f.table == f.name}
+    dim = widths[target.table]
+    if not any(isinstance(f, Sequence) and widths[f.table] == dim for f in experiment.features):
+        raise ValueError(
+            f"model.bottom: this bottom reads behaviours: add a feature of kind `sequence` whose table has the width "
+            f"of {bottom.target!r} ({dim}), such as one that shares its table"
+        )
+    if isinstance(bottom, DTRNConfig) and dim is not None and dim % bottom.heads:
+        raise ValueError(
+            f"model.bottom.heads: {bottom.heads} heads do not divide the width of {bottom.target!r} ({dim})"
+        )
+
+
+def check_objective(experiment: Experiment) -> None:
+    rule = experiment.model.objective.gradients
+    if isinstance(rule, CoreGradients) and rule.core is not None:
+        names = [task.name for task in experiment.tasks]
+        if rule.core not in names:
+            raise ValueError(
+                f"model.objective.gradients.core: no task is called {rule.core!r}; {nearest(rule.core, names)}"
+            )

@@ -14,6 +14,8 @@ class TableSettings(Section):
     """Parts that the rows of each partition are spread over: a power of two; workers must divide it."""
     seed: int = 0
     row_group_rows: int = Field(default=8192, ge=1)
+    path: str | None = Field(default=None, min_length=1)
+    """Where the feature table lies; several experiments may share one. null: `table/` in the run's folder."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "TableSettings":

@@ -21,7 +21,8 @@ COLUMNS = "columns.parquet"
 _ELSEWHERE = {
     "logs": {"max_quarantined", "splits"},
     "features": {"sharding", "dim", "pooling"},
-    "tasks": {"weight", "after"},
+    "tasks": {"weight", "after", "loss", "delta", "power"},
+    "table": {"path"},
 }
 
 
@@ -79,6 +80,16 @@ def check_same_settings(table: str, settings: dict[str, Any]) -> bool:
         return False
     _check_no_differences(table, earlier, settings)
     return True
+
+
+def check_may_overwrite(table: str) -> None:
+    """Raises UserError where a folder holds something else than a feature table: making one anew would delete it."""
+    there = storage.list_folder(table)
+    if there and SETTINGS not in there:
+        raise UserError(
+            f"--overwrite would delete {table}, which is no feature table: it has {there[0]!r} in it and no "
+            f"{SETTINGS}. Give another `table.path`, or delete the folder yourself."
+        )
 
 
 def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -> None:

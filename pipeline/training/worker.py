@@ -81,7 +81,7 @@ def this_worker(device: str, rank: int, workers: int, local_rank: int, local_wor
 
     Threads are fixed here, not left to the launcher: with equal threads training repeats bit by bit.
     """
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
     place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(place)
