@@ -31,8 +31,8 @@ def evaluate_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, 
     """Evaluates on this worker; the first one writes and returns the result, the others return None."""
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
-    evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)()
-    result = {"split": split, "checkpoint": saved.uri, **evaluation}
+    evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)
+    result = {"split": split, "checkpoint": saved.uri, **evaluation.in_detail()}
     if not worker.is_first:
         return None
     storage.write_json(storage.join(experiment.folder, f"evaluation-{split}.json"), result)

@@ -103,7 +103,7 @@ def evaluate(predictions: Predictions, tasks: list[Task], scenarios: list[Scenar
     rows = predictions.valid()
     _check_finite(rows, tasks)
     rows = rows.canonical()
-    cells, finest = _cells(rows.scenarios, scenarios)
+    cells, finest = cells_of(rows.scenarios, scenarios)
     everything = np.arange(len(rows.weights))
     result: dict[str, Any] = {}
     for column, task in enumerate(tasks):
@@ -165,7 +165,7 @@ def _check_finite(rows: Predictions, tasks: list[Task]) -> None:
             )
 
 
-def _cells(indices: NDArray[np.int32], scenarios: list[Scenario]) -> tuple[dict[str, NDArray[np.intp]], list[str]]:
+def cells_of(indices: NDArray[np.int32], scenarios: list[Scenario]) -> tuple[dict[str, NDArray[np.intp]], list[str]]:
     """Rows of every scenario cell, ascending, by label; and the labels of the finest cells."""
     cells = dict.fromkeys(chain.from_iterable(level.labels for level in scenarios), np.empty(0, np.intp))
     for i, level in enumerate(scenarios):

@@ -20,10 +20,11 @@ from pipeline.training.module import StepOutput
 
 @dataclass
 class PredictedBatch:
-    """One worker's part of a batch, padding left out."""
+    """One worker's part of a batch."""
 
-    predictions: Predictions
-    keys: pa.Table | None
+    predictions: Predictions  # padding left out
+    keys: pa.Table | None  # padding left out
+    output: StepOutput  # with padding, on the module's device
 
 
 def predict(module: nn.Module, reader: Reader, device: torch.device, group: str | None) -> Iterator[PredictedBatch]:
@@ -57,6 +58,7 @@ def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> Pre
             groups=group_ids(keys[group]) if group is not None and keys is not None else None,
         ),
         keys,
+        output,
     )
 
 

@@ -1,12 +1,15 @@
 """Evaluating a split on all workers together."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.evaluate import Predictions, evaluate
-from pipeline.evaluation.predict import predict
+from pipeline.evaluation.expert_use import ExpertUse
+from pipeline.evaluation.predict import PredictedBatch, predict
+from pipeline.evaluation.reliability import reliability_of_tasks
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import Manifest
 from pipeline.training.inputs import batch_columns, model_inputs
@@ -48,10 +51,42 @@ class SplitEvaluation:
         Raises:
             UserError: predictions are not finite; on every worker.
         """
-        parts = [batch.predictions for batch in predict(self._module, self._reader, self._worker.device, self._group)]
-        gathered = self._worker.gather(Predictions.concatenate(parts))
-        return self._worker.on_first(lambda: self._evaluate(gathered))
+        gathered = self._gather([batch.predictions for batch in self._batches()])
+        return self._worker.on_first(lambda: self._evaluate(_joined(gathered)))
 
-    def _evaluate(self, gathered: list[Predictions] | None) -> dict[str, Any]:
-        assert gathered is not None
-        return evaluate(Predictions.concatenate(gathered), self._experiment.tasks, self._experiment.scenarios)
+    def in_detail(self) -> dict[str, Any]:
+        """The evaluation with two more keys, which take time and room that a validation has no use for. Collective.
+
+        `reliability` holds the curves of `reliability_of_tasks`, `experts` the means of `ExpertUse.total`.
+
+        Raises:
+            UserError: predictions are not finite; on every worker.
+        """
+        use = ExpertUse([task.name for task in self._experiment.tasks], self._experiment.scenarios)
+        parts = []
+        for batch in self._batches():
+            parts.append(batch.predictions)
+            use.add(batch.output)
+        gathered, experts = self._gather(parts), use.total(self._worker)
+
+        def detailed() -> dict[str, Any]:
+            rows = _joined(gathered)
+            evaluation = self._evaluate(rows)
+            curves = reliability_of_tasks(rows, self._experiment.tasks, self._experiment.scenarios)
+            return {**evaluation, "reliability": curves, "experts": experts}
+
+        return self._worker.on_first(detailed)
+
+    def _batches(self) -> Iterator[PredictedBatch]:
+        return predict(self._module, self._reader, self._worker.device, self._group)
+
+    def _gather(self, parts: list[Predictions]) -> list[Predictions] | None:
+        return self._worker.gather(Predictions.concatenate(parts))
+
+    def _evaluate(self, rows: Predictions) -> dict[str, Any]:
+        return evaluate(rows, self._experiment.tasks, self._experiment.scenarios)
+
+
+def _joined(gathered: list[Predictions] | None) -> Predictions:
+    assert gathered is not None
+    return Predictions.concatenate(gathered)

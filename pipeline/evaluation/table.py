@@ -54,7 +54,7 @@ def _format_task(name: str, cell: dict[str, Any]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - len(GAP) * len(columns), SHORTEST_LABEL))
     aligned = (
-        [_shorten(label, widths[0]).ljust(widths[0]), *(v.rjust(w) for v, w in zip(values, widths[1:], strict=True))]
+        [shorten(label, widths[0]).ljust(widths[0]), *(v.rjust(w) for v, w in zip(values, widths[1:], strict=True))]
         for label, *values in lines
     )
     return [_headline(name, cell), *(GAP.join(line) for line in aligned)]
@@ -74,7 +74,7 @@ def _format_value(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _shorten(label: str, width: int) -> str:
+def shorten(label: str, width: int) -> str:
     """Cut in the middle: labels of a combination differ at both ends."""
     if len(label) <= width:
         return label

@@ -103,7 +103,7 @@ def test_an_override_makes_the_sections_that_it_needs() -> None:
         (["model.trunk={kind: mmoe, hidden: []}"], r"model\.trunk\.hidden: .* at least 1 item"),
         (["tasks.watch_time.loss=ziln"], r"tasks\.2: loss `ziln` models the amount itself: remove `transform: log1p`"),
         (["tasks.watch_time.power=1.2"], r"tasks\.2: `power` belongs to `loss: tweedie`"),
-        (["model.objective.gradients={kind: core, core: clik}"], r"gradients\.core: no task is called 'clik'; .*'click'"),
+        (["model.objective.gradients={kind: core, core: clik}"], r"core: no task is called 'clik'; .*'click'"),
         (["training.early_stopping.metric=click.rmse"], r"'rmse' is no metric to go by of the binary task 'click'"),
         (["training.early_stopping.metric=click.grouped_auc", "evaluation.group=null"], r"or set evaluation\.group"),
         (["name.x=3"], r"name is a single value|single value"),

