@@ -1,7 +1,7 @@
 """`make demo`: the whole way on the bundled logs, each step the command that a person would type.
 
 Raw logs become a feature table; two workers train; the run is stopped in the middle, as a preempted machine would be;
-the same command resumes it exactly; the best checkpoint is evaluated.
+the same command resumes it exactly; the best checkpoint is evaluated and reported on.
 """
 
 import shutil
@@ -31,6 +31,7 @@ def main() -> int:
             ["evaluate", EXPERIMENT, f"name={NAME}", "--checkpoint", "best"],
             None,
         ),
+        ("All of it on one page", ["report", EXPERIMENT, f"name={NAME}"], None),
     ]
     for number, (title, command, stop_after) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {title}\n$ manygate {' '.join(command)}", flush=True)
@@ -38,8 +39,8 @@ def main() -> int:
         if code != 0:
             print(f"The demo ends here: the command above left with {code}.", file=sys.stderr)
             return code
-    print(f"\nDone in {time.monotonic() - start:.0f} s. In {FOLDER}/: the feature table, checkpoints, metrics.jsonl, ")
-    print("evaluation-test.json, and curves for: .venv/bin/tensorboard --logdir runs")
+    print(f"\nDone in {time.monotonic() - start:.0f} s. Open {FOLDER}/report.html in a browser. Beside it: the feature")
+    print("table, checkpoints, metrics.jsonl, and curves for: .venv/bin/tensorboard --logdir runs")
     return 0
 
 

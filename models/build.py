@@ -67,8 +67,8 @@ class DenseModel(nn.Module):
 
 def build_dense(config: ModelConfig, inputs: ModelInputs) -> DenseModel:
     """Builds bottom, trunk and head, each from the width that the one before it gives."""
-    bottom = _build_bottom(config.bottom, inputs)
-    trunk = _build_trunk(config.trunk, inputs, bottom.out_dim)
+    bottom = build_bottom(config.bottom, inputs)
+    trunk = build_trunk(config.trunk, inputs, bottom.out_dim)
     return DenseModel(bottom, trunk, TowersHead(inputs, config.head, trunk.out_dim))
 
 
@@ -80,7 +80,7 @@ def build_rule(config: ModelConfig, inputs: ModelInputs) -> CoreRule | None:
     return CoreRule([task.name for task in inputs.tasks], chosen) if isinstance(chosen, CoreGradients) else None
 
 
-def _build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | DinBottom | DTRNBottom:
+def build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | DinBottom | DTRNBottom:
     match config:
         case ConcatConfig():
             return ConcatBottom(inputs)
@@ -90,7 +90,7 @@ def _build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | D
             return DTRNBottom(inputs, config)
 
 
-def _build_trunk(config: TrunkConfig, inputs: ModelInputs, in_dim: int) -> Trunk:
+def build_trunk(config: TrunkConfig, inputs: ModelInputs, in_dim: int) -> Trunk:
     match config:
         case SharedBottomConfig():
             return SharedBottomTrunk(inputs, config, in_dim)

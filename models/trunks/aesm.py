@@ -31,14 +31,14 @@ class AESMConfig(ModelSection):
     task_layers: int = Field(default=1, ge=1)
     top_specific: int = Field(default=1, ge=1)
     top_shared: int = Field(default=1, ge=1)
-    noise: float = Field(default=0.5, ge=0)
+    noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the gates' noise at the first step."""
     noise_steps: int | None = Field(default=1000, ge=1)
     """Steps over which the noise falls to nothing; null: it stays."""
     noise_in_mixture: bool = False
     """The paper's text has the noise in the gate itself, the authors' code in the selection alone."""
-    specific_weight: float = Field(default=0.01, ge=0)
-    shared_weight: float = Field(default=0.01, ge=0)
+    specific_weight: float = Field(default=0.1, ge=0)
+    shared_weight: float = Field(default=0.1, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     scenario_dim: int = Field(default=8, ge=1)
 
@@ -73,7 +73,7 @@ class AESMTrunk(Trunk):
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._names = [f"{level} {i + 1}" for level in inputs.levels for i in range(config.scenario_layers)]
-        self._names += [f"task {i + 1}" for i in range(config.task_layers)]
+        self._names += [f"task layer {i + 1}" for i in range(config.task_layers)]
         self.diagnostics = ("noise", *(f"kl/{n}/{kind}" for n in self._names for kind in ("specific", "shared")))
         self.out_dim = out_dim
 

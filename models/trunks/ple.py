@@ -61,7 +61,7 @@ class PLETrunk(Trunk):
         own = z.expand(self._tasks, -1, -1)
         for number, extraction in enumerate(self.task_levels, start=1):
             own, shared, shares = extraction(own, shared)
-            experts[f"task {number}"] = shares
+            experts[f"task layer {number}"] = shares
         return TrunkOutput(own, experts=experts)
 
 

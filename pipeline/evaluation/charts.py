@@ -161,7 +161,7 @@ def expert_maps(experts: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
             if not is_dense:
                 charts.append(Chart(f"{group}: how often selected, %", _heat_map(use["selected"], number, 1), width))
             charts.append(Chart(f"{group}: mean weight, %", _heat_map(use["weight"], number, darkest), width))
-        panels.append(Panel(charts, title=f"Layer {layer}", columns=3 if is_dense else 2))
+        panels.append(Panel(charts, title=layer, columns=3 if is_dense else 2))
     return panels
 
 
@@ -183,7 +183,7 @@ def diagnostic_panels(records: Sequence[Record]) -> DiagnosticPanels:
         group, _, member = name.rpartition("/")
         series = _series(train, "diagnostics", name)
         groups.setdefault(group or name, {})[member] = series
-    divergences = {f"Layer {name[3:]}": groups[name] for name in groups if name.startswith("kl/")}
+    divergences = {name[3:]: groups[name] for name in groups if name.startswith("kl/")}
     gradients = {title: groups[name] for name, title in GRADIENTS.items() if name in groups}
     noise = {"Noise of the gates": groups["noise"]} if "noise" in groups else {}
     used = {"noise", *GRADIENTS, *(name for name in groups if name.startswith("kl/"))}

@@ -210,8 +210,8 @@ def test_expert_use_by_scenario_and_task(page: Page) -> None:
 
 
 def test_diagnostics_over_steps(page: Page) -> None:
-    assert page.line("Layer tab 1", "specific") == ([20], [0.375])
-    assert page.line("Layer tab 1", "shared") == ([20], [0.25])
+    assert page.line("tab 1", "specific") == ([20], [0.375])
+    assert page.line("tab 1", "shared") == ([20], [0.25])
     assert page.line("Noise of the gates", "noise") == ([20, 40], [0.5, 0.25])
     assert page.line("Norm of the gradient", "click") == ([40], [0.0625])
     assert page.line("Share of steps in conflict with the core task", "click") == ([40], [0.125])

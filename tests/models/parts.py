@@ -6,7 +6,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from models.build import ModelConfig, TrunkConfig, _build_trunk, build_dense
+from models.build import ModelConfig, TrunkConfig, build_dense, build_trunk
 from models.inputs import Embedded, EmbeddingTable, Field, ModelInputs, TargetTask
 from models.trunks.base import Context, Trunk
 
@@ -50,7 +50,7 @@ BOTTOMS: dict[str, dict[str, Any]] = {
 
 def trunk(kind: str, in_dim: int, inputs: ModelInputs = INPUTS, **settings: Any) -> Trunk:
     config = TypeAdapter(TrunkConfig).validate_python({"kind": kind, **SMALL[kind], **settings})
-    return _build_trunk(config, inputs, in_dim)
+    return build_trunk(config, inputs, in_dim)
 
 
 def dense(bottom: str, kind: str, **settings: Any) -> torch.nn.Module:

@@ -1,0 +1,97 @@
+"""What each trunk and each bottom costs: the time of a training step, as a ratio measured side by side in one run.
+
+    python -m benchmarks.models examples/kuairand/experiment.yaml [key=value ...]
+
+Takes the experiment's feature table (preprocess first) and the same batches for all. Steps of all models take turns,
+so that whatever else the machine does meets all alike; told is the median over the rounds. One worker, this process.
+Trunks stand on the bottom `concat`, bottoms under the trunk `shared_bottom`; trunks take over what keys of the
+experiment's own trunk they have too.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+from torch import nn
+
+from models.build import DenseModel
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load_experiment, parse_experiment
+from pipeline.config.variants import trunk_kinds
+from pipeline.evaluation.run import split_reader
+from pipeline.loading.batch import Batch, Position
+from pipeline.table.manifest import read_manifest
+from pipeline.training.inputs import model_inputs
+from pipeline.training.launch import launch
+from pipeline.training.sharding import shard
+from pipeline.training.steps import PlainStep
+from pipeline.training.worker import Worker
+
+ROUNDS, WARM_UP = 15, 3
+FIRST = "concat + shared_bottom"
+
+
+def variants(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
+    """Each trunk on `concat`, then each bottom that the features allow under `shared_bottom`."""
+    written = experiment.model_dump(mode="json", exclude_unset=True)
+    own = written["model"]["trunk"]
+    target = getattr(experiment.model.bottom, "target", None)
+    bottoms = [{"kind": kind, "target": target} for kind in ("din", "dtrn")] if target else []
+    trunks = [
+        {"kind": kind} | {key: value for key, value in own.items() if key in config.model_fields and key != "kind"}
+        for kind, config in trunk_kinds().items()
+    ]
+    concat, shared = {"kind": "concat"}, next(trunk for trunk in trunks if trunk["kind"] == "shared_bottom")
+    for bottom, trunk in [(concat, trunk) for trunk in trunks] + [(bottom, shared) for bottom in bottoms]:
+        model = written["model"] | {"bottom": bottom, "trunk": trunk}
+        name = f"{bottom['kind']} + {trunk['kind']}"
+        yield name, parse_experiment(written | {"model": model}, name)
+
+
+def measure(worker: Worker, experiment: Experiment) -> None:
+    manifest = read_manifest(experiment.table_folder)
+    reader = split_reader(experiment, experiment.table_folder, manifest, "train", worker, [])
+    batches = list(islice(reader.epoch(Position()), WARM_UP))
+    seconds: dict[str, list[float]] = {}
+    models = {name: build(worker, variant) for name, variant in variants(experiment)}
+    names = list(models)
+    for round_number, batch in enumerate(islice(cycle(batches), WARM_UP + ROUNDS)):
+        names.append(names.pop(0))  # the first finds the batch in no cache
+        for name in names:
+            start = time.perf_counter()
+            models[name][0](iter([batch]))
+            if round_number >= WARM_UP:
+                seconds.setdefault(name, []).append(time.perf_counter() - start)
+    tell({name: statistics.median(seconds[name]) for name in models}, models, batches[0])
+
+
+def build(worker: Worker, experiment: Experiment) -> tuple[PlainStep, int]:
+    """A step of the model and its number of dense parameters."""
+    model = shard(experiment, model_inputs(experiment, read_manifest(experiment.table_folder)), worker)
+    dense: nn.Module = next(module for module in model.module.modules() if isinstance(module, DenseModel))
+    return PlainStep(model, worker.device), sum(parameter.numel() for parameter in dense.parameters())
+
+
+def tell(medians: dict[str, float], models: dict[str, tuple[PlainStep, int]], batch: Batch) -> None:
+    print(f"\nSteps of {batch.rows:,} rows; {FIRST}: {batch.rows / medians[FIRST]:,.0f} rows a second\n")
+    print(f"| {'model':<24} | step time | dense parameters |\n| {'-' * 24} | --------: | ---------------: |")
+    for name, median in medians.items():
+        print(f"| {name:<24} | {median / medians[FIRST]:>9.2f} | {models[name][1]:>16,} |")
+
+
+def main() -> None:
+    """Measures the experiment that the command line names."""
+    experiment = load_experiment(sys.argv[1], sys.argv[2:])
+    batch = {"batch_size": experiment.training.global_batch_size}
+    experiment = experiment.model_copy(update={"evaluation": experiment.evaluation.model_copy(update=batch)})
+
+    def body(worker: Worker) -> None:
+        measure(worker, experiment)
+
+    launch(body, "local", None, experiment.training.device, scratch="")
+
+
+if __name__ == "__main__":
+    main()
