@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 
+import torch
 from torch import nn
 
 from models.build import DenseModel
@@ -62,6 +63,8 @@ def measure(worker: Worker, experiment: Experiment) -> None:
         for name in names:
             start = time.perf_counter()
             models[name][0](iter([batch]))
+            if worker.device.type == "cuda":
+                torch.cuda.synchronize()
             if round_number >= WARM_UP:
                 seconds.setdefault(name, []).append(time.perf_counter() - start)
     tell({name: statistics.median(seconds[name]) for name in models}, models, batches[0])

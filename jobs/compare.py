@@ -24,7 +24,7 @@ from jobs.launching import launch_on_workers, read_table, with_absolute_paths
 from pipeline import storage
 from pipeline.config.base import nearest
 from pipeline.config.experiment import RUN_NAME, Experiment
-from pipeline.config.load import parse_experiment
+from pipeline.config.load import dump_experiment, parse_experiment
 from pipeline.config.variants import make_variants, parse_seeds, single_task_reference, with_enough_steps
 from pipeline.errors import UserError
 from pipeline.evaluation.comparison import compare, format_comparison
@@ -102,7 +102,9 @@ def run(
     models_in_all = len(variants) + len(references)
     told = f"{len(variants)} variants" + (f" and {len(references)} references" if references else "")
     log.info("%s, with the seeds %s: %d runs.", told, ", ".join(map(str, chosen)), models_in_all * len(chosen))
-    references = ready_references(references, base, ready_table(base), split)
+    manifest = ready_table(base)
+    keep_experiment(base)
+    references = ready_references(references, base, manifest, split)
     runs = in_order({**variants, **references}, chosen)
     check_same_runs(runs)
     comparison = Comparison(base, split, list(variants), list(references) if with_reference else None, runs)
@@ -182,6 +184,13 @@ def check_same_runs(runs: list[Run]) -> None:
             )
 
 
+def keep_experiment(experiment: Experiment) -> None:
+    """Saves the experiment beside its comparison, for the report, where no run of its own has done so."""
+    file = storage.join(experiment.folder, "experiment.yaml")
+    if not storage.exists(file):
+        storage.write_text(file, dump_experiment(experiment))
+
+
 def ready_table(experiment: Experiment) -> Manifest:
     """The manifest of the feature table, which is made where it is not finished."""
     if not storage.exists(storage.join(experiment.table_folder, MANIFEST)):
@@ -218,7 +227,7 @@ def ready_references(
                 f"The reference of {label} is measured on {own:,} rows of the {split} split, the variants on "
                 f"{expected:,}: the logs have changed since one of the tables was made, or one cannot use all rows."
             )
-        ready[task, label] = with_enough_steps(experiment, table.rows("train"))
+        ready[task, label] = with_enough_steps(experiment, table.rows("train"), manifest.rows("train"))
     return ready
 
 
@@ -238,36 +247,65 @@ def work_off(comparison: Comparison, launcher: str, workers: int | None) -> int:
     runs, done = comparison.runs, comparison.done
     take_finished(comparison)
     seconds: list[float] = []
+    failed: list[str] = []
     for run in runs:
         name, folder = run.experiment.name, run.experiment.folder
         if folder in done:
             continue
         log.info("Run %d of %d: %s", len(done) + 1, len(runs), folder)
         start = time.monotonic()
-        code = train_and_evaluate(run, comparison.split, launcher, workers)
+        try:
+            code = train_and_evaluate(run, comparison.split, launcher, workers)
+        except UserError as error:  # such as a variant that diverges: the others are compared all the same
+            log.error("%s", error)
+            failed.append(name)
+            continue
         if code != 0:
             log.info("The comparison was stopped in %s: the same command goes on from there.", name)
             return code
         done[folder] = storage.read_json(evaluation_file(run, comparison.split))
-        write_comparison(comparison)
+        if any(run.of == comparison.variants[0] and run.experiment.folder in done for run in runs):
+            write_comparison(comparison)  # there is something to hold the others against
         seconds.append(time.monotonic() - start)
-        left = in_words((len(runs) - len(done)) * fmean(seconds))
+        left = in_words((len(runs) - len(done) - len(failed)) * fmean(seconds))
         log.info("Run %d of %d finished: %s in %.0f s; about %s left.", len(done), len(runs), name, seconds[-1], left)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, as told above: {', '.join(failed)}. Where the baseline did "
+            f"not, {comparison.base.folder}/compare.md compares the others."
+        )
     return 0
 
 
 def take_finished(comparison: Comparison) -> None:
-    """Takes the evaluations that are there. One of a split that has got more rows since is made again."""
-    tables = {run.experiment.table_folder for run in comparison.runs}
-    rows = {table: read_manifest(table).rows(comparison.split) for table in tables}
+    """Takes the evaluations that are there. One of a split that has got more rows since is made again.
+
+    Raises:
+        UserError: the train split has other files than when a run was trained.
+    """
+    manifests = {table: read_manifest(table) for table in {run.experiment.table_folder for run in comparison.runs}}
     taken = []
     for run in comparison.runs:
         evaluation = storage.read_json(evaluation_file(run, comparison.split))
-        if evaluation is not None and evaluation["rows"] == rows[run.experiment.table_folder]:
+        if evaluation is None:
+            continue
+        manifest = manifests[run.experiment.table_folder]
+        check_trained_on(run.experiment, manifest)
+        if evaluation["rows"] == manifest.rows(comparison.split):
             comparison.done[run.experiment.folder] = evaluation
             taken.append(run.experiment.name)
     if taken:
         log.info("Finished already and taken as they are (%d): %s.", len(taken), ", ".join(taken))
+
+
+def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
+    """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
+    saved = find_checkpoint(experiment.checkpoint_folder, "latest")
+    if saved is not None and saved.state()["table"]["train_digest"] != manifest.digest("train"):
+        raise UserError(
+            f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
+            "now: delete that folder to train it anew, so that all runs are of one table."
+        )
 
 
 def train_and_evaluate(run: Run, split: str, launcher: str, workers: int | None) -> int:

@@ -40,8 +40,8 @@ GradientConfig = Annotated[SumGradients | CoreGradients, Field(discriminator="ki
 class CoreRule:
     """The gradient of the shared embedding as a combination of the tasks' gradients.
 
-    What is combined are gradients of the embedding's output, not of its tables: the same direction and length for a
-    batch without repeated ids, and a fraction of the cost (reference/papers.md, B.4).
+    What is combined are gradients of the embedding's output, not of its tables: a fraction of the cost, and the same
+    inner products for single ids that do not repeat in the batch. The paper does not say which it takes.
     """
 
     def __init__(self, tasks: list[str], config: CoreGradients) -> None:

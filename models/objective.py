@@ -24,7 +24,8 @@ class Objective(nn.Module):
 
     With uncertainty ``L_t exp(-s_t) + s_t / 2`` for a binary task and ``L_t exp(-s_t) / 2 + s_t / 2`` for a continuous
     one, with s_t learned from 0 (Kendall, Gal, Cipolla, Multi-Task Learning Using Uncertainty, CVPR 2018), times the
-    task's fixed weight.
+    task's fixed weight. The paper derives this for cross-entropy and squared error; huber and tweedie are treated as
+    the latter. A loss that can fall below zero would be weighed without end, so ziln is refused with it.
     """
 
     def __init__(self, tasks: tuple[TargetTask, ...], config: ObjectiveConfig) -> None:

@@ -12,8 +12,9 @@ class PartitionedNorm(nn.Module):
     """``z' = (gamma gamma_p) (z - mu_p) / sqrt(var_p + eps) + (beta + beta_p)`` (STAR, equations 2 and 3).
 
     In training the moments are those of scenario p's rows in the global batch, over all workers and without padding;
-    the paper's batches hold one scenario each, ours hold all. In evaluation they are moving averages. A scenario that
-    the batch has no rows of leaves its averages as they are.
+    the paper's batches hold one scenario each, ours hold all. In evaluation they are moving averages. The moving
+    variance is taken around the moving mean: around a batch's own mean it would be too small for a scenario that has a
+    few rows a batch, and zero for one row. A scenario that the batch has no rows of leaves its averages as they are.
     """
 
     def __init__(self, scenarios: int, dim: int, momentum: float) -> None:
@@ -60,9 +61,10 @@ class PartitionedNorm(nn.Module):
         rows = sums[:, -1:]
         mean = sums[:, :-1] / rows.clamp(min=1)
         # A second pass around the mean: a difference of large squares would lose what float32 has.
-        variance = total(members @ (z - mean[scenario]).square()) / rows.clamp(min=1)
+        around = total(members @ torch.cat([(z - m[scenario]).square() for m in (mean, self.mean)], dim=1))
+        variance, moving = (around / rows.clamp(min=1)).chunk(2, dim=1)
         with torch.no_grad():
             step = self._momentum * (rows > 0)
             self.mean += step * (mean - self.mean)
-            self.variance += step * (variance - self.variance)
+            self.variance += step * (moving - self.variance)
         return mean, variance

@@ -125,12 +125,14 @@ class Selection:
 class SelectionLayer(nn.Module):
     """One layer of experts with one gate a scenario (or a task) of a level (section 4.2).
 
+    Where there is one gate only there is nothing to be specific to: the layer is then a mixture of all its experts.
     Without batch normalisation in gates and experts: the authors' code has it, the paper does not.
     """
 
     def __init__(self, in_dim: int, indicator_dim: int, gates: int, config: AESMConfig) -> None:
         super().__init__()
-        self._top = min(config.top_specific, config.experts), min(config.top_shared, config.experts)
+        top = (config.top_specific, config.top_shared) if gates > 1 else (config.experts, config.experts)
+        self._top = min(top[0], config.experts), min(top[1], config.experts)
         self._noise_in_mixture = config.noise_in_mixture
         self._shape = gates, config.experts
         self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
@@ -147,7 +149,8 @@ class SelectionLayer(nn.Module):
         """
         copies = torch.broadcast_shapes(z.shape[:-1], indicator.shape[:-1], (1, 1))
         inputs = torch.cat([z.expand(*copies, -1), indicator.to(z.dtype).expand(*copies, -1)], dim=-1)
-        logits = self.gates(inputs).float().unflatten(-1, self._shape)  # (copies, batch, gates, experts)
+        with torch.autocast(z.device.type, enabled=False):  # bfloat16 would select other experts for some rows
+            logits = self.gates(inputs.float()).unflatten(-1, self._shape)  # (copies, batch, gates, experts)
         noisy = logits + noise * torch.randn_like(logits) if self.training else logits
         own = own.expand(copies)
         selected, specific, shared = select(noisy, own, *self._top)

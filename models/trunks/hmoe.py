@@ -35,7 +35,7 @@ class HMoETrunk(Trunk):
         o'_i = w_ii o_i + sum_{j != i} w_ij sg(o_j),    w_i = softmax(V_i x)
 
     A row's labels train its own scenario's gate and tower and the weights, never another scenario's. What is mixed are
-    hidden vectors, which the head's linear unit makes a logit of; the paper mixes the scores.
+    hidden vectors, which the head makes a logit of; the paper mixes the scores.
     Tasks: a model of its own for each, as the AESM2 paper extends HMoE; they share the embedding alone.
     """
 

@@ -16,7 +16,9 @@ from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Trai
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
-# What early stopping can go by, a kind of task.
+# What models are compared by, a kind of task.
+PRIMARY_METRIC = {"binary": "auc", "continuous": "rmse"}
+# What early stopping can go by.
 RANKING_METRICS = {
     "binary": ("auc", "log_loss", "grouped_auc", "macro_auc"),
     "continuous": ("rmse", "mae", "nrmse", "nmae", "spearman", "gini"),
@@ -184,10 +186,26 @@ def check_bottom(experiment: Experiment) -> None:
 
 
 def check_objective(experiment: Experiment) -> None:
-    rule = experiment.model.objective.gradients
-    if isinstance(rule, CoreGradients) and rule.core is not None:
-        names = [task.name for task in experiment.tasks]
-        if rule.core not in names:
+    objective, tasks = experiment.model.objective, {task.name: task for task in experiment.tasks}
+    if objective.weighting == "uncertainty":
+        for name, task in tasks.items():
+            if task.loss == "ziln":
+                raise ValueError(
+                    f"model.objective.weighting: the loss `ziln` of {name!r} can fall below zero, where `uncertainty` "
+                    "would raise its weight without end: use `fixed`"
+                )
+    is_chain = experiment.model.trunk.kind == "htlnet"
+    if is_chain and all(task.after is None for task in experiment.tasks):
+        raise ValueError(
+            "model.trunk: `htlnet` chains tasks along `after`, and no task has one: say which task comes after which"
+        )
+    rule = objective.gradients or (CoreGradients(kind="core") if is_chain else None)
+    if isinstance(rule, CoreGradients):
+        core = rule.core or experiment.tasks[-1].name
+        if core not in tasks:
+            raise ValueError(f"model.objective.gradients.core: no task is called {core!r}; {nearest(core, tasks)}")
+        if tasks[core].weight == 0:
             raise ValueError(
-                f"model.objective.gradients.core: no task is called {rule.core!r}; {nearest(rule.core, names)}"
+                f"model.objective.gradients: the core task {core!r} has the weight 0, so its gradient is nothing to go "
+                "by: name another as `core`, or use `gradients: {kind: sum}`"
             )

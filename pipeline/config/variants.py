@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from models.build import ModelConfig
 from pipeline.config.base import nearest
-from pipeline.config.experiment import RUN_NAME, Experiment
+from pipeline.config.experiment import PRIMARY_METRIC, RUN_NAME, Experiment
 from pipeline.config.load import apply_override, parse_experiment
 from pipeline.config.logs import Task
 from pipeline.errors import UserError
@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 REFERENCE_STEPS = 50
 """Steps that an epoch of a reference has at least, where its batches need not become too small for it."""
 SMALLEST_BATCH = 128
+REFERENCE = "reference"
+"""What the reference is called beside the variants."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -76,6 +78,8 @@ def _variant(experiment: Experiment, text: str) -> tuple[str, Experiment]:
         words = shlex.split(overrides)
     except ValueError as error:
         raise UserError(f"--variant {text!r} cannot be split into key=value words: {error}.") from error
+    if name == REFERENCE:
+        raise UserError(f"--variant {text!r}: {REFERENCE!r} is what --reference is called: use another name.")
     data = _written(experiment)
     for word in words:
         apply_override(data, word)
@@ -130,14 +134,28 @@ def single_task_reference(experiment: Experiment, value: int | str, task: Task) 
     data["model"]["trunk"] = _trunk(experiment, "shared_bottom")
     data["model"]["head"]["conversion"] = "direct"
     if data["training"]["early_stopping"]:
-        data["training"]["early_stopping"]["metric"] = f"{task.name}.{'auc' if task.kind == 'binary' else 'rmse'}"
+        data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY_METRIC[task.kind]}"
     return parse_experiment(data, f"The reference of {level.name}={value} and {task.name}")
 
 
-def with_enough_steps(experiment: Experiment, rows: int) -> Experiment:
-    """The experiment with its global batch halved while an epoch of so many rows has too few steps."""
-    size = experiment.training.global_batch_size
+def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Experiment:
+    """The reference fitted to its rows: smaller batches where an epoch has too few steps, other numbers in proportion.
+
+    Args:
+        experiment: of a reference, with the training of the experiment that it is held against.
+        rows: of its train split.
+        rows_of_all: of the train split of that experiment. Warm-up and steps between validations stay the same share
+            of an epoch.
+    """
+    training = experiment.training
+    size = training.global_batch_size
     while rows < REFERENCE_STEPS * size and size % (2 * experiment.table.lanes) == 0 and size >= 2 * SMALLEST_BATCH:
         size //= 2
-    training = experiment.training.model_copy(update={"global_batch_size": size})
-    return experiment.model_copy(update={"training": training})
+    share = (rows / size) / (rows_of_all / training.global_batch_size)
+    every, warmup = training.validate_every_steps, training.schedule.warmup_steps
+    update = {
+        "global_batch_size": size,
+        "schedule": training.schedule.model_copy(update={"warmup_steps": round(warmup * share)}),
+        "validate_every_steps": None if every is None else max(round(every * share), 1),
+    }
+    return experiment.model_copy(update={"training": training.model_copy(update=update)})

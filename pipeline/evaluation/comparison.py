@@ -10,14 +10,13 @@ from typing import Any
 
 from scipy.stats import t
 
+from pipeline.config.experiment import PRIMARY_METRIC
 from pipeline.evaluation.evaluate import METRICS
 
 Evaluation = Mapping[str, Any]  # the content of evaluation-SPLIT.json
 BySeed = Mapping[int, Evaluation]
 Values = dict[int, float | None]  # seed -> value
 
-PRIMARY = {"binary": "auc", "continuous": "rmse"}
-"""The metric that models are compared by, a kind of task."""
 CONFIDENCE = 0.95
 EVERYTHING = "all"
 BETTER, WORSE, NEGATIVE = "▲", "▼", "†"
@@ -46,7 +45,7 @@ def compare(
     """
     baseline = next(iter(variants))
     first = next(iter(variants[baseline].values()))
-    metric_of = {name: PRIMARY[task["kind"]] for name, task in first["tasks"].items()}
+    metric_of = {name: PRIMARY_METRIC[task["kind"]] for name, task in first["tasks"].items()}
     references = {
         (task, cell): _values(runs, task, cell, metric_of[task]) for (task, cell), runs in (reference or {}).items()
     }
@@ -191,6 +190,8 @@ def _legend(comparison: dict[str, Any]) -> str:
         )
     lines.append(
         "Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference leaves out 0.\n"
+        "That is the noise of training alone: the test rows are the same for all seeds, and a small scenario may lean "
+        "one way by the rows it has.\n"
         "Where nothing differs, 1 cell in 20 is marked all the same: among many cells some marks come by chance."
     )
     return "\n".join(lines)

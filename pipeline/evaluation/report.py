@@ -12,6 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline import storage
+from pipeline.config.experiment import PRIMARY_METRIC
 from pipeline.errors import UserError
 from pipeline.evaluation import charts, report_tables
 from pipeline.evaluation.charts import Panel, Record
@@ -19,7 +20,6 @@ from pipeline.evaluation.report_tables import Table
 
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
-METRICS_OF_HEADLINE = {"binary": "auc", "continuous": "rmse"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def headline(run: Run) -> dict[str, str]:
             "Checkpoint": _last_part(evaluation["checkpoint"]),
         }
         for task, cell in evaluation["tasks"].items():
-            metric = METRICS_OF_HEADLINE[cell["kind"]]
+            metric = PRIMARY_METRIC[cell["kind"]]
             facts[f"{task} {metric.upper()}"] = report_tables.format_value(cell[metric])
     return facts
 
@@ -133,9 +133,9 @@ def sections(run: Run) -> list[Section]:
         Section(
             "experts",
             "Use of the experts",
-            "A row is a scenario, a column an expert of the layer; numbers are percentages, means over the scenario's "
-            "rows of the log. Where two rows differ, the scenarios have experts of their own; where they are alike, "
-            "they share them.",
+            "A row is a scenario, a column an expert that its rows can use (of ple first the task's own and then the "
+            "shared ones, of hmoe the task's own); numbers are percentages, means over the scenario's rows of the log. "
+            "Where two rows differ, the scenarios have experts of their own; where they are alike, they share them.",
             panels=_of_splits(run, "experts", charts.expert_maps),
         ),
         Section(

@@ -131,6 +131,10 @@ def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         for name in ("loop", "log_every_steps", "device"):  # loops agree bit by bit; the device is compared above
             del source[name]
     found += differences(old, new, "training")
+    old, new = (
+        {task["name"]: task["weight"] for task in source["experiment"]["tasks"]} for source in (state, settings)
+    )
+    found += [f"weight of {change}" for change in differences(old, new, "")]
     plans = [
         {feature["name"]: feature.get("sharding") for feature in source["experiment"]["features"]}
         for source in (state, settings)

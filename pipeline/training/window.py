@@ -30,7 +30,7 @@ class TrainWindow:
     def report(self) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
         """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective."""
         sums = self._worker.sum(self._sums.cpu())
-        _check_finite(sums)
+        self._check_finite(sums)
         self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
         means = (sums[:-1] / sums[-1]).tolist()
         losses, diagnostics = means[: len(self._names)], means[len(self._names) :]
@@ -45,7 +45,7 @@ class TrainWindow:
 
     def check_finite(self) -> None:
         """Raises UserError on every worker when a loss since the last report is no number. Collective."""
-        _check_finite(self._worker.sum(self._sums.cpu().clone()))
+        self._check_finite(self._worker.sum(self._sums.cpu().clone()))
 
     def state(self) -> dict[str, Tensor]:
         return {"sums": self._sums, "auc": self._auc.state}
@@ -55,11 +55,12 @@ class TrainWindow:
         self._sums += state["sums"]
         self._auc.state += state["auc"]
 
-
-def _check_finite(sums: Tensor) -> None:
-    if not sums.isfinite().all():
+    def _check_finite(self, sums: Tensor) -> None:
+        if sums.isfinite().all():
+            return
+        wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
         raise UserError(
-            "A loss is not a finite number: training has diverged. Use a lower learning rate, a longer "
-            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh. "
-            "(With the losses ziln and tweedie it can also be a label below zero.)"
+            f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged, or a "
+            "label of the losses ziln or tweedie is below zero. Use a lower learning rate, a longer "
+            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
         )

@@ -124,4 +124,13 @@ def test_levels_below_stay_in_the_reference_where_they_drop_rows() -> None:
 def test_the_batch_of_a_reference_leaves_enough_steps(size: int, rows: int, expected: int) -> None:
     lanes = 4 if size == 1028 else 8
     base = experiment(table={"lanes": lanes}, training={"global_batch_size": size})
-    assert with_enough_steps(base, rows).training.global_batch_size == expected
+    assert with_enough_steps(base, rows, 100_000).training.global_batch_size == expected
+
+
+def test_warm_up_and_validations_of_a_reference_keep_their_share_of_an_epoch() -> None:
+    """150 steps an epoch become 75: half the rows in batches of the same size; then 50, a third in smaller ones."""
+    training = {"global_batch_size": 1024, "schedule": {"warmup_steps": 50}, "validate_every_steps": 75}
+    base = experiment(table={"lanes": 8}, training=training)
+    half, small = with_enough_steps(base, 76_800, 153_600).training, with_enough_steps(base, 25_600, 153_600).training
+    assert (half.global_batch_size, half.schedule.warmup_steps, half.validate_every_steps) == (1024, 25, 38)
+    assert (small.global_batch_size, small.schedule.warmup_steps, small.validate_every_steps) == (512, 17, 25)

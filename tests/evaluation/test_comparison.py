@@ -144,6 +144,8 @@ EXPECTED = """\
 Mean ± standard deviation over 3 seeds (0, 1, 2). ▲ better and ▼ worse than base, beyond noise.
 † negative transfer: worse, beyond noise, than the reference, a model of that scenario and that task alone.
 Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference leaves out 0.
+That is the noise of training alone: the test rows are the same for all seeds, and a small scenario may lean one way \
+by the rows it has.
 Where nothing differs, 1 cell in 20 is marked all the same: among many cells some marks come by chance."""
 
 

@@ -182,3 +182,12 @@ def test_penalty_is_weighted_and_per_layer() -> None:
     shared = sum(value for name, value in told.items() if name.endswith("shared"))
     assert out.penalty.item() == pytest.approx(0.5 * specific + 2.0 * shared, rel=1e-5)
     assert len(told) == 1 + 2 * 3
+
+
+def test_a_single_gate_mixes_all_experts() -> None:
+    """There every divergence is zero: a selection would be the first experts for ever."""
+    torch.manual_seed(0)
+    module = layer(1, 4).eval()
+    out = module(torch.randn(5, 3), torch.zeros(5, 2), torch.zeros(5, dtype=torch.long), NO_NOISE)
+    assert (out.shares > 0).all()
+    assert out.mean_divergences(context([[0]] * 5)).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)

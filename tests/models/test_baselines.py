@@ -1,5 +1,6 @@
 """The baselines by hand and by the property that names each."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -132,13 +133,24 @@ def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
     torch.testing.assert_close(out[[0, 2]], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), atol=1e-4, rtol=0)
     torch.testing.assert_close(out[[1, 4], 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
     assert norm.mean.tolist() == [[0.5, 0.5], [0.0, 0.0], [3.75, 1.25]]
-    assert norm.variance.tolist() == [[0.75 + 0.25, 0.75 + 1.0], [1.0, 1.0], [0.75 + 6.25, 0.75]]
+    # Around the moving mean, which was 0: means of squares 5 and 8 in scenario 0, 250 and 25 in scenario 2.
+    assert norm.variance.tolist() == [[0.75 + 1.25, 0.75 + 2.0], [1.0, 1.0], [0.75 + 62.5, 0.75 + 6.25]]
     norm.eval()
-    single = norm(torch.tensor([[1.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone)
-    torch.testing.assert_close(single, torch.tensor([[1.0, 0.0]]), atol=1e-4, rtol=0)
+    row = torch.tensor([[0.5 + 2**0.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone
+    torch.testing.assert_close(norm(*row), torch.tensor([[1.0, 0.0]]), atol=1e-4, rtol=0)
     norm.scenario_gamma.data[0], norm.scenario_beta.data[0] = 3.0, 0.5
-    single = norm(torch.tensor([[1.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone)
-    torch.testing.assert_close(single, torch.tensor([[3.5, 0.5]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(norm(*row), torch.tensor([[3.5, 0.5]]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_moving_moments_are_right_however_few_rows_a_batch_has(rows: int) -> None:
+    torch.manual_seed(0)
+    norm = PartitionedNorm(1, 1, momentum=0.02).train()
+    group, weights = torch.zeros(rows, dtype=torch.long), torch.ones(rows)
+    for _ in range(1500):
+        norm(3 + 2 * torch.randn(rows, 1), group, weights, this_worker_alone)
+    assert norm.mean.item() == pytest.approx(3, abs=0.6)
+    assert norm.variance.item() == pytest.approx(4, rel=0.3)
 
 
 def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:

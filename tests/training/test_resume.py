@@ -185,12 +185,15 @@ def test_exactly_is_only_said_when_nothing_has_changed(
 ) -> None:
     features = straight.model_dump(mode="json")["features"]
     features[0]["sharding"] = "row_wise"
-    sections = {**SECTIONS, "training": {**SECTIONS["training"], "clip_norm": 2.0}, "features": features}
+    tasks = straight.model_dump(mode="json")["tasks"]
+    tasks[1]["weight"] = 0.5
+    training = {**SECTIONS["training"], "clip_norm": 2.0}
+    sections = {**SECTIONS, "training": training, "features": features, "tasks": tasks}
     with caplog.at_level("INFO", "jobs"), one_worker() as worker:
         run_on(worker, continued(straight, tmp_path, 20, **sections))
     assert (
-        'not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0; sharding of user: null -> "row_wise".'
-        in caplog.text
+        "not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0; weight of buy: 1.0 -> 0.5; "
+        'sharding of user: null -> "row_wise".' in caplog.text
     )
 
 
