@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
+from models.layers.mlp import start_before_relu
+
 
 @dataclass
 class Groups:
@@ -36,13 +38,17 @@ class Groups:
 
 
 class GroupedLinear(nn.Module):
-    """`groups` linear layers, initialised as `nn.Linear` is."""
+    """`groups` linear layers that a ReLU follows; gates have no bias and start nearly even, as `nn.Linear` does."""
 
-    def __init__(self, groups: int, in_dim: int, out_dim: int, bias: bool = True) -> None:
+    def __init__(self, groups: int, in_dim: int, out_dim: int, is_gate: bool = False) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-        self.weight = nn.Parameter(torch.empty(groups, in_dim, out_dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(groups, out_dim).uniform_(-bound, bound)) if bias else None
+        self.weight = nn.Parameter(torch.empty(groups, in_dim, out_dim))
+        self.bias = None if is_gate else nn.Parameter(torch.zeros(groups, out_dim))
+        if is_gate:
+            bound = 1 / math.sqrt(in_dim)
+            nn.init.uniform_(self.weight, -bound, bound)
+        else:
+            start_before_relu(self.weight, in_dim)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(groups, in, out)`` and bias ``(groups, out)`` as they are applied."""

@@ -63,9 +63,9 @@ class _HMoE(nn.Module):
     def __init__(self, scenarios: int, config: HMoEConfig, in_dim: int) -> None:
         super().__init__()
         self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
-        self.gates = GroupedLinear(scenarios, in_dim, config.experts, bias=False)
+        self.gates = GroupedLinear(scenarios, in_dim, config.experts, is_gate=True)
         self.towers = GroupedMLP(scenarios, config.hidden[-1], config.tower, config.dropout)
-        self.mixing = GroupedLinear(scenarios, in_dim, scenarios, bias=False)
+        self.mixing = GroupedLinear(scenarios, in_dim, scenarios, is_gate=True)
 
     def forward(self, x: Tensor, scenario: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """``(batch, in_dim)`` to hidden ``(batch, h)`` and the own gate's shares ``(batch, experts)``, detached."""

@@ -39,7 +39,7 @@ class MMoETrunk(Trunk):
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
         width = in_dim + self.scenario.dim
         self.experts = GroupedMLP(config.experts, width, config.hidden, config.dropout)
-        self.gates = GroupedLinear(self._tasks, width, config.experts, bias=False)
+        self.gates = GroupedLinear(self._tasks, width, config.experts, is_gate=True)
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

@@ -73,7 +73,7 @@ class ScenarioExtraction(nn.Module):
         self._scenarios, self._specific = scenarios, config.specific
         self.specific = GroupedMLP(scenarios * config.specific, in_dim, config.hidden, config.dropout)
         self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
-        self.gates = GroupedLinear(scenarios, in_dim, config.specific + config.shared, bias=False)
+        self.gates = GroupedLinear(scenarios, in_dim, config.specific + config.shared, is_gate=True)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """``(..., batch, in_dim)`` and ``(batch,)`` to ``(..., batch, h)``."""
@@ -98,7 +98,7 @@ class TaskExtraction(nn.Module):
             GroupedMLP(config.specific, in_dim, config.hidden, config.dropout) for _ in range(tasks)
         )
         self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
-        self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, bias=False)
+        self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, is_gate=True)
         every = tasks * config.specific + config.shared
         self.shared_gate = None if is_last else nn.Linear(in_dim, every, bias=False)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
-from models.layers.mlp import mlp
+from models.layers.mlp import mlp, start_before_relu
 from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario, ScenarioEmbedding
 from models.section import ModelSection, Widths
@@ -39,10 +39,10 @@ class StarLinear(GroupedLinear):
 
     def __init__(self, groups: int, in_dim: int, out_dim: int) -> None:
         super().__init__(groups, in_dim, out_dim)
-        assert self.bias is not None
         nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
         self.shared = nn.Linear(in_dim, out_dim)
+        start_before_relu(self.shared.weight, in_dim)
+        nn.init.zeros_(self.shared.bias)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         assert self.bias is not None
