@@ -130,4 +130,4 @@ def test_a_planted_signal_is_found(tmp_path: Path, trunk: str) -> None:
     with one_worker() as worker:
         run_on(worker, experiment)
     best = max(record["tasks"]["click"]["auc"] for record in metrics(experiment) if record["kind"] == "valid")
-    assert best > 0.75
+    assert best > 0.7
