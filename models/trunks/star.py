@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
-from models.layers.mlp import mlp, start_before_relu
+from models.layers.mlp import mlp
 from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario, ScenarioEmbedding
 from models.section import ModelSection, Widths
@@ -35,14 +35,15 @@ class STARConfig(ModelSection):
 
 
 class StarLinear(GroupedLinear):
-    """``W_p* = W_p ⊗ W``, ``b_p* = b_p + b`` (equations 4 and 5); every W_p starts as ones and b_p as zeros."""
+    """``W_p* = W_p ⊗ W``, ``b_p* = b_p + b`` (equations 4 and 5); every W_p starts as ones and b_p as zeros.
+
+    W starts as `nn.Linear` does: what it reads is normalised, and larger weights learned worse.
+    """
 
     def __init__(self, groups: int, in_dim: int, out_dim: int) -> None:
         super().__init__(groups, in_dim, out_dim)
         nn.init.ones_(self.weight)
         self.shared = nn.Linear(in_dim, out_dim)
-        start_before_relu(self.shared.weight, in_dim)
-        nn.init.zeros_(self.shared.bias)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         assert self.bias is not None
