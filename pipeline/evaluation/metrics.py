@@ -105,7 +105,7 @@ def nrmse(labels: Array, predictions: Array, weights: Array) -> float | None:
     """``RMSE / std(y)``, the standard deviation being that of the rows themselves (divided by sum w).
 
     1 is what the constant mean(y) gets. HTLNet publishes NRMSE without its normaliser: this one is a reconstruction
-    (reference/papers.md, B.6) that fits the published numbers better than mean(y). None for constant labels.
+    that fits the published numbers better than mean(y). None for constant labels.
     """
     if _constant(labels, weights):
         return None
@@ -115,7 +115,7 @@ def nrmse(labels: Array, predictions: Array, weights: Array) -> float | None:
 def nmae(labels: Array, predictions: Array, weights: Array) -> float | None:
     """``MAE / mean |y - mean(y)|``: 1 is what the constant mean(y) gets.
 
-    The normaliser is a reconstruction, as for `nrmse` (reference/papers.md, B.6). None for constant labels.
+    The normaliser is a reconstruction, as for `nrmse`. None for constant labels.
     """
     if _constant(labels, weights):
         return None
@@ -142,7 +142,7 @@ def normalised_gini(labels: Array, predictions: Array, weights: Array) -> float 
     """``Gini(y, yhat) / Gini(y, y)``: 1 for the right order of amounts, 0 for none, -1 for the reverse.
 
     Gini(y, s) is twice the area between the diagonal and the Lorenz curve, which adds up the rows' shares of sum(w y)
-    in descending order of s (reference/papers.md, B.6). Tied rows share a straight piece of the curve, so that their
+    in descending order of s. Tied rows share a straight piece of the curve, so that their
     order does not matter. Summed by parts that area is, but for a factor that the ratio loses,
     ``sum w (y - mean(y)) rank(s)`` with the ranks of `spearman`, which is what is computed. For labels 0 and 1 it is
     ``2 AUC - 1``. None for constant labels; constant predictions order nothing and get 0.

@@ -1,4 +1,4 @@
-"""AESM2's selection by hand (papers.md G.1) and the properties of its layers."""
+"""AESM2's selection by hand and the properties of its layers."""
 
 import math
 

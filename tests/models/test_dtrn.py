@@ -1,4 +1,4 @@
-"""DTRN's identities (papers.md G.3)."""
+"""DTRN's identities."""
 
 import torch
 from torch import nn

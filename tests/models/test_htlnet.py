@@ -1,4 +1,4 @@
-"""HTLNet's units and gradient rule by hand (papers.md G.2), and where its gradients stop."""
+"""HTLNet's units and gradient rule by hand, and where its gradients stop."""
 
 import math
 
