@@ -4,8 +4,8 @@
 
 Takes the experiment's feature table (preprocess first) and the same batches for all. Steps of all models take turns
 in a random order, so that whatever else the machine does meets all alike; told is the median over the rounds. One
-worker, this process. Trunks stand on the bottom `concat`, bottoms under the trunk `shared_bottom`; trunks take over what keys of the
-experiment's own trunk they have too.
+worker, this process. Trunks stand on the bottom `concat`, bottoms under the trunk `shared_bottom`; trunks take over
+what keys of the experiment's own trunk they have too.
 """
 
 import random
