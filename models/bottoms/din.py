@@ -33,6 +33,9 @@ class TargetAttention(nn.Module):
     def __init__(self, dim: int, hidden: list[int]) -> None:
         super().__init__()
         self.score = nn.Sequential(mlp(4 * dim, hidden), nn.Linear(hidden[-1] if hidden else 4 * dim, 1))
+        for layer in self.score.modules():  # smaller than before a ReLU elsewhere: scores add up over a whole sequence
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def forward(self, sequence: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         """``(batch, length, dim)``, ``(batch,)`` and ``(batch, dim)`` to ``(batch, dim)``; zeros where empty."""
