@@ -21,7 +21,7 @@ from torch import nn
 from models.build import DenseModel
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment, parse_experiment
-from pipeline.config.variants import trunk_kinds
+from pipeline.config.variants import trunk_kinds, trunk_section, written
 from pipeline.evaluation.run import split_reader
 from pipeline.loading.batch import Batch, Position
 from pipeline.table.manifest import read_manifest
@@ -37,19 +37,15 @@ FIRST = "concat + shared_bottom"
 
 def variants(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     """Each trunk on `concat`, then each bottom that the features allow under `shared_bottom`."""
-    written = experiment.model_dump(mode="json", exclude_unset=True)
-    own = written["model"]["trunk"]
+    data = written(experiment)
     target = getattr(experiment.model.bottom, "target", None)
     bottoms = [{"kind": kind, "target": target} for kind in ("din", "dtrn")] if target else []
-    trunks = [
-        {"kind": kind} | {key: value for key, value in own.items() if key in config.model_fields and key != "kind"}
-        for kind, config in trunk_kinds().items()
-    ]
+    trunks = [trunk_section(experiment, kind) for kind in trunk_kinds()]
     concat, shared = {"kind": "concat"}, next(trunk for trunk in trunks if trunk["kind"] == "shared_bottom")
     for bottom, trunk in [(concat, trunk) for trunk in trunks] + [(bottom, shared) for bottom in bottoms]:
-        model = written["model"] | {"bottom": bottom, "trunk": trunk}
+        model = data["model"] | {"bottom": bottom, "trunk": trunk}
         name = f"{bottom['kind']} + {trunk['kind']}"
-        yield name, parse_experiment(written | {"model": model}, name)
+        yield name, parse_experiment(data | {"model": model}, name)
 
 
 def measure(worker: Worker, experiment: Experiment) -> None:

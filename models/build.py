@@ -49,6 +49,14 @@ class ModelConfig(ModelSection):
     head: HeadConfig = TowersConfig(kind="towers")
     objective: ObjectiveConfig = ObjectiveConfig()
 
+    @property
+    def core_rule(self) -> CoreGradients | None:
+        """The rule by which gradients meet at the shared embedding, by default the trunk's own; None: they add up."""
+        chosen = self.objective.gradients
+        if chosen is None and isinstance(self.trunk, HTLNetConfig):
+            return CoreGradients(kind="core")
+        return chosen if isinstance(chosen, CoreGradients) else None
+
 
 class DenseModel(nn.Module):
     """Everything above the shared embedding: bottom, trunk, head."""
@@ -73,11 +81,9 @@ def build_dense(config: ModelConfig, inputs: ModelInputs) -> DenseModel:
 
 
 def build_rule(config: ModelConfig, inputs: ModelInputs) -> CoreRule | None:
-    """The rule by which gradients meet at the shared embedding; None where they add up."""
-    chosen = config.objective.gradients
-    if chosen is None and isinstance(config.trunk, HTLNetConfig):
-        chosen = CoreGradients(kind="core")
-    return CoreRule([task.name for task in inputs.tasks], chosen) if isinstance(chosen, CoreGradients) else None
+    """What carries out the config's `core_rule`."""
+    rule = config.core_rule
+    return CoreRule([task.name for task in inputs.tasks], rule) if rule else None
 
 
 def build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | DinBottom | DTRNBottom:

@@ -21,12 +21,14 @@ class Groups:
     """Rows sorted by the group whose layers they go through."""
 
     order: Tensor  # (rows,), row numbers sorted by group
+    places: Tensor  # (rows,), where each row stands in that order
     sizes: list[int]  # rows of each group
 
     @staticmethod
     def of(index: Tensor, count: int) -> "Groups":
         """Takes the group of each row, ``(rows,)``. Copies `count` numbers to the host, which a GPU waits for."""
-        return Groups(torch.argsort(index, stable=True), torch.bincount(index, minlength=count).tolist())
+        order = torch.argsort(index, stable=True)
+        return Groups(order, torch.argsort(order), torch.bincount(index, minlength=count).tolist())
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows ``(rows, d)`` in the order of the groups."""
@@ -34,7 +36,7 @@ class Groups:
 
     def scatter(self, x: Tensor) -> Tensor:
         """Rows in the order of the groups back to where they came from."""
-        return x.index_select(0, torch.argsort(self.order))
+        return x.index_select(0, self.places)
 
 
 class GroupedLinear(nn.Module):

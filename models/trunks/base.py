@@ -1,5 +1,6 @@
 """What every trunk takes and gives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,15 +36,12 @@ class TrunkOutput:
     Groups are the tasks, or one for all of them."""
 
 
-class Trunk(nn.Module):
-    """Representation and scenarios in, a hidden vector a task out.
-
-    ``forward(representation, context)`` takes a representation ``(batch, in_dim)`` that all tasks share, or one a task
-    ``(tasks, batch, in_dim)``, and gives a TrunkOutput.
-    """
+class Trunk(nn.Module, ABC):
+    """Representation and scenarios in, a hidden vector a task out."""
 
     out_dim: int  # h
     diagnostics: tuple[str, ...] = ()  # names of TrunkOutput.diagnostics
 
+    @abstractmethod
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        raise NotImplementedError
+        """Takes a representation ``(batch, in_dim)`` that all tasks share, or one a task ``(tasks, batch, in_dim)``."""

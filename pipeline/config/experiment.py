@@ -8,7 +8,6 @@ from torch import nn
 from models.bottoms.concat import ConcatConfig
 from models.bottoms.dtrn import DTRNConfig
 from models.build import ModelConfig
-from models.gradients import CoreGradients
 from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
 from pipeline.config.logs import Logs, Scenario, Task
@@ -194,13 +193,12 @@ def check_objective(experiment: Experiment) -> None:
                     f"model.objective.weighting: the loss `ziln` of {name!r} can fall below zero, where `uncertainty` "
                     "would raise its weight without end: use `fixed`"
                 )
-    is_chain = experiment.model.trunk.kind == "htlnet"
-    if is_chain and all(task.after is None for task in experiment.tasks):
+    if experiment.model.trunk.kind == "htlnet" and all(task.after is None for task in experiment.tasks):
         raise ValueError(
             "model.trunk: `htlnet` chains tasks along `after`, and no task has one: say which task comes after which"
         )
-    rule = objective.gradients or (CoreGradients(kind="core") if is_chain else None)
-    if isinstance(rule, CoreGradients):
+    rule = experiment.model.core_rule
+    if rule is not None:
         core = rule.core or experiment.tasks[-1].name
         if core not in tasks:
             raise ValueError(f"model.objective.gradients.core: no task is called {core!r}; {nearest(core, tasks)}")

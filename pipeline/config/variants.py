@@ -62,8 +62,8 @@ def _trunk_variants(experiment: Experiment, text: str) -> Iterator[tuple[str, Ex
     for kind in (word.strip() for word in text.split(",")):
         if kind not in trunk_kinds():
             raise UserError(f"--trunks {text}: there is no trunk {kind!r}; {nearest(kind, trunk_kinds())}.")
-        data = _written(experiment)
-        data["model"]["trunk"] = _trunk(experiment, kind)
+        data = written(experiment)
+        data["model"]["trunk"] = trunk_section(experiment, kind)
         yield kind, parse_experiment(data, f"The experiment with the trunk {kind}")
 
 
@@ -80,7 +80,7 @@ def _variant(experiment: Experiment, text: str) -> tuple[str, Experiment]:
         raise UserError(f"--variant {text!r} cannot be split into key=value words: {error}.") from error
     if name == REFERENCE:
         raise UserError(f"--variant {text!r}: {REFERENCE!r} is what --reference is called: use another name.")
-    data = _written(experiment)
+    data = written(experiment)
     for word in words:
         apply_override(data, word)
     variant = parse_experiment(data, f"The variant {name}")
@@ -99,14 +99,14 @@ def trunk_kinds() -> dict[str, type[BaseModel]]:
     return {get_args(config.model_fields["kind"].annotation)[0]: config for config in classes}
 
 
-def _trunk(experiment: Experiment, kind: str) -> dict[str, Any]:
+def trunk_section(experiment: Experiment, kind: str) -> dict[str, Any]:
     """The section of another trunk, with those keys of the experiment's own that somebody wrote and that it has too."""
     known = trunk_kinds()[kind].model_fields
-    own = _written(experiment)["model"]["trunk"]
+    own = written(experiment)["model"]["trunk"]
     return {"kind": kind} | {key: value for key, value in own.items() if key in known and key != "kind"}
 
 
-def _written(experiment: Experiment) -> dict[str, Any]:
+def written(experiment: Experiment) -> dict[str, Any]:
     """The experiment as its file and its overrides have it, without defaults: those of another kind are others."""
     return experiment.model_dump(mode="json", exclude_unset=True)
 
@@ -131,7 +131,7 @@ def single_task_reference(experiment: Experiment, value: int | str, task: Task) 
     for section in data["tasks"]:
         section["weight"] = 1.0 if section["name"] == task.name else 0.0
     data["model"].pop("objective", None)  # how tasks are weighed against each other
-    data["model"]["trunk"] = _trunk(experiment, "shared_bottom")
+    data["model"]["trunk"] = trunk_section(experiment, "shared_bottom")
     data["model"]["head"]["conversion"] = "direct"
     if data["training"]["early_stopping"]:
         data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY_METRIC[task.kind]}"

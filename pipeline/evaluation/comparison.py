@@ -11,6 +11,7 @@ from typing import Any
 from scipy.stats import t
 
 from pipeline.config.experiment import PRIMARY_METRIC
+from pipeline.config.variants import REFERENCE
 from pipeline.evaluation.evaluate import METRICS
 
 Evaluation = Mapping[str, Any]  # the content of evaluation-SPLIT.json
@@ -151,7 +152,7 @@ def _format_task(comparison: dict[str, Any], task: str, metric: str, columns: li
             lines.append([label, *(_format_cell(variant["tasks"][task].get(column)) for column in columns)])
     if comparison["reference"] is not None:
         cells = comparison["reference"].get(task, {})
-        lines.append(["reference", *(_format_cell(cells.get(column)) for column in columns)])
+        lines.append([REFERENCE, *(_format_cell(cells.get(column)) for column in columns)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]

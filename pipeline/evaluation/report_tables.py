@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.variants import REFERENCE
 from pipeline.evaluation.evaluate import METRICS
 from pipeline.evaluation.table import COLUMNS
 
@@ -61,7 +62,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
         if done:
             variants[name if done == asked else f"{name} ({done} of {asked} seeds)"] = variant["tasks"]
     if comparison.get("reference"):
-        variants["reference"] = comparison["reference"]
+        variants[REFERENCE] = comparison["reference"]
     for task, metric in comparison["metric_of_task"].items():
         of_variant = {name: of_task.get(task, {}) for name, of_task in variants.items()}
         labels = list(dict.fromkeys(label for cells in of_variant.values() for label in cells))
