@@ -83,7 +83,7 @@ def build_dense(config: ModelConfig, inputs: ModelInputs) -> DenseModel:
 def build_rule(config: ModelConfig, inputs: ModelInputs) -> CoreRule | None:
     """What carries out the config's `core_rule`."""
     rule = config.core_rule
-    return CoreRule([task.name for task in inputs.tasks], rule) if rule else None
+    return CoreRule(inputs.task_names, rule) if rule else None
 
 
 def build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | DinBottom | DTRNBottom:

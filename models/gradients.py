@@ -4,7 +4,7 @@ Tang et al., Touch the Core: Exploring Task Dependence Among Hybrid Targets for 
 Algorithm 1, equations 16 and 17.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -44,7 +44,7 @@ class CoreRule:
     inner products for single ids that do not repeat in the batch. The paper does not say which it takes.
     """
 
-    def __init__(self, tasks: list[str], config: CoreGradients) -> None:
+    def __init__(self, tasks: Sequence[str], config: CoreGradients) -> None:
         self._config = config
         self._core = len(tasks) - 1 if config.core is None else tasks.index(config.core)
         others = [name for i, name in enumerate(tasks) if i != self._core]

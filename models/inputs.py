@@ -48,9 +48,13 @@ class ModelInputs:
     tables: tuple[EmbeddingTable, ...]
     fields: tuple[Field, ...]
     numerics: int
-    scenarios: tuple[int, ...]  # number of scenarios a level
+    scenarios: tuple[tuple[str, ...], ...]  # labels of the scenarios a level, in the order of their indices
     tasks: tuple[TargetTask, ...]
     levels: tuple[str, ...]  # names of the levels
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
 
     def table(self, name: str) -> EmbeddingTable:
         return next(table for table in self.tables if table.name == name)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.gradients import GradientConfig
 from models.inputs import TargetTask
+from models.labels import label
 from models.section import ModelSection
 
 
@@ -38,6 +39,8 @@ class Objective(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         is_learned = config.weighting == "uncertainty"
         self.log_variances = nn.Parameter(torch.zeros(len(tasks))) if is_learned else None
+        if is_learned:
+            label(self, "log_variances", 0, [task.name for task in tasks])
         self.diagnostics = tuple(f"task_weight/{task.name}" for task in tasks) if is_learned else ()
 
     def forward(self, losses: Tensor) -> tuple[Tensor, Tensor]:

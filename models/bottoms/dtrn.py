@@ -5,6 +5,7 @@ The paper's equations are not public; the parts and their purpose are the author
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from models.inputs import Embedded, ModelInputs
+from models.labels import label
 from models.layers.grouped import GroupedLinear
 from models.layers.pooling import averaged
 from models.layers.transformer import ConditionalBlock
@@ -49,12 +51,12 @@ class DTRNBottom(nn.Module):
         dim = inputs.dim(config.target)
         sequences = [f for f in inputs.fields if f.kind == "sequence"]
         behaviours = {f.name: f.max_length for f in sequences if inputs.dim(f.name) == dim}
-        self.interest = InterestModule(self._tasks, behaviours, dim, config)
+        self.interest = InterestModule(inputs.task_names, behaviours, dim, config)
         # Fields in the order of their columns: embedded ones, then sequences, then numerics.
         widths = [inputs.dim(f.name) for f in inputs.fields if f.kind != "sequence"]
         widths += [inputs.dim(f.name) for f in sequences]
         self.out_dim = sum(widths) + inputs.numerics
-        self.refine = RefinementModule(self._tasks, [*widths, inputs.numerics], config.refine_dim)
+        self.refine = RefinementModule(inputs.task_names, [*widths, inputs.numerics], config.refine_dim)
 
     def forward(self, embedded: Embedded) -> Tensor:
         interests = self.interest(embedded.sequences, embedded.lengths, embedded.fields[self._target])
@@ -77,12 +79,13 @@ class InterestModule(nn.Module):
     ``r_t,b = sum_s softmax_s( <W_q v, W_k Z_s> / sqrt(d) ) Z_s``; an empty sequence gives zeros.
     """
 
-    def __init__(self, tasks: int, behaviours: dict[str, int], dim: int, config: DTRNConfig) -> None:
+    def __init__(self, tasks: Sequence[str], behaviours: dict[str, int], dim: int, config: DTRNConfig) -> None:
         super().__init__()
         self._behaviours = list(behaviours)
         width = config.condition_dim
         self.position = nn.Parameter(0.02 * torch.randn(max(behaviours.values(), default=1), dim))
-        self.task = nn.Parameter(torch.randn(tasks, width))
+        self.task = nn.Parameter(torch.randn(len(tasks), width))
+        label(self, "task", 0, tasks)
         self.behaviour = nn.Parameter(torch.randn(len(behaviours), width))
         self.blocks = nn.ModuleList(ConditionalBlock(dim, config.heads) for _ in range(config.blocks))
         self.condition = nn.Linear(2 * width, width)
@@ -133,7 +136,7 @@ class RefinementModule(nn.Module):
     V2 starts at zero, so that training starts from E itself.
     """
 
-    def __init__(self, tasks: int, widths: list[int], hidden: int) -> None:
+    def __init__(self, tasks: Sequence[str], widths: list[int], hidden: int) -> None:
         super().__init__()
         self.field_of_column: Tensor
         columns = [field for field, width in enumerate(widths) for _ in range(width)]

@@ -61,20 +61,23 @@ class TowersHead(nn.Module):
         self._tasks = inputs.tasks
         self._product = config.conversion == "product"
         out_dim = config.hidden[-1] if config.hidden else in_dim
-        units = [1 if task.kind == "binary" else CONTINUOUS[task.loss].units for task in inputs.tasks]
-        self.towers = nn.ModuleList(
-            nn.Sequential(mlp(in_dim, config.hidden, config.dropout), nn.Linear(out_dim, count)) for count in units
+        units = {task.name: 1 if task.kind == "binary" else CONTINUOUS[task.loss].units for task in inputs.tasks}
+        self.towers = nn.ModuleDict(
+            {
+                name: nn.Sequential(mlp(in_dim, config.hidden, config.dropout), nn.Linear(out_dim, count))
+                for name, count in units.items()
+            }
         )
 
     def logit(self, task: int, hidden: Tensor) -> Tensor:
         """First unit of a task from its hidden vector ``(batch, in_dim)``: ``(batch,)``."""
-        return self.towers[task](hidden)[:, 0]
+        return self.towers[self._tasks[task].name](hidden)[:, 0]
 
     def forward(self, output: TrunkOutput) -> Predictions:
         """Predictions from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and what it adds to the first units."""
         parameters: list[Tensor] = []
-        for k, (task, tower) in enumerate(zip(self._tasks, self.towers, strict=True)):
-            units = tower(output.hidden[k]).float()
+        for k, task in enumerate(self._tasks):
+            units = self.towers[task.name](output.hidden[k]).float()
             if output.logits is not None:
                 units = torch.cat([units[:, :1] + output.logits[k].unsqueeze(1), units[:, 1:]], dim=1)
             if task.kind == "continuous":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
+from models.labels import label
 from models.layers.mlp import start_before_relu
 
 
@@ -40,12 +41,18 @@ class Groups:
 
 
 class GroupedLinear(nn.Module):
-    """`groups` linear layers that a ReLU follows; gates have no bias and start nearly even, as `nn.Linear` does."""
+    """A linear layer for each of `groups`, by name; gates have no bias and start nearly even, as `nn.Linear` does.
 
-    def __init__(self, groups: int, in_dim: int, out_dim: int, is_gate: bool = False) -> None:
+    All others are followed by a ReLU.
+    """
+
+    def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int, is_gate: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(groups, in_dim, out_dim))
-        self.bias = None if is_gate else nn.Parameter(torch.zeros(groups, out_dim))
+        self.weight = nn.Parameter(torch.empty(len(groups), in_dim, out_dim))
+        self.bias = None if is_gate else nn.Parameter(torch.zeros(len(groups), out_dim))
+        label(self, "weight", 0, groups)
+        if self.bias is not None:
+            label(self, "bias", 0, groups)
         if is_gate:
             bound = 1 / math.sqrt(in_dim)
             nn.init.uniform_(self.weight, -bound, bound)
@@ -75,11 +82,11 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedMLP(nn.Module):
-    """`groups` ReLU networks of one shape; the identity where `hidden` is empty."""
+    """A ReLU network of one shape for each of `groups`; the identity where `hidden` is empty."""
 
     make_layer: type[GroupedLinear] = GroupedLinear
 
-    def __init__(self, groups: int, in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(self, groups: Sequence[str], in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         widths = [in_dim, *hidden]
         self.layers = nn.ModuleList(self.make_layer(groups, a, b) for a, b in zip(widths, widths[1:], strict=False))

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from models.layers.noise import gumbel
+
 
 class LabelEmbedding(nn.Module):
     """``le = [p, 1 - p] E`` with p a relaxed draw from the predicted distribution (HTLNet, label embedding unit):
@@ -20,10 +22,10 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(2, dim))  # rows for label 1 and for label 0
         nn.init.xavier_uniform_(self.table)
 
-    def forward(self, logit: Tensor) -> Tensor:
-        """Logits ``(batch,)`` to ``(batch, dim)``."""
+    def forward(self, logit: Tensor, noise_keys: Tensor, draw: int) -> Tensor:
+        """Logits ``(batch,)`` to ``(batch, dim)``; `noise_keys` ``(batch,)`` and `draw` are those of `gumbel`."""
         logits = logit.float()
         choices = torch.stack([logsigmoid(logits), logsigmoid(-logits)], dim=1)
         if self.training:
-            choices = choices - torch.empty_like(choices).exponential_().log()
+            choices = choices + gumbel(noise_keys, draw, choices.unsqueeze(0).shape).squeeze(0)
         return (choices / self._temperature).softmax(1) @ self.table

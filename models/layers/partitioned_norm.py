@@ -1,9 +1,11 @@
 """Normalisation with the moments of a row's own scenario."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from models.labels import label
 
 EPSILON = 1e-5
 
@@ -17,17 +19,19 @@ class PartitionedNorm(nn.Module):
     few rows a batch, and zero for one row. A scenario that the batch has no rows of leaves its averages as they are.
     """
 
-    def __init__(self, scenarios: int, dim: int, momentum: float) -> None:
+    def __init__(self, scenarios: Sequence[str], dim: int, momentum: float) -> None:
         super().__init__()
         self._momentum = momentum
         self.gamma = nn.Parameter(torch.ones(dim))
         self.beta = nn.Parameter(torch.zeros(dim))
-        self.scenario_gamma = nn.Parameter(torch.ones(scenarios, dim))
-        self.scenario_beta = nn.Parameter(torch.zeros(scenarios, dim))
+        self.scenario_gamma = nn.Parameter(torch.ones(len(scenarios), dim))
+        self.scenario_beta = nn.Parameter(torch.zeros(len(scenarios), dim))
         self.mean: Tensor
         self.variance: Tensor
-        self.register_buffer("mean", torch.zeros(scenarios, dim))
-        self.register_buffer("variance", torch.ones(scenarios, dim))
+        self.register_buffer("mean", torch.zeros(len(scenarios), dim))
+        self.register_buffer("variance", torch.ones(len(scenarios), dim))
+        for tensor in ("scenario_gamma", "scenario_beta", "mean", "variance"):
+            label(self, tensor, 0, scenarios)
 
     def forward(self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         """Normalises.

@@ -1,10 +1,11 @@
 """The scenario of a row as an input, and as a number."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from models.labels import combined, label
 
 
 class ScenarioEmbedding(nn.Module):
@@ -13,10 +14,10 @@ class ScenarioEmbedding(nn.Module):
     Part of the dense model, not of the sharded tables: a level has a handful of values and every row has one.
     """
 
-    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+    def __init__(self, levels: Sequence[Sequence[str]], dim: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(nn.Embedding(size, dim) for size in sizes)
-        self.dim = dim * len(sizes)
+        self.levels = level_embeddings(levels, dim)
+        self.dim = dim * len(levels)
 
     def forward(self, scenarios: Tensor) -> Tensor:
         """Indices ``(batch, levels)`` to ``(batch, levels * dim)``."""
@@ -30,9 +31,10 @@ class ScenarioEmbedding(nn.Module):
 class FinestScenario:
     """Every combination of the levels' scenarios as one number: the leaves of the scenario tree."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
-        self.count = math.prod(sizes)
+    def __init__(self, levels: Sequence[Sequence[str]]) -> None:
+        self._sizes = [len(level) for level in levels]
+        self.labels = combined(*levels, separator="/")
+        self.count = len(self.labels)
 
     def __call__(self, scenarios: Tensor) -> Tensor:
         """Indices ``(batch, levels)`` to numbers below `count`, ``(batch,)``; the last level varies fastest."""
@@ -40,6 +42,15 @@ class FinestScenario:
         for level, size in enumerate(self._sizes):
             number = number * size + scenarios[:, level]
         return number
+
+
+def level_embeddings(levels: Sequence[Sequence[str]], dim: int) -> nn.ModuleList:
+    """An embedding a level, with a row a scenario."""
+    embeddings = nn.ModuleList()
+    for scenarios in levels:
+        embeddings.append(nn.Embedding(len(scenarios), dim))
+        label(embeddings[-1], "weight", 0, scenarios)
+    return embeddings
 
 
 def beside(representation: Tensor, vectors: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Zou et al., Automatic Expert Selection for Multi-Scenario and Multi-Task Search 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.inputs import ModelInputs
+from models.labels import combined, expert_names, label, label_outputs
 from models.layers.experts import mixture, sparse_mixture
 from models.layers.grouped import GroupedMLP
+from models.layers.noise import normal
+from models.layers.scenario import level_embeddings
 from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
 
@@ -58,17 +62,21 @@ class AESMTrunk(Trunk):
     def __init__(self, inputs: ModelInputs, config: AESMConfig, in_dim: int) -> None:
         super().__init__()
         self._config = config
-        self._tasks = tasks = len(inputs.tasks)
+        self._tasks = len(inputs.tasks)
         width, out_dim = config.scenario_dim, config.hidden[-1]
-        self.scenario = nn.ModuleList(nn.Embedding(count, width) for count in inputs.scenarios)
-        self.task = nn.Embedding(tasks, width)
+        self.scenario = level_embeddings(inputs.scenarios, width)
+        self.task = nn.Embedding(self._tasks, width)
+        label(self.task, "weight", 0, inputs.task_names)
         self.scenario_layers, self.task_layers = nn.ModuleList(), nn.ModuleList()
-        for level, count in enumerate(inputs.scenarios):
+        for level, gates in enumerate(inputs.scenarios):
             for _ in range(config.scenario_layers):
-                self.scenario_layers.append(SelectionLayer(in_dim, (level + 1) * width, count, config))
+                number = len(self.scenario_layers)
+                self.scenario_layers.append(SelectionLayer(in_dim, (level + 1) * width, gates, config, number))
                 in_dim = out_dim
         for _ in range(config.task_layers):
-            self.task_layers.append(SelectionLayer(in_dim, (len(inputs.scenarios) + 1) * width, tasks, config))
+            number = len(self.scenario_layers) + len(self.task_layers)
+            indicator_dim = (len(inputs.scenarios) + 1) * width
+            self.task_layers.append(SelectionLayer(in_dim, indicator_dim, inputs.task_names, config, number))
             in_dim = out_dim
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -84,12 +92,14 @@ class AESMTrunk(Trunk):
         embedded = [level(context.scenarios[:, i]) for i, level in enumerate(self.scenario)]
         for number, layer in enumerate(self.scenario_layers):
             level = number // self._config.scenario_layers
-            outputs.append(layer(z, torch.cat(embedded[: level + 1], dim=1), context.scenarios[:, level], noise))
+            indicator, own = torch.cat(embedded[: level + 1], dim=1), context.scenarios[:, level]
+            outputs.append(layer(z, indicator, own, noise, context.noise_keys))
             z = outputs[-1].hidden if z.dim() == 3 else outputs[-1].hidden.squeeze(0)
         tasks = torch.arange(self._tasks, device=z.device).unsqueeze(1).expand(-1, len(context.scenarios))
         scenario = torch.cat(embedded, dim=1).expand(self._tasks, -1, -1)
         for layer in self.task_layers:
-            outputs.append(layer(z, torch.cat([scenario, self.task(tasks)], dim=2), tasks, noise))
+            indicator = torch.cat([scenario, self.task(tasks)], dim=2)
+            outputs.append(layer(z, indicator, tasks, noise, context.noise_keys))
             z = outputs[-1].hidden
         means = torch.stack([output.mean_divergences(context) for output in outputs])  # (layers, 2)
         penalty = (means * means.new_tensor([self._config.specific_weight, self._config.shared_weight])).sum()
@@ -129,16 +139,19 @@ class SelectionLayer(nn.Module):
     Without batch normalisation in gates and experts: the authors' code has it, the paper does not.
     """
 
-    def __init__(self, in_dim: int, indicator_dim: int, gates: int, config: AESMConfig) -> None:
+    def __init__(self, in_dim: int, indicator_dim: int, gates: Sequence[str], config: AESMConfig, number: int) -> None:
         super().__init__()
-        top = (config.top_specific, config.top_shared) if gates > 1 else (config.experts, config.experts)
+        self._number = number  # among the layers of the trunk: each draws noise of its own
+        top = (config.top_specific, config.top_shared) if len(gates) > 1 else (config.experts, config.experts)
         self._top = min(top[0], config.experts), min(top[1], config.experts)
         self._noise_in_mixture = config.noise_in_mixture
-        self._shape = gates, config.experts
-        self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
-        self.gates = nn.Linear(in_dim + indicator_dim, gates * config.experts)
+        self._shape = len(gates), config.experts
+        experts = expert_names(config.experts)
+        self.experts = GroupedMLP(experts, in_dim, config.hidden, config.dropout)
+        self.gates = nn.Linear(in_dim + indicator_dim, len(gates) * len(experts))
+        label_outputs(self.gates, combined(gates, experts))
 
-    def forward(self, z: Tensor, indicator: Tensor, own: Tensor, noise: Tensor) -> Selection:
+    def forward(self, z: Tensor, indicator: Tensor, own: Tensor, noise: Tensor, noise_keys: Tensor) -> Selection:
         """Selects and mixes.
 
         Args:
@@ -146,12 +159,13 @@ class SelectionLayer(nn.Module):
             indicator: ``(batch, e)``, or ``(copies, batch, e)`` where each copy is a task's.
             own: the number of each row's gate, ``(batch,)`` or ``(copies, batch)``.
             noise: scalar, standard deviation of the gates' noise in training.
+            noise_keys: ``(batch,)``, what the rows' draws are keyed by.
         """
         copies = torch.broadcast_shapes(z.shape[:-1], indicator.shape[:-1], (1, 1))
         inputs = torch.cat([z.expand(*copies, -1), indicator.to(z.dtype).expand(*copies, -1)], dim=-1)
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 would select other experts for some rows
             logits = self.gates(inputs.float()).unflatten(-1, self._shape)  # (copies, batch, gates, experts)
-        noisy = logits + noise * torch.randn_like(logits) if self.training else logits
+        noisy = logits + noise * normal(noise_keys, self._number, logits.shape) if self.training else logits
         own = own.expand(copies)
         selected, specific, shared = select(noisy, own, *self._top)
         mixed = own_gate(noisy if self._noise_in_mixture else logits, own)

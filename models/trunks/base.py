@@ -19,6 +19,7 @@ class Context:
     scenarios: Tensor  # (batch, levels)
     weights: Tensor  # (batch,), 0 for padding
     weight_total: Tensor  # scalar: weight of the global batch divided by the number of workers
+    noise_keys: Tensor  # (batch,) int64, what a row's random draws in this step are keyed by
     total: Callable[[Tensor], Tensor] = this_worker_alone  # sum over all workers, differentiable
     logit: Callable[[int, Tensor], Tensor] | None = None  # the head's (batch,) for a task number and (batch, h)
 

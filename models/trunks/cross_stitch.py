@@ -3,6 +3,7 @@
 Misra et al., Cross-stitch Networks for Multi-task Learning, CVPR 2016.
 """
 
+from itertools import product
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from models.inputs import ModelInputs
+from models.labels import label
 from models.layers.grouped import GroupedLinear
 from models.layers.scenario import ScenarioEmbedding
 from models.section import ModelSection, Widths
@@ -36,15 +38,17 @@ class CrossStitchTrunk(Trunk):
 
     def __init__(self, inputs: ModelInputs, config: CrossStitchConfig, in_dim: int) -> None:
         super().__init__()
-        self._tasks = tasks = len(inputs.tasks)
+        names, tasks = inputs.task_names, len(inputs.tasks)
         self._dropout = config.dropout
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
         widths = [in_dim + self.scenario.dim, *config.hidden]
-        self.layers = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(GroupedLinear(names, a, b) for a, b in zip(widths, widths[1:], strict=False))
         start = torch.eye(tasks)
         if tasks > 1:
             start = torch.full((tasks, tasks), (1 - config.own) / (tasks - 1)).fill_diagonal_(config.own)
         self.stitches = nn.ParameterList(start.clone() for _ in config.hidden)
+        for layer, axis in product(range(len(self.stitches)), (0, 1)):
+            label(self.stitches, str(layer), axis, names)
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

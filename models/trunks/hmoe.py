@@ -4,6 +4,7 @@ Li et al., Improving Multi-Scenario Learning to Rank in E-commerce by Exploiting
 (HMoE), CIKM 2020.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.inputs import ModelInputs
+from models.labels import expert_names, label
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.layers.scenario import FinestScenario
 from models.section import ModelSection, Widths
@@ -43,8 +45,7 @@ class HMoETrunk(Trunk):
         super().__init__()
         self._tasks = len(inputs.tasks)
         self._finest = FinestScenario(inputs.scenarios)
-        scenarios = self._finest.count
-        self.models = nn.ModuleList(_HMoE(scenarios, config, in_dim) for _ in inputs.tasks)
+        self.models = nn.ModuleDict({name: _HMoE(self._finest.labels, config, in_dim) for name in inputs.task_names})
         self.out_dim = config.tower[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
@@ -52,7 +53,7 @@ class HMoETrunk(Trunk):
         scenario = self._finest(context.scenarios)
         groups = Groups.of(scenario, self._finest.count)
         inputs = representation.expand(self._tasks, -1, -1)
-        outputs = [model(x, scenario, groups) for model, x in zip(self.models, inputs, strict=True)]
+        outputs = [model(x, scenario, groups) for model, x in zip(self.models.values(), inputs, strict=True)]
         experts = {"experts": torch.stack([shares for _, shares in outputs])}
         return TrunkOutput(torch.stack([hidden for hidden, _ in outputs]), experts=experts)
 
@@ -60,12 +61,13 @@ class HMoETrunk(Trunk):
 class _HMoE(nn.Module):
     """The model of one task."""
 
-    def __init__(self, scenarios: int, config: HMoEConfig, in_dim: int) -> None:
+    def __init__(self, scenarios: Sequence[str], config: HMoEConfig, in_dim: int) -> None:
         super().__init__()
-        self.experts = GroupedMLP(config.experts, in_dim, config.hidden, config.dropout)
+        self.experts = GroupedMLP(expert_names(config.experts), in_dim, config.hidden, config.dropout)
         self.gates = GroupedLinear(scenarios, in_dim, config.experts, is_gate=True)
         self.towers = GroupedMLP(scenarios, config.hidden[-1], config.tower, config.dropout)
-        self.mixing = GroupedLinear(scenarios, in_dim, scenarios, is_gate=True)
+        self.mixing = GroupedLinear(scenarios, in_dim, len(scenarios), is_gate=True)
+        label(self.mixing, "weight", 2, scenarios)
 
     def forward(self, x: Tensor, scenario: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """``(batch, in_dim)`` to hidden ``(batch, h)`` and the own gate's shares ``(batch, experts)``, detached."""

@@ -48,18 +48,22 @@ class HTLNetTrunk(Trunk):
     def __init__(self, inputs: ModelInputs, config: HTLNetConfig, in_dim: int) -> None:
         super().__init__()
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
-        self._before = [_chain(inputs, k) for k in range(len(inputs.tasks))]
-        read = sorted({earlier for chain in self._before for earlier in chain})
+        names = inputs.task_names
+        self._before = {name: _chain(inputs, k) for k, name in enumerate(names)}
+        read = [name for name in names if any(name in chain for chain in self._before.values())]
         first, dim = config.hidden[0], config.fusion_dim
-        self.labels = nn.ModuleDict({str(k): LabelEmbedding(config.label_dim, config.temperature) for k in read})
-        later = [k for k, chain in enumerate(self._before) if chain]
-        self.fused_representations = nn.ModuleDict({str(k): InformationFusion(first, dim) for k in later})
-        self.fused_labels = nn.ModuleDict({str(k): InformationFusion(config.label_dim, dim) for k in later})
+        self.labels = nn.ModuleDict({name: LabelEmbedding(config.label_dim, config.temperature) for name in read})
+        later = [name for name, chain in self._before.items() if chain]
+        self.fused_representations = nn.ModuleDict({name: InformationFusion(first, dim) for name in later})
+        self.fused_labels = nn.ModuleDict({name: InformationFusion(config.label_dim, dim) for name in later})
         width = in_dim + self.scenario.dim
-        self.firsts = nn.ModuleList(
-            mlp(width + (2 * dim if chain else 0), [first], config.dropout) for chain in self._before
+        self.firsts = nn.ModuleDict(
+            {
+                name: mlp(width + (2 * dim if chain else 0), [first], config.dropout)
+                for name, chain in self._before.items()
+            }
         )
-        self.rests = nn.ModuleList(mlp(first, config.hidden[1:], config.dropout) for _ in inputs.tasks)
+        self.rests = nn.ModuleDict({name: mlp(first, config.hidden[1:], config.dropout) for name in names})
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
@@ -67,23 +71,23 @@ class HTLNetTrunk(Trunk):
         assert context.logit is not None, "htlnet reads the predictions of its head"
         x = self.scenario.beside(representation, context.scenarios).expand(len(self._before), -1, -1)
         hidden: list[Tensor] = []
-        representations: list[Tensor] = []
-        labels: dict[int, Tensor] = {}
-        for k, chain in enumerate(self._before):
+        representations: dict[str, Tensor] = {}
+        labels: dict[str, Tensor] = {}
+        for k, (name, chain) in enumerate(self._before.items()):
             inputs = x[k]
             if chain:
-                fused = self.fused_representations[str(k)](torch.stack([representations[i] for i in chain]))
-                said = self.fused_labels[str(k)](torch.stack([labels[i] for i in chain]))
+                fused = self.fused_representations[name](torch.stack([representations[task] for task in chain]))
+                said = self.fused_labels[name](torch.stack([labels[task] for task in chain]))
                 inputs = torch.cat([fused, said, inputs], dim=1)
-            first = self.firsts[k](inputs)
-            hidden.append(self.rests[k](first))
-            representations.append(first.detach())
-            if str(k) in self.labels:
-                labels[k] = self.labels[str(k)](context.logit(k, hidden[k]).detach())
+            first = self.firsts[name](inputs)
+            hidden.append(self.rests[name](first))
+            representations[name] = first.detach()
+            if name in self.labels:
+                labels[name] = self.labels[name](context.logit(k, hidden[k]).detach(), context.noise_keys, k)
         return TrunkOutput(torch.stack(hidden))
 
 
-def _chain(inputs: ModelInputs, task: int) -> list[int]:
-    """The tasks that a task comes after, the nearest last."""
+def _chain(inputs: ModelInputs, task: int) -> list[str]:
+    """Names of the tasks that a task comes after, the nearest last."""
     after = inputs.tasks[task].after
-    return [] if after is None else [*_chain(inputs, after), after]
+    return [] if after is None else [*_chain(inputs, after), inputs.tasks[after].name]

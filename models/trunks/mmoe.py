@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.inputs import ModelInputs
+from models.labels import expert_names
 from models.layers.experts import mixture
 from models.layers.grouped import GroupedLinear, GroupedMLP
 from models.layers.scenario import ScenarioEmbedding
@@ -35,11 +36,10 @@ class MMoETrunk(Trunk):
 
     def __init__(self, inputs: ModelInputs, config: MMoEConfig, in_dim: int) -> None:
         super().__init__()
-        self._tasks = len(inputs.tasks)
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
         width = in_dim + self.scenario.dim
-        self.experts = GroupedMLP(config.experts, width, config.hidden, config.dropout)
-        self.gates = GroupedLinear(self._tasks, width, config.experts, is_gate=True)
+        self.experts = GroupedMLP(expert_names(config.experts), width, config.hidden, config.dropout)
+        self.gates = GroupedLinear(inputs.task_names, width, config.experts, is_gate=True)
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

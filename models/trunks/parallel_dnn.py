@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.inputs import ModelInputs
+from models.labels import combined
 from models.layers.grouped import GroupedMLP, Groups
 from models.layers.scenario import FinestScenario
 from models.section import ModelSection, Widths
@@ -32,7 +33,8 @@ class ParallelDNNTrunk(Trunk):
         super().__init__()
         self._tasks = len(inputs.tasks)
         self._finest = FinestScenario(inputs.scenarios)
-        self.networks = GroupedMLP(self._tasks * self._finest.count, in_dim, config.hidden, config.dropout)
+        groups = combined(inputs.task_names, self._finest.labels)
+        self.networks = GroupedMLP(groups, in_dim, config.hidden, config.dropout)
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

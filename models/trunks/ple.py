@@ -3,6 +3,7 @@
 Tang et al., Progressive Layered Extraction (PLE), RecSys 2020.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.inputs import ModelInputs
+from models.labels import combined, expert_names, label_outputs
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
@@ -40,15 +42,15 @@ class PLETrunk(Trunk):
 
     def __init__(self, inputs: ModelInputs, config: PLEConfig, in_dim: int) -> None:
         super().__init__()
-        tasks, width = len(inputs.tasks), config.hidden[-1]
+        tasks, width = inputs.task_names, config.hidden[-1]
         scenario_inputs = [in_dim, *[width] * (len(inputs.scenarios) - 1)]
         self.scenario_layers = nn.ModuleList(
-            ScenarioExtraction(count, config, d) for count, d in zip(inputs.scenarios, scenario_inputs, strict=True)
+            ScenarioExtraction(level, config, d) for level, d in zip(inputs.scenarios, scenario_inputs, strict=True)
         )
         self.task_levels = nn.ModuleList(
             TaskExtraction(tasks, config, width, is_last=level == config.levels - 1) for level in range(config.levels)
         )
-        self._tasks = tasks
+        self._tasks = len(tasks)
         self.out_dim = width
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
@@ -68,11 +70,12 @@ class PLETrunk(Trunk):
 class ScenarioExtraction(nn.Module):
     """Experts of one level of scenarios: each row's own and the shared ones, mixed by its scenario's gate."""
 
-    def __init__(self, scenarios: int, config: PLEConfig, in_dim: int) -> None:
+    def __init__(self, scenarios: Sequence[str], config: PLEConfig, in_dim: int) -> None:
         super().__init__()
-        self._scenarios, self._specific = scenarios, config.specific
-        self.specific = GroupedMLP(scenarios * config.specific, in_dim, config.hidden, config.dropout)
-        self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
+        self._scenarios, self._specific = len(scenarios), config.specific
+        own = combined(scenarios, expert_names(config.specific))
+        self.specific = GroupedMLP(own, in_dim, config.hidden, config.dropout)
+        self.shared = GroupedMLP(expert_names(config.shared), in_dim, config.hidden, config.dropout)
         self.gates = GroupedLinear(scenarios, in_dim, config.specific + config.shared, is_gate=True)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
@@ -91,16 +94,17 @@ class ScenarioExtraction(nn.Module):
 class TaskExtraction(nn.Module):
     """One level over the tasks (customised gate control), with the shared stream's gate unless it is the last."""
 
-    def __init__(self, tasks: int, config: PLEConfig, in_dim: int, is_last: bool) -> None:
+    def __init__(self, tasks: Sequence[str], config: PLEConfig, in_dim: int, is_last: bool) -> None:
         super().__init__()
-        self._tasks, self._specific = tasks, config.specific
-        self.specific = nn.ModuleList(
-            GroupedMLP(config.specific, in_dim, config.hidden, config.dropout) for _ in range(tasks)
-        )
-        self.shared = GroupedMLP(config.shared, in_dim, config.hidden, config.dropout)
+        self._tasks, self._specific = len(tasks), config.specific
+        own, common = expert_names(config.specific), expert_names(config.shared)
+        self.specific = nn.ModuleDict({task: GroupedMLP(own, in_dim, config.hidden, config.dropout) for task in tasks})
+        self.shared = GroupedMLP(common, in_dim, config.hidden, config.dropout)
         self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, is_gate=True)
-        every = tasks * config.specific + config.shared
-        self.shared_gate = None if is_last else nn.Linear(in_dim, every, bias=False)
+        every = (*combined(tasks, own), *common)
+        self.shared_gate = None if is_last else nn.Linear(in_dim, len(every), bias=False)
+        if self.shared_gate is not None:
+            label_outputs(self.shared_gate, every)
 
     def forward(self, own: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """One level.
@@ -114,7 +118,7 @@ class TaskExtraction(nn.Module):
             Each task's stream ``(tasks, batch, h)``, the shared one ``(batch, h)`` or None after the last level, and
             the shares of each task's specific experts, then of the shared ones, ``(tasks, batch, experts)``, detached.
         """
-        specific = torch.stack([experts(x) for experts, x in zip(self.specific, own, strict=True)])
+        specific = torch.stack([experts(x) for experts, x in zip(self.specific.values(), own, strict=True)])
         common = self.shared(own.flatten(0, 1) if shared is None else shared)  # (shared, rows, h)
         if shared is None:
             common = common.unflatten(1, own.shape[:2]).transpose(0, 1)  # (tasks, shared, batch, h)

@@ -3,6 +3,7 @@
 Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR), CIKM 2021.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.inputs import ModelInputs
+from models.labels import label_outputs
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.layers.mlp import mlp
 from models.layers.partitioned_norm import PartitionedNorm
@@ -40,7 +42,7 @@ class StarLinear(GroupedLinear):
     W starts as `nn.Linear` does: what it reads is normalised, and larger weights learned worse.
     """
 
-    def __init__(self, groups: int, in_dim: int, out_dim: int) -> None:
+    def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int) -> None:
         super().__init__(groups, in_dim, out_dim)
         nn.init.ones_(self.weight)
         self.shared = nn.Linear(in_dim, out_dim)
@@ -68,14 +70,15 @@ class STARTrunk(Trunk):
         super().__init__()
         self._tasks = len(inputs.tasks)
         self._finest = FinestScenario(inputs.scenarios)
-        scenarios = self._finest.count
+        scenarios = self._finest.labels
         self.norm = PartitionedNorm(scenarios, in_dim, config.momentum)
         self.scenario_star = StarMLP(scenarios, in_dim, config.hidden, config.dropout)
-        self.task_star = StarMLP(self._tasks, config.hidden[-1], config.task_hidden, config.dropout)
+        self.task_star = StarMLP(inputs.task_names, config.hidden[-1], config.task_hidden, config.dropout)
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
-        self.auxiliary = nn.Sequential(
-            mlp(in_dim + self.scenario.dim, [config.auxiliary]), nn.Linear(config.auxiliary, self._tasks)
-        )
+        hidden = mlp(in_dim + self.scenario.dim, [config.auxiliary])
+        units = nn.Linear(config.auxiliary, self._tasks)
+        label_outputs(units, inputs.task_names)
+        self.auxiliary = nn.Sequential(hidden, units)
         self.out_dim = config.task_hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

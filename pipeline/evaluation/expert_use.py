@@ -25,7 +25,7 @@ class ExpertUse:
         self._tasks = tasks
         self._scenarios = scenarios
         self._shape = [len(level.labels) for level in scenarios]
-        self._finest = FinestScenario(self._shape)
+        self._finest = FinestScenario([level.labels for level in scenarios])
         self._rows: Tensor | None = None  # (finest,)
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> shares in units, rows that selected
 

@@ -28,6 +28,7 @@ class Batch(Pipelineable):
     scenarios: Tensor  # (batch, levels) int64
     weights: Tensor  # (batch,) float32, 0 for padding
     weight_total: Tensor  # scalar: weight of the global batch divided by the number of workers
+    noise_keys: Tensor  # (batch,) int64: what a row's random draws are keyed by, the same on any number of workers
     position: Position  # the one that comes after this batch
     keys: pa.Table | None = None  # key columns, read only where they are asked for
 
@@ -60,4 +61,4 @@ class Batch(Pipelineable):
             getattr(self, name).record_stream(stream)
 
 
-_TENSORS = ("numerics", "labels", "scenarios", "weights", "weight_total")
+_TENSORS = ("numerics", "labels", "scenarios", "weights", "weight_total", "noise_keys")

@@ -59,10 +59,17 @@ class LaneStream:
             start_row = 0
 
     def _read_group(self, group: RowGroup) -> pa.Table:
-        filesystem, path = storage.resolve(storage.join(self._table, group.path))
-        try:
+        uri = storage.join(self._table, group.path)
+        filesystem, path = storage.resolve(uri)
+
+        def read() -> pa.Table:
             with pq.ParquetFile(path, filesystem=filesystem) as file:
-                rows = file.read_row_group(group.index, columns=self._columns, use_threads=False)
+                return file.read_row_group(group.index, columns=self._columns, use_threads=False)
+
+        try:
+            rows = storage.read_again(uri, read)
+        except storage.StoreError:  # says nothing about the file
+            raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"Cannot read {group.path} of the feature table {self._table}: {error}. Make the table again with "

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.columns import BatchColumns, ColumnBlock
 from pipeline.loading.lane import LaneStream
-from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_rows, steps_per_epoch
+from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_rows, noise_keys, steps_per_epoch
 from pipeline.table.manifest import KEY, Manifest
 
 # Rows of one worker that are gathered at a time: enough to make a gather worth its overhead, little in memory.
@@ -49,7 +49,7 @@ class Reader:
             global_batch_size: rows of a global batch, a multiple of the lanes.
             rank: this worker.
             workers: all workers; they must divide the lanes.
-            seed: of the order of rows; None reads in the order of the table.
+            seed: of the order of rows and of their noise; None reads in the order of the table.
             shuffle_rows: rows over all lanes that are shuffled together.
 
         Raises:
@@ -66,6 +66,7 @@ class Reader:
         if not any(self._lane_rows):
             raise UserError(f"The split {split!r} of the feature table {table} has no rows.")
         self._workers = workers
+        self._seed = seed or 0
         self._shuffle = None if seed is None else Shuffle(seed, -(-shuffle_rows // manifest.lanes))
         self._pad = padding_row(table, manifest, split, columns)
         self.steps_per_epoch = steps_per_epoch(self._lane_rows, self._rows_per_lane)
@@ -83,10 +84,13 @@ class Reader:
         while step < self.steps_per_epoch:
             steps = min(steps_a_block, self.steps_per_epoch - step)
             rows, is_real = interleave([stream.take(steps * g) for stream in streams], self._pad, steps, g)
-            yield from self._cut(ColumnBlock(rows, self._columns), is_real, Position(position.epoch, step), steps)
+            keys = noise_keys(self._seed, position.epoch, self._lanes, step * g, steps, g).ravel()
+            yield from self._cut(ColumnBlock(rows, self._columns), is_real, keys, Position(position.epoch, step), steps)
             step += steps
 
-    def _cut(self, block: ColumnBlock, is_real: np.ndarray, first: Position, steps: int) -> Iterator[Batch]:
+    def _cut(
+        self, block: ColumnBlock, is_real: np.ndarray, keys: np.ndarray, first: Position, steps: int
+    ) -> Iterator[Batch]:
         size = self._rows_per_lane * len(self._lanes)
         for i in range(steps):
             start, stop = i * size, (i + 1) * size
@@ -101,6 +105,7 @@ class Reader:
                 scenarios=block.scenarios(start, stop),
                 weights=torch.from_numpy(is_real[start:stop].astype(np.float32)),
                 weight_total=torch.tensor(total / self._workers, dtype=torch.float32),
+                noise_keys=torch.from_numpy(keys[start:stop]),
                 position=Position(first.epoch + 1, 0) if is_last else Position(first.epoch, step + 1),
                 keys=block.keys(start, stop),
             )
@@ -145,8 +150,9 @@ def interleave(lanes: list[list[pa.Table]], pad: pa.Table, steps: int, g: int) -
 def padding_row(table: str, manifest: Manifest, split: str, columns: BatchColumns) -> pa.Table:
     """One row of a table: ids 0, numbers 0, empty lists, null keys."""
     path = next(file.path for p in manifest.split(split) for lane in p.lanes for file in lane)
-    filesystem, full = storage.resolve(storage.join(table, path))
-    whole = pq.read_schema(full, filesystem=filesystem)
+    uri = storage.join(table, path)
+    filesystem, full = storage.resolve(uri)
+    whole = storage.read_again(uri, lambda: pq.read_schema(full, filesystem=filesystem))
     schema = pa.schema([whole.field(name) for name in columns.read])
     return pa.table([_padding_value(field) for field in schema], schema=schema)
 

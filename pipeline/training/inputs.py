@@ -1,24 +1,25 @@
 """From experiment and feature table to what a model and a batch are made of."""
 
+from collections.abc import Mapping
+
 from models.inputs import EmbeddingTable, Field, ModelInputs, TargetTask
 from pipeline.config.experiment import Experiment
 from pipeline.config.features import Multivalued, Numeric, Sequence
 from pipeline.loading.columns import BatchColumns
-from pipeline.table.manifest import Manifest
 
 
-def model_inputs(experiment: Experiment, manifest: Manifest) -> ModelInputs:
-    """Tables with the rows that preprocessing found, fields, scenarios and tasks."""
+def model_inputs(experiment: Experiment, table_rows: Mapping[str, int]) -> ModelInputs:
+    """Tables with the rows that preprocessing found (`Manifest.table_rows`), fields, scenarios and tasks."""
     tables, fields = [], []
     for feature in experiment.features:
         if isinstance(feature, Numeric):
             if feature.dim is None:
                 continue
-            tables.append(EmbeddingTable(feature.name, manifest.table_rows[feature.name], feature.dim))
+            tables.append(EmbeddingTable(feature.name, table_rows[feature.name], feature.dim))
             fields.append(Field(feature.name, feature.name, "single"))
             continue
         if feature.dim is not None:
-            tables.append(EmbeddingTable(feature.name, manifest.table_rows[feature.name], feature.dim))
+            tables.append(EmbeddingTable(feature.name, table_rows[feature.name], feature.dim))
         if isinstance(feature, Sequence):
             fields.append(Field(feature.name, feature.table, "sequence", max_length=feature.max_length))
         elif isinstance(feature, Multivalued):
@@ -30,7 +31,7 @@ def model_inputs(experiment: Experiment, manifest: Manifest) -> ModelInputs:
         tables=tuple(tables),
         fields=tuple(fields),
         numerics=len(standardised(experiment)),
-        scenarios=tuple(len(scenario.labels) for scenario in experiment.scenarios),
+        scenarios=tuple(tuple(scenario.labels) for scenario in experiment.scenarios),
         tasks=tuple(
             TargetTask(
                 name=t.name,

@@ -6,7 +6,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from models.build import ModelConfig, TrunkConfig, build_dense, build_trunk
+from models.build import DenseModel, ModelConfig, TrunkConfig, build_dense, build_trunk
 from models.inputs import Embedded, EmbeddingTable, Field, ModelInputs, TargetTask
 from models.trunks.base import Context, Trunk
 
@@ -24,7 +24,7 @@ INPUTS = ModelInputs(
         Field("watched", "item", "sequence", max_length=3),
     ),
     numerics=1,
-    scenarios=(3, 2),
+    scenarios=(("tab=1", "tab=0", "tab=other"), ("user=new", "user=old")),
     tasks=TASKS,
     levels=("tab", "user"),
 )
@@ -53,17 +53,28 @@ def trunk(kind: str, in_dim: int, inputs: ModelInputs = INPUTS, **settings: Any)
     return build_trunk(config, inputs, in_dim)
 
 
-def dense(bottom: str, kind: str, **settings: Any) -> torch.nn.Module:
+def names(name: str, count: int) -> tuple[str, ...]:
+    """So many scenarios of a level, or tasks."""
+    return tuple(f"{name}={number}" for number in range(count))
+
+
+def dense(bottom: str, kind: str, inputs: ModelInputs = INPUTS, **settings: Any) -> DenseModel:
     """A whole dense model."""
     sections = {"bottom": {"kind": bottom, **BOTTOMS[bottom]}, "trunk": {"kind": kind, **SMALL[kind], **settings}}
-    return build_dense(ModelConfig.model_validate(sections), INPUTS)
+    return build_dense(ModelConfig.model_validate(sections), inputs)
 
 
 def context(scenarios: list[list[int]] | Tensor, weights: list[float] | None = None) -> Context:
     """Rows of these scenarios, of weight 1 unless told, for a trunk that reads no predictions but zero."""
     indices = torch.as_tensor(scenarios)
     row_weights = torch.ones(len(indices)) if weights is None else torch.tensor(weights)
-    return Context(indices, row_weights, row_weights.sum(), logit=lambda task, hidden: hidden.sum(1) * 0)
+    return Context(
+        indices,
+        row_weights,
+        row_weights.sum(),
+        torch.arange(len(indices)),
+        logit=lambda task, hidden: hidden.sum(1) * 0,
+    )
 
 
 SCENARIOS = [[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]]

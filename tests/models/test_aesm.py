@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from models.inputs import ModelInputs
+from models.labels import expert_names
 from models.layers.experts import mixture, sparse_mixture
 from models.layers.grouped import GroupedMLP
 from models.trunks.aesm import AESMConfig, AESMTrunk, SelectionLayer, select
-from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, trunk
+from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, names, trunk
 
 TWO_BY_THREE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])  # gates by experts
 NO_NOISE = torch.tensor(0.0)
@@ -18,7 +19,7 @@ NO_NOISE = torch.tensor(0.0)
 
 def layer(gates: int, experts: int, **settings: object) -> SelectionLayer:
     config = AESMConfig(kind="aesm", experts=experts, hidden=[4], **settings)  # type: ignore[arg-type]
-    return SelectionLayer(3, 2, gates, config)
+    return SelectionLayer(3, 2, names("tab", gates), config, number=0)
 
 
 def with_logits(module: SelectionLayer, logits: Tensor) -> SelectionLayer:
@@ -57,7 +58,7 @@ def test_distances_of_one_expert_by_hand(logits: list[float], one_hot: list[floa
 
 def test_mixture_weights_by_hand_and_the_own_gate_alone() -> None:
     module = with_logits(layer(2, 3), TWO_BY_THREE).eval()
-    rows = torch.randn(2, 3), torch.zeros(2, 2), torch.tensor([0, 1]), NO_NOISE
+    rows = torch.randn(2, 3), torch.zeros(2, 2), torch.tensor([0, 1]), NO_NOISE, torch.arange(2)
     out = module(*rows)
     weights = torch.tensor([[0.731059, 0.0, 0.268941], [0.0, 0.731059, 0.268941]])
     torch.testing.assert_close(out.shares[0], weights, atol=1e-6, rtol=0)
@@ -68,7 +69,7 @@ def test_mixture_weights_by_hand_and_the_own_gate_alone() -> None:
 
 
 def test_a_constant_on_all_gates_of_an_expert_moves_the_mixture_alone() -> None:
-    rows = torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE
+    rows = torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE, torch.arange(1)
     module = layer(2, 3).eval()
     before = with_logits(module, TWO_BY_THREE)(*rows)
     moved = with_logits(module, TWO_BY_THREE + torch.tensor([3.0, 0.0, 0.0]))(*rows)
@@ -81,7 +82,9 @@ def test_a_constant_on_all_gates_of_an_expert_moves_the_mixture_alone() -> None:
 def test_negative_logits_are_not_favoured_by_the_mask() -> None:
     """With a mask that multiplies, expert 2, unselected at -5, would win."""
     logits = torch.tensor([[-1.0, -5.0, -2.0], [-3.0, -1.0, -2.0]])
-    out = with_logits(layer(2, 3), logits).eval()(torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE)
+    out = with_logits(layer(2, 3), logits).eval()(
+        torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE, torch.arange(1)
+    )
     assert out.shares[0, 0, 1] == 0
     assert out.shares[0, 0].tolist() == pytest.approx([0.731059, 0.0, 0.268941], abs=1e-6)
 
@@ -92,7 +95,7 @@ def test_as_many_as_there_are_is_dense_mmoe() -> None:
     z, s, own = torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
     gates = module.gates(torch.cat([z, s], 1)).unflatten(1, (3, 4))[torch.arange(6), own].softmax(-1)
     dense = torch.einsum("be,ebh->bh", gates, module.experts(z))
-    torch.testing.assert_close(module(z, s, own, NO_NOISE).hidden[0], dense)
+    torch.testing.assert_close(module(z, s, own, NO_NOISE, torch.arange(6)).hidden[0], dense)
 
 
 @pytest.mark.parametrize("in_mixture", [False, True])
@@ -100,7 +103,13 @@ def test_noise_selects_and_mixes_where_it_should(in_mixture: bool) -> None:
     """Noise far above the logits changes what is selected; shares of clean logits stay those of clean logits."""
     torch.manual_seed(0)
     module = with_logits(layer(2, 3, noise_in_mixture=in_mixture), TWO_BY_THREE).train()
-    out = module(torch.randn(200, 3), torch.zeros(200, 2), torch.zeros(200, dtype=torch.long), torch.tensor(10.0))
+    out = module(
+        torch.randn(200, 3),
+        torch.zeros(200, 2),
+        torch.zeros(200, dtype=torch.long),
+        torch.tensor(10.0),
+        torch.arange(200),
+    )
     chosen = out.shares[0] > 0
     assert all(0 < share < 1 for share in chosen.float().mean(0).tolist())
     clean = TWO_BY_THREE[0].expand(200, 3).masked_fill(~chosen, -math.inf).softmax(-1)
@@ -109,13 +118,13 @@ def test_noise_selects_and_mixes_where_it_should(in_mixture: bool) -> None:
 
 def test_without_noise_training_is_deterministic() -> None:
     module = layer(2, 3).train()
-    rows = torch.randn(5, 3), torch.randn(5, 2), torch.tensor([0, 1, 0, 1, 0]), NO_NOISE
+    rows = torch.randn(5, 3), torch.randn(5, 2), torch.tensor([0, 1, 0, 1, 0]), NO_NOISE, torch.arange(5)
     assert torch.equal(module(*rows).hidden, module(*rows).hidden)
 
 
 def test_an_unselected_expert_gets_a_gradient_of_exactly_zero() -> None:
     module = with_logits(layer(2, 3), TWO_BY_THREE).train()
-    out = module(torch.randn(4, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), NO_NOISE)
+    out = module(torch.randn(4, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), NO_NOISE, torch.arange(4))
     out.hidden.square().sum().backward()
     (linear,) = module.experts.layers
     assert (linear.weight.grad[1] == 0).all() and (linear.bias.grad[1] == 0).all()
@@ -127,7 +136,7 @@ def test_an_unselected_expert_gets_a_gradient_of_exactly_zero() -> None:
 def test_the_penalty_draws_selected_experts_to_their_place() -> None:
     """A step against L_sp raises the selected expert's share of the own scenario."""
     module = with_logits(layer(2, 3), TWO_BY_THREE).train()
-    out = module(torch.randn(4, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), NO_NOISE)
+    out = module(torch.randn(4, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), NO_NOISE, torch.arange(4))
     out.mean_divergences(context([[0]] * 4))[0].backward()
     gradient = module.gates.bias.grad.view(2, 3)
     assert gradient[0, 0] < 0 < gradient[1, 0]
@@ -137,7 +146,7 @@ def test_the_penalty_draws_selected_experts_to_their_place() -> None:
 @pytest.mark.parametrize("shape", [(7, 5), (3, 7, 5)])
 def test_experts_on_their_own_rows_give_what_all_experts_on_all_rows_give(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    experts, z = GroupedMLP(4, 5, [6, 2]), torch.randn(shape, requires_grad=True)
+    experts, z = GroupedMLP(expert_names(4), 5, [6, 2]), torch.randn(shape, requires_grad=True)
     selected = torch.rand(3, 7, 4) < 0.4
     selected[..., 0] = True
     selected[:, :, 3] = False  # an expert without rows
@@ -164,7 +173,7 @@ def test_the_noise_falls_with_training_steps_alone_and_is_saved() -> None:
 
 
 def test_a_tree_needs_the_sum_and_not_the_product_of_its_levels() -> None:
-    inputs = ModelInputs((), (), 0, (5, 4), TASKS, ("tab", "user"))
+    inputs = ModelInputs((), (), 0, (names("tab", 5), names("user", 4)), TASKS, ("tab", "user"))
     module = AESMTrunk(inputs, AESMConfig(kind="aesm", experts=2, hidden=[3]), 6)
     assert [block.gates.out_features for block in module.scenario_layers] == [5 * 2, 4 * 2]
     assert [block.gates.out_features for block in module.task_layers] == [3 * 2]
@@ -188,6 +197,6 @@ def test_a_single_gate_mixes_all_experts() -> None:
     """There every divergence is zero: a selection would be the first experts for ever."""
     torch.manual_seed(0)
     module = layer(1, 4).eval()
-    out = module(torch.randn(5, 3), torch.zeros(5, 2), torch.zeros(5, dtype=torch.long), NO_NOISE)
+    out = module(torch.randn(5, 3), torch.zeros(5, 2), torch.zeros(5, dtype=torch.long), NO_NOISE, torch.arange(5))
     assert (out.shares > 0).all()
     assert out.mean_divergences(context([[0]] * 5)).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)

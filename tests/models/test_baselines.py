@@ -5,22 +5,28 @@ import torch
 from torch import nn
 
 from models.inputs import ModelInputs, TargetTask
+from models.labels import expert_names
 from models.layers.grouped import GroupedMLP, Groups
 from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario
 from models.trunks.base import this_worker_alone
-from tests.models.parts import SCENARIOS, TASKS, context, trunk
+from tests.models.parts import SCENARIOS, TASKS, context, names, trunk
 
 
 def test_the_leaves_of_the_scenario_tree_are_numbered() -> None:
-    finest = FinestScenario([3, 2, 4])
+    finest = FinestScenario([names("tab", 3), names("user", 2), names("hour", 4)])
     assert finest.count == 24
+    assert [finest.labels[i] for i in (0, 7, 23)] == [
+        "tab=0/user=0/hour=0",
+        "tab=0/user=1/hour=3",
+        "tab=2/user=1/hour=3",
+    ]
     assert finest(torch.tensor([[0, 0, 0], [0, 1, 3], [2, 1, 3]])).tolist() == [0, 7, 23]
 
 
 def test_rows_through_their_own_group_are_what_separate_networks_give() -> None:
     torch.manual_seed(0)
-    grouped = GroupedMLP(3, 4, [5, 2])
+    grouped = GroupedMLP(expert_names(3), 4, [5, 2])
     networks = []
     for g in range(3):
         layers: list[nn.Module] = []
@@ -43,7 +49,7 @@ def test_rows_through_their_own_group_are_what_separate_networks_give() -> None:
 def test_mmoe_by_hand() -> None:
     """Equal logits average two experts; other logits weigh them."""
     torch.manual_seed(0)
-    inputs = ModelInputs((), (), 0, (1,), TASKS, ("tab",))
+    inputs = ModelInputs((), (), 0, (names("tab", 1),), TASKS, ("tab",))
     module = trunk("mmoe", 2, inputs, experts=2, hidden=[3], scenario_dim=1)
     x, rows = torch.randn(4, 2), context([[0]] * 4)
     z = module.scenario.beside(x, rows.scenarios)
@@ -57,7 +63,7 @@ def test_mmoe_by_hand() -> None:
 
 def test_cross_stitch_by_hand() -> None:
     torch.manual_seed(0)
-    inputs = ModelInputs((), (), 0, (1,), (TASKS[0], TargetTask("like", "binary")), ("tab",))
+    inputs = ModelInputs((), (), 0, (names("tab", 1),), (TASKS[0], TargetTask("like", "binary")), ("tab",))
     module = trunk("cross_stitch", 2, inputs, hidden=[3], scenario_dim=1)
     torch.testing.assert_close(module.stitches[0].detach(), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
     x, rows = torch.randn(4, 2), context([[0]] * 4)
@@ -81,7 +87,7 @@ def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
     x, rows = torch.randn(1, 6), context([[1, 0]])  # finest scenario 2 of 6
     hidden = module(x, rows).hidden
     hidden[0].sum().backward()
-    first, other = module.models[0], module.models[1]
+    first, other = module.models["click"], module.models["buy"]
     for name in ("towers.layers.0.weight", "gates.weight", "mixing.weight"):
         gradient = first.get_parameter(name).grad
         assert gradient.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [2], name
@@ -97,7 +103,7 @@ def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
 def test_ple_by_hand() -> None:
     """One level: the gate's mixture of the task's specific and the shared experts, on the scenario layer's output."""
     torch.manual_seed(0)
-    inputs = ModelInputs((), (), 0, (2,), TASKS, ("tab",))
+    inputs = ModelInputs((), (), 0, (names("tab", 2),), TASKS, ("tab",))
     module = trunk("ple", 3, inputs, specific=1, shared=2, levels=1, hidden=[4])
     x, rows = torch.randn(3, 3), context([[1], [0], [1]])
     (scenario,) = module.scenario_layers
@@ -106,7 +112,7 @@ def test_ple_by_hand() -> None:
     z = (row @ scenario.gates.weight[1]).softmax(-1) @ experts
     (level,) = module.task_levels
     assert level.shared_gate is None
-    experts = torch.cat([level.specific[2](z), level.shared(z)])[:, 0]
+    experts = torch.cat([level.specific["value"](z), level.shared(z)])[:, 0]
     expected = (z @ level.gates.weight[2]).softmax(-1) @ experts
     torch.testing.assert_close(module(x, rows).hidden[2, 0], expected[0])
 
@@ -116,17 +122,17 @@ def test_ple_trains_a_tasks_experts_by_that_task_alone_and_shares_the_stream() -
     module = trunk("ple", 6, levels=1)
     module(torch.randn(5, 6), context(SCENARIOS)).hidden[0].sum().backward()
     (level,) = module.task_levels
-    assert level.specific[1].layers[0].weight.grad.abs().sum() == 0
-    assert level.specific[0].layers[0].weight.grad.abs().sum() > 0
+    assert level.specific["buy"].layers[0].weight.grad.abs().sum() == 0
+    assert level.specific["click"].layers[0].weight.grad.abs().sum() > 0
     deep = trunk("ple", 6, levels=2)
     deep(torch.randn(5, 6), context(SCENARIOS)).hidden[0].sum().backward()
     first = deep.task_levels[0]
     assert first.shared_gate.weight.grad.abs().sum() > 0
-    assert first.specific[1].layers[0].weight.grad.abs().sum() > 0, "through the shared stream"
+    assert first.specific["buy"].layers[0].weight.grad.abs().sum() > 0, "through the shared stream"
 
 
 def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
-    norm = PartitionedNorm(3, 2, momentum=0.25).train()
+    norm = PartitionedNorm(names("tab", 3), 2, momentum=0.25).train()
     z = torch.tensor([[1.0, 0.0], [10.0, 5.0], [3.0, 4.0], [99.0, 99.0], [20.0, 5.0]])
     scenario, weights = torch.tensor([0, 2, 0, 0, 2]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
     out = norm(z, scenario, weights, this_worker_alone)
@@ -145,7 +151,7 @@ def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 50])
 def test_moving_moments_are_right_however_few_rows_a_batch_has(rows: int) -> None:
     torch.manual_seed(0)
-    norm = PartitionedNorm(1, 1, momentum=0.02).train()
+    norm = PartitionedNorm(names("tab", 1), 1, momentum=0.02).train()
     group, weights = torch.zeros(rows, dtype=torch.long), torch.ones(rows)
     for _ in range(1500):
         norm(3 + 2 * torch.randn(rows, 1), group, weights, this_worker_alone)
@@ -155,7 +161,7 @@ def test_moving_moments_are_right_however_few_rows_a_batch_has(rows: int) -> Non
 
 def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:
     torch.manual_seed(0)
-    ours, theirs = PartitionedNorm(1, 3, momentum=0.1).train(), nn.BatchNorm1d(3, momentum=0.1)
+    ours, theirs = PartitionedNorm(names("tab", 1), 3, momentum=0.1).train(), nn.BatchNorm1d(3, momentum=0.1)
     one = torch.randn(6, 3, requires_grad=True)
     two = one.detach().clone().requires_grad_()
     mixing = torch.randn(6, 3)

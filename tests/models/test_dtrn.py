@@ -7,7 +7,7 @@ from torch.nn.functional import layer_norm
 from models.bottoms.dtrn import DTRNBottom, DTRNConfig, InterestModule
 from models.inputs import EmbeddingTable, Field, ModelInputs, TargetTask
 from models.layers.transformer import ConditionalBlock
-from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, embedded, trunk
+from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, embedded, names, trunk
 
 CONFIG = DTRNConfig(kind="dtrn", target="item", condition_dim=4, refine_dim=5)
 
@@ -68,7 +68,7 @@ def test_conditions_scale_and_shift_the_normalisations() -> None:
 
 def test_tasks_and_behaviours_differ_once_the_hypernetwork_is_awake() -> None:
     torch.manual_seed(0)
-    module = awake(InterestModule(3, {"watched": 4, "liked": 4}, 4, CONFIG))
+    module = awake(InterestModule(["click", "buy", "like"], {"watched": 4, "liked": 4}, 4, CONFIG))
     rows, lengths, target = torch.randn(2, 4, 4), torch.tensor([4, 2]), torch.randn(2, 4)
     out = module({"watched": rows, "liked": rows}, {"watched": lengths, "liked": lengths}, target)
     seen = [out[name][task] for name in ("watched", "liked") for task in range(3)]
@@ -77,7 +77,7 @@ def test_tasks_and_behaviours_differ_once_the_hypernetwork_is_awake() -> None:
 
 def test_padding_and_the_longest_length_never_matter() -> None:
     torch.manual_seed(0)
-    module = awake(InterestModule(2, {"watched": 6}, 4, CONFIG.model_copy(update={"blocks": 2})))
+    module = awake(InterestModule(["click", "buy"], {"watched": 6}, 4, CONFIG.model_copy(update={"blocks": 2})))
     rows, lengths, target = torch.randn(3, 6, 4), torch.tensor([2, 0, 3]), torch.randn(3, 4)
     out = module({"watched": rows}, {"watched": lengths}, target)["watched"]
     for row, length in enumerate(lengths):
@@ -105,7 +105,7 @@ def test_every_field_has_one_weight_a_task() -> None:
 
 def test_a_task_or_a_behaviour_more_costs_an_embedding_in_the_interest_module() -> None:
     def size(tasks: int, behaviours: int) -> int:
-        module = InterestModule(tasks, {f"b{i}": 5 for i in range(behaviours)}, 8, CONFIG)
+        module = InterestModule(names("task", tasks), {f"b{i}": 5 for i in range(behaviours)}, 8, CONFIG)
         return sum(p.numel() for p in module.parameters())
 
     assert size(4, 2) - size(3, 2) == size(3, 3) - size(3, 2) == CONFIG.condition_dim
@@ -120,7 +120,7 @@ def test_a_sequence_of_another_width_enters_as_its_mean() -> None:
             Field("shops", "shop", "sequence", max_length=3),
         ),
         numerics=0,
-        scenarios=(1,),
+        scenarios=(("tab=1",),),
         tasks=(*TASKS[:1], TargetTask("other", "binary")),
         levels=("tab",),
     )

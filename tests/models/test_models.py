@@ -60,7 +60,7 @@ def test_features_of_one_table_may_pool_differently() -> None:
         tables=(EmbeddingTable("t", 5, 2),),
         fields=(Field("a", "t", "multi", pooling="mean"), Field("b", "t", "multi", pooling="sum")),
         numerics=0,
-        scenarios=(1,),
+        scenarios=(("tab=1",),),
         tasks=TASKS[:1],
         levels=("tab",),
     )
@@ -107,7 +107,7 @@ def head(conversion: str) -> TowersHead:
 
 def fixed_logits(module: TowersHead, logits: list[float]) -> Predictions:
     with torch.no_grad():
-        for tower, logit in zip(module.towers, logits, strict=True):
+        for tower, logit in zip(module.towers.values(), logits, strict=True):
             tower[-1].weight.zero_()
             tower[-1].bias.fill_(logit)
     return module(TrunkOutput(torch.zeros(3, 1, 1)))
