@@ -14,6 +14,6 @@ class Section(BaseModel):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to a wrong one, or lists them all."""
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    words = {word.lower(): word for word in known}
+    close = get_close_matches(name.lower(), words, n=1)
+    return f"did you mean {words[close[0]]!r}?" if close else f"known: {', '.join(words.values()) or 'none'}"

@@ -8,6 +8,7 @@ from torch import nn
 from models.bottoms.concat import ConcatConfig
 from models.bottoms.dtrn import DTRNConfig
 from models.build import ModelConfig
+from pipeline import storage
 from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
 from pipeline.config.logs import Logs, Scenario, Task
@@ -43,17 +44,17 @@ class Experiment(Section):
     @property
     def folder(self) -> str:
         """The run's folder or URI."""
-        return f"{self.output.rstrip('/')}/{self.name}"
+        return storage.join(self.output, self.name)
 
     @property
     def table_folder(self) -> str:
         """Where the run's feature table lies."""
-        return self.table.path or f"{self.folder}/table"
+        return self.table.path or storage.join(self.folder, "table")
 
     @property
     def checkpoint_folder(self) -> str:
         """Where the run's checkpoints lie."""
-        return f"{self.folder}/checkpoints"
+        return storage.join(self.folder, "checkpoints")
 
     @property
     def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
@@ -88,13 +89,13 @@ def check_unique(section: str, names: Iterable[str]) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Tables and attention layers are attributes of modules, where PyTorch has taken some names for itself."""
-    for i, feature in enumerate(experiment.features):
-        if hasattr(nn.ModuleDict, feature.name) or feature.name == "training":
-            raise ValueError(
-                f"features.{i}.name: PyTorch keeps {feature.name!r} for itself: use another, such as "
-                f"'{feature.name}_of_item'"
-            )
+    """Tables, attention layers and towers are attributes of modules, where PyTorch has taken some names for itself."""
+    named = {f"features.{i}.name": (feature.name, "of_item") for i, feature in enumerate(experiment.features)}
+    named |= {f"tasks.{i}.name": (task.name, "task") for i, task in enumerate(experiment.tasks)}
+    taken = nn.ModuleDict()
+    for path, (name, ending) in named.items():
+        if hasattr(taken, name):
+            raise ValueError(f"{path}: PyTorch keeps {name!r} for itself: use another, such as '{name}_{ending}'")
 
 
 def check_shares(experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 """The logs, the scenarios that they come from and the tasks that they label."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -58,13 +59,12 @@ class Logs(Section):
         """
         if isinstance(next(iter(self.splits.values()))[0], str):
             return value
-        try:
-            return int(value)
-        except ValueError:
+        if not re.fullmatch(r"-?(0|[1-9][0-9]*)", value):  # int() would also take 2024_0102 and 020240102
             raise UserError(
                 f"logs.splits has whole numbers, but the log has a folder {self.partition}={value}. "
                 "Write the split bounds as texts (in quotes), or move that folder away."
-            ) from None
+            )
+        return int(value)
 
     def split_of(self, value: str) -> str | None:
         """The split that a partition lies in, if any."""

@@ -16,6 +16,8 @@ class TableSettings(Section):
     row_group_rows: int = Field(default=8192, ge=1)
     path: str | None = Field(default=None, min_length=1)
     """Where the feature table lies; several experiments may share one. null: `table/` in the run's folder."""
+    encoders: Literal["fixed", "extend"] = "fixed"
+    """What new train partitions do to the vocabularies: nothing, or their new values get ids after those there are."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "TableSettings":
@@ -77,6 +79,10 @@ class Training(Section):
     """Steps between validations; null: at the end of every epoch."""
     early_stopping: EarlyStopping | None = None
     log_every_steps: int = Field(default=20, ge=1)
+    max_restarts: int = Field(default=3, ge=0)
+    """Times that Ray starts the workers again, from the last complete checkpoint, after one of them has died."""
+    hang_timeout_s: float | None = Field(default=1800, gt=0)
+    """Seconds without any progress after which workers that wait for each other end themselves; null: never."""
 
 
 class Checkpoint(Section):
@@ -87,6 +93,8 @@ class Checkpoint(Section):
     keep_last: int = Field(default=3, ge=1)
     keep_every: int | None = Field(default=None, ge=1)
     """Keep, besides, every checkpoint whose step is a multiple of this."""
+    background: bool = True
+    """Train on while a copy of the state is written; false: write first, which needs no memory for a copy."""
 
 
 class Evaluation(Section):

@@ -10,7 +10,7 @@ from pipeline.config.features import Categorical, Multivalued, Numeric, Sequence
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.values import Kind, is_list, is_number, value_kind
+from pipeline.preprocess.values import Kind, is_list, is_number, value_kind, without_views
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,11 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
                 f"{place[0].upper()}{place[1:]} has no column {use.column!r}, which {use.user} names, though other "
                 f"files have it; {nearest(use.column, schema.names)}. Write that file again with the column."
             )
+        if schema.names.count(use.column) > 1:
+            raise UserError(
+                f"{place[0].upper()}{place[1:]} has {schema.names.count(use.column)} columns {use.column!r}, which "
+                f"{use.user} names: it is not clear which is meant. Write that file again with one of them."
+            )
         type_ = schema.field(use.column).type
         if pa.types.is_null(type_):  # nothing but nulls: what pandas writes for an empty column
             continue
@@ -186,7 +191,8 @@ def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
 
 
 def _decoded(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
+    """The type that a column has once it is read as plain values."""
+    return without_views(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
 def _check_shared_tables(sections: Sections, kinds: dict[str, Kind]) -> None:
@@ -214,6 +220,12 @@ def _check_scenario_values(sections: Sections, kinds: dict[str, Kind]) -> None:
             raise UserError(
                 f"scenarios.{i}.values: the column {scenario.column!r} holds {_WORDS[kind]}, but {wrong[0]!r} is not "
                 "one: write the values as they are in the log."
+            )
+        wide = [value for value in scenario.values if isinstance(value, int) and not -(2**63) <= value < 2**64]
+        if wide:
+            raise UserError(
+                f"scenarios.{i}.values: expected whole numbers of 64 bits, as the column {scenario.column!r} has, but "
+                f"found {wide[0]}: write the values as they are in the log."
             )
 
 

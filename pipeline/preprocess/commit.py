@@ -1,30 +1,112 @@
 """Commits: a partition counts once its record is written, the table once its manifest is."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.logs import Logs
 from pipeline.errors import UserError
-from pipeline.preprocess.discover import PartitionFiles, report_unreadable
+from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.progress import Progress
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
-from pipeline.preprocess.write import lane_folder, quarantine_folder
+from pipeline.preprocess.write import QUARANTINE, lane_folder, quarantine_folder
 from pipeline.table.manifest import LaneFile, Partition, partition_from_dict
+from pipeline.table.settings import growth_fingerprint, table_settings
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "partitions"
 
 
-def read_committed(table: str) -> list[Partition]:
-    """Partitions of the table that are complete."""
+@dataclass(frozen=True)
+class Record:
+    """A complete partition. Whether it belongs to the table is for the settings and the splits to say."""
+
+    partition: Partition
+    made_with: str  # `growth_fingerprint` of the settings
+    log_files: dict[str, int] | None  # bytes of each file that the log had; None: not known
+
+    @property
+    def file(self) -> str:
+        """Relative to the feature table."""
+        return f"{RECORDS}/{self.partition.split}-{self.partition.value}.json"
+
+    def belongs(self, logs: Logs, made_with: str) -> bool:
+        """Whether the table has the partition, made with the settings that it has now, in the split of now."""
+        return self.made_with == made_with and logs.split_of(self.partition.value) == self.partition.split
+
+
+def read_records(table: str, made_with: str) -> list[Record]:
+    """All complete partitions.
+
+    Args:
+        made_with: of early records, which do not say it.
+    """
     folder = storage.join(table, RECORDS)
-    records = [storage.read_json(storage.join(folder, name)) for name in storage.list_folder(folder)]
-    return [partition_from_dict(record) for record in records if record is not None]
+    read = [storage.read_json(storage.join(folder, name)) for name in storage.list_folder(folder)]
+    records = []
+    for data in read:
+        if data is not None:
+            known = {"made_with": data.pop("made_with", made_with), "log_files": data.pop("log_files", None)}
+            records.append(Record(partition_from_dict(data), **known))
+    return records
+
+
+def write_record(table: str, record: Record) -> None:
+    data = {**asdict(record.partition), "made_with": record.made_with, "log_files": record.log_files}
+    storage.write_json(storage.join(table, record.file), data)
+
+
+def warn_of_late_files(logs: Logs, table: str, records: list[Record]) -> None:
+    """Warns of partitions whose files in the log are not those that were read. Partitions may leave the log."""
+    watched = [record for record in records if record.log_files is not None]
+    partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
+    for record, there in zip(watched, list_all_files(logs, partitions), strict=True):
+        changes = _file_changes(record.log_files or {}, there)
+        if there and changes:
+            logger.warning(
+                "%s=%s: its files in the log have changed since they were read (%s), and the feature table does not "
+                "have the change. To take it in, delete %s and run again, or make the whole table again with "
+                "--overwrite.",
+                logs.partition,
+                record.partition.value,
+                changes,
+                storage.join(table, record.file),
+            )
+
+
+def _file_changes(before: dict[str, int], now: dict[str, int]) -> str:
+    changes = {
+        "new": [path for path in now if path not in before],
+        "gone": [path for path in before if path not in now],
+        "of another size": [path for path in now if path in before and now[path] != before[path]],
+    }
+    return "; ".join(f"{what}: {compact(paths)}" for what, paths in changes.items() if paths)
+
+
+def delete_superseded_partitions(logs: Logs, table: str, made_with: str) -> None:
+    """Deletes what no manifest names any more: partitions of other settings, or made again in another split.
+
+    A partition that is in no split now is kept: its range may come back. A record goes before its files, so that it
+    never stands for files that are gone; files without a record go whenever they are found.
+    """
+    kept, splits = set(), set(logs.splits)
+    for record in read_records(table, made_with):
+        split, value = record.partition.split, record.partition.value
+        splits.add(split)
+        if record.made_with == made_with and logs.split_of(value) in (split, None):
+            kept |= {(split, value), (QUARANTINE, value)}
+        else:
+            storage.delete_file(storage.join(table, record.file))
+    for folder in [*splits, QUARANTINE]:
+        for name in storage.list_folder(storage.join(table, folder)):
+            column, _, value = name.partition("=")
+            if column == logs.partition and (folder, value) not in kept:
+                storage.delete_folder(storage.join(table, folder, name))
 
 
 def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None:
@@ -99,8 +181,8 @@ class _OpenPartition:
         self._drop_damaged_files()
         record = self._record()
         self._check_quarantined(record)
-        name = f"{record.split}-{record.value}.json"
-        storage.write_json(storage.join(self._plan.table, RECORDS, name), asdict(record))
+        made_with = growth_fingerprint(table_settings(self._plan.sections))
+        write_record(self._plan.table, Record(record, made_with, self._found.sizes))
 
     def _drop_damaged_files(self) -> None:
         """A file is taken whole or not at all: deletes what its readable units gave."""

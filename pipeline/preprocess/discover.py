@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,9 @@ from pipeline.config.logs import Logs
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for a damaged file; the last for column names that are not UTF-8."""
 
 _FOOTERS_AT_ONCE = 16  # footers are small reads: latency decides, not bandwidth
 
@@ -50,6 +53,7 @@ class PartitionFiles:
     partition: LogPartition
     files: list[LogFile]
     unreadable: list[str]
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, those that cannot be read included
 
 
 def find_partitions(logs: Logs, committed: Iterable[LogPartition] = ()) -> Found:
@@ -67,9 +71,10 @@ def find_partitions(logs: Logs, committed: Iterable[LogPartition] = ()) -> Found
             f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
             f"{logs.partition}=VALUE below it; correct logs.path, which is taken from the working directory."
         )
-    names = storage.list_folder(logs.path)
+    listed = _below(logs.path, recursive=False)
+    names = sorted(listed)
     prefix = f"{logs.partition}="
-    values = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    values = [n.removeprefix(prefix) for n in names if n.startswith(prefix) and listed[n].type == fs.FileType.Directory]
     if not values and not committed:
         raise UserError(
             f"logs.partition: {storage.absolute(logs.path)} has no folders {prefix}VALUE; it has: {compact(names)}. "
@@ -106,8 +111,8 @@ def read_files(logs: Logs, partitions: list[LogPartition]) -> list[PartitionFile
     Raises:
         UserError: a file cannot be read (unless `unreadable_files: skip`), or there are no files at all.
     """
+    listed = list_all_files(logs, partitions)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        listed = list(pool.map(lambda partition: _list_files(logs, partition), partitions))
         footers = [[pool.submit(_read_footer, logs.path, path) for path in paths] for paths in listed]
     found = []
     for partition, paths, futures in zip(partitions, listed, footers, strict=True):
@@ -117,7 +122,7 @@ def read_files(logs: Logs, partitions: list[LogPartition]) -> list[PartitionFile
             report_unreadable(logs, path, error)
         files = [result for result in results if isinstance(result, LogFile)]
         if paths:
-            found.append(PartitionFiles(partition, files, list(unreadable)))
+            found.append(PartitionFiles(partition, files, list(unreadable), paths))
         else:
             logger.warning("%s=%s has no Parquet files yet: left out.", logs.partition, partition.value)
     if partitions and not any(p.files for p in found):
@@ -143,16 +148,47 @@ def report_unreadable(logs: Logs, path: str, error: str) -> None:
     )
 
 
-def _list_files(logs: Logs, partition: LogPartition) -> list[str]:
-    """Parquet files below a partition folder, sorted, relative to the log folder; hidden ones are not data."""
-    filesystem, root = storage.resolve(logs.path)
-    selector = fs.FileSelector(f"{root}/{logs.partition}={partition.value}", recursive=True)
-    files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
-    return sorted(
-        info.path[len(root) :].lstrip("/")
-        for info in files
-        if info.base_name.endswith(".parquet") and not info.base_name.startswith(("_", "."))
-    )
+def list_all_files(logs: Logs, partitions: list[LogPartition]) -> list[dict[str, int]]:
+    """For each partition its files, sorted, relative to the log folder, with their bytes."""
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(lambda partition: _list_files(logs, partition), partitions))
+
+
+def _list_files(logs: Logs, partition: LogPartition) -> dict[str, int]:
+    """Parquet files below a partition folder.
+
+    What is hidden, or lies in a hidden folder such as the `_temporary` of a job that is writing, is not data.
+    """
+    folder = f"{logs.partition}={partition.value}"
+    found = {
+        f"{folder}/{path}": info.size or 0
+        for path, info in _below(storage.join(logs.path, folder), recursive=True).items()
+        if path.endswith(".parquet")
+        and info.type == fs.FileType.File
+        and not any(part.startswith(("_", ".")) for part in path.split("/"))
+    }
+    return dict(sorted(found.items()))
+
+
+def _below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
+    """What lies below a folder, by path relative to it.
+
+    Raises:
+        UserError: a name is not UTF-8, or a folder may not be read.
+    """
+    filesystem, root = storage.resolve(folder)
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
+        return {info.path[len(root) :].lstrip("/"): info for info in found}
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{storage.absolute(folder)} holds something whose name is not UTF-8: {error.object!r}. "
+            "Rename it, or move it away."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"The folder {storage.absolute(folder)} cannot be listed: {one_line(error)}. Check who may read it."
+        ) from error
 
 
 def _read_footer(log: str, path: str) -> LogFile | str:
@@ -163,7 +199,7 @@ def _read_footer(log: str, path: str) -> LogFile | str:
             metadata = file.metadata
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             return LogFile(path, rows, file.schema_arrow)
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         return one_line(error)
 
 

@@ -1,6 +1,6 @@
 """Encoders: values of a column in, rows of an embedding table or standardised numbers out."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from pipeline.preprocess.values import IdArray, Kind, Lists, as_lists, as_number
 
 ENCODERS = "encoders"
 INDEX = "encoders.json"
+RARE = "rare"
+_GENERATION = "generation-"
 
 
 class Encoder(Protocol):
@@ -86,18 +88,65 @@ def _missing(ids: NDArray[np.int32], values: IdArray) -> NDArray[np.int32]:
     return ids
 
 
-def encoder_file(table: str, name: str) -> str:
+@dataclass(frozen=True)
+class EncoderIndex:
+    """The file encoders.json. Writing it commits the encoders: a file that it does not lead to does not count."""
+
+    encoders: dict[str, dict[str, Any]]  # kind, what its ids are made of, rows of its embedding table
+    generation: int = 1  # of the vocabularies: 1 as they were fitted, one more with each extension
+    counted: list[str] | None = None  # train partitions that the vocabularies have counted; None: not known
+    lineage: str = ""  # of the files that they were fitted on: ids of another lineage mean something else
+
+
+def read_index(table: str) -> EncoderIndex | None:
+    data = storage.read_json(storage.join(table, ENCODERS, INDEX))
+    if data is None:
+        return None
+    if not isinstance(data.get("generation"), int):  # of a time when vocabularies could not be extended
+        return EncoderIndex(data)
+    return EncoderIndex(**data)
+
+
+def write_index(table: str, index: EncoderIndex) -> None:
+    storage.write_json(storage.join(table, ENCODERS, INDEX), asdict(index))
+
+
+def generation_folder(table: str, generation: int) -> str:
+    """Where the vocabularies of a generation lie. Other encoders never change and stay with the first."""
+    folder = storage.join(table, ENCODERS)
+    return folder if generation == 1 else storage.join(folder, f"{_GENERATION}{generation:05d}")
+
+
+def encoder_file(table: str, name: str, generation: int = 1) -> str:
     """Where the state of an encoder lies: a vocabulary, quantile edges, or moments."""
-    return storage.join(table, ENCODERS, f"{name}.parquet")
+    return storage.join(generation_folder(table, generation), f"{name}.parquet")
 
 
-def write_encoder(table: str, name: str, state: pa.Table) -> None:
-    filesystem, path = storage.resolve(encoder_file(table, name))
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+def write_encoder(table: str, name: str, state: pa.Table, generation: int = 1) -> None:
+    filesystem, path = storage.place(encoder_file(table, name, generation))
     pq.write_table(state, path, filesystem=filesystem, compression="lz4")
 
 
-def load_encoders(sections: Sections, table: str) -> dict[str, Encoder]:
+def read_encoder(table: str, name: str, generation: int = 1, columns: list[str] | None = None) -> pa.Table:
+    filesystem, path = storage.resolve(encoder_file(table, name, generation))
+    return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+
+
+def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
+    """Deletes vocabularies of other generations than the committed one."""
+    folder = storage.join(table, ENCODERS)
+    current = generation_folder(table, index.generation)
+    for name in storage.list_folder(folder):
+        if name.startswith(_GENERATION) and storage.join(folder, name) != current:
+            storage.delete_folder(storage.join(folder, name))
+    if index.generation > 1:
+        storage.delete_folder(storage.join(folder, RARE))
+        for name, encoder in index.encoders.items():
+            if encoder["kind"] == "vocabulary":
+                storage.delete_file(encoder_file(table, name))
+
+
+def load_encoders(sections: Sections, table: str, generation: int) -> dict[str, Encoder]:
     """All fitted encoders: those of ids by the name of their embedding table, those of numbers by feature."""
     encoders: dict[str, Encoder] = {}
     for feature in sections.features:
@@ -106,23 +155,18 @@ def load_encoders(sections: Sections, table: str) -> dict[str, Encoder]:
         elif feature.ids is not None and feature.ids.hash is not None:
             encoders[feature.name] = HashEncoder(feature.ids.hash)
         elif feature.ids is not None:
-            values = _read(table, feature.name, ["value"])["value"].combine_chunks()
+            values = read_encoder(table, feature.name, generation, ["value"])["value"].combine_chunks()
             encoders[feature.name] = VocabularyEncoder(values)
     return encoders
 
 
 def _load_numeric(feature: Numeric, table: str) -> Encoder:
-    state = _read(table, feature.name, None)
+    state = read_encoder(table, feature.name)
     if feature.encode.quantiles is not None:
         return QuantileEncoder(state["edge"].to_numpy())
     return StandardizeEncoder(
         state["mean"][0].as_py(), state["deviation"][0].as_py(), feature.encode.standardize == "log1p"
     )
-
-
-def _read(table: str, name: str, columns: list[str] | None) -> pa.Table:
-    filesystem, path = storage.resolve(encoder_file(table, name))
-    return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
 
 
 def table_sizes(sections: Sections, encoders: dict[str, Encoder]) -> dict[str, int]:

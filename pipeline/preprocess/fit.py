@@ -1,4 +1,4 @@
-"""The first pass: encoders are fitted on the rows of the train split that can be used.
+"""The first pass: encoders are fitted on the rows of the train split that can be used, or vocabularies extended.
 
 each unit: counts, points and moments   ->  TABLE/work
 each vocabulary and hash range: merged  ->  TABLE/work
@@ -6,7 +6,7 @@ each encoder                            ->  TABLE/encoders; encoders.json is wri
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -16,19 +16,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.config.features import Categorical, Multivalued, Numeric, Sequence, Vocabulary
+from pipeline.config.features import FIRST_VALUE_ID, Categorical, Multivalued, Numeric, Sequence, Vocabulary
 from pipeline.errors import UserError
+from pipeline.preprocess import units as units_of_work
 from pipeline.preprocess import vocabulary
 from pipeline.preprocess.columns import features_of_table, table_kind, uses
-from pipeline.preprocess.discover import report_unreadable
+from pipeline.preprocess.discover import PartitionFiles, report_unreadable
 from pipeline.preprocess.encode import (
     ENCODERS,
-    INDEX,
+    EncoderIndex,
+    generation_folder,
     load_encoders,
+    read_encoder,
     read_lists,
     table_sizes,
     transformed,
     write_encoder,
+    write_index,
 )
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.progress import Progress
@@ -36,8 +40,9 @@ from pipeline.preprocess.rows import judge
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.sketch import Moments, Points, bucket_edges, merge, summarize
 from pipeline.preprocess.tasks import run_tasks
-from pipeline.preprocess.units import Rows, Unit
+from pipeline.preprocess.units import Rows, Unit, cut_units
 from pipeline.preprocess.values import IdArray, as_ids, as_numbers, count_values
+from pipeline.table.settings import fingerprint, table_settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +54,15 @@ class Fit:
     """What the tasks of this pass share."""
 
     plan: Plan
+    generation: int  # of the vocabularies that are made; of the first also numbers are fitted
     ranges: int
+    known: dict[str, pa.Table]  # the vocabularies so far; only merging needs them
+    rare: dict[str, list[str]]  # files with the counts so far of values without an id
     units: list[str]  # names of the partial results, in the order that they are merged in
 
 
-def fit_encoders(plan: Plan, units: list[Unit]) -> None:
-    """Fits all encoders on the units of the train split and commits them.
+def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
+    """Fits all encoders on the partitions of the train split and commits them.
 
     Raises:
         UserError: a file cannot be read, or none of the split can.
@@ -62,17 +70,59 @@ def fit_encoders(plan: Plan, units: list[Unit]) -> None:
     sections, table = plan.sections, plan.table
     storage.delete_folder(storage.join(table, WORK))
     storage.delete_folder(storage.join(table, ENCODERS))
-    ranges = vocabulary.range_count(len(units))
+    units = [unit for files in partitions for unit in cut_units(files)]
+    known = {
+        name: vocabulary.empty_vocabulary(table_kind(sections, plan.sources, name)) for name in vocabularies(sections)
+    }
+    fit = Fit(plan, 1, vocabulary.range_count(len(units)), {}, {}, [])
     if any(is_fitted(feature) for feature in sections.features):
-        moments, names = _count(Fit(plan, ranges, []), units)
-        _merge(Fit(plan, ranges, names))
+        moments, names = _count(fit, units)
+        if not names:
+            raise UserError(
+                "logs.splits.train: its partitions have no rows that can be read, so nothing can be fitted."
+            )
+        _merge(replace(fit, known=known, units=names))
         for name, moment in moments.items():
             write_encoder(table, name, pa.table({"mean": [moment.mean], "deviation": [moment.deviation]}))
-    encoders = load_encoders(sections, table)
-    sizes = table_sizes(sections, encoders)
+    sizes = table_sizes(sections, load_encoders(sections, table, 1))
     for name in vocabularies(sections):
         logger.info("encoder %s: %s rows", name, f"{sizes[name]:,}")
-    storage.write_json(storage.join(table, ENCODERS, INDEX), encoder_index(plan, sizes))
+    fitted_on = {files.partition.value: files.sizes for files in partitions}
+    lineage = fingerprint({"features": table_settings(sections)["features"], "files": fitted_on})
+    write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
+
+
+def extend_encoders(plan: Plan, index: EncoderIndex, counted: list[str], partitions: list[PartitionFiles]) -> None:
+    """Gives ids to values of new train partitions that have none, after the ids that exist, and commits them.
+
+    Args:
+        counted: partitions that the vocabularies have counted before.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    sections, table, generation = plan.sections, plan.table, index.generation + 1
+    storage.delete_folder(storage.join(table, WORK))
+    storage.delete_folder(generation_folder(table, generation))
+    units = [unit for files in partitions for unit in cut_units(files)]
+    known = {name: read_encoder(table, name, index.generation) for name in vocabularies(sections)}
+    rare = {name: vocabulary.rare_files(table, name, index.generation) for name in known}
+    most_rare = max((sum(map(vocabulary.count_rows, files)) for files in rare.values()), default=0)
+    ranges = vocabulary.range_count(len(units) + -(-most_rare // units_of_work.UNIT_ROWS))
+    fit = Fit(plan, generation, ranges, {}, rare, [])
+    names = _count(fit, units)[1] if known else []
+    counted = [*counted, *(files.partition.value for files in partitions)]
+    if not names:  # no vocabulary, or no rows
+        write_index(table, replace(index, counted=counted))
+        return
+    _split_rare(fit)
+    _merge(replace(fit, known=known, units=names))
+    sizes = table_sizes(sections, load_encoders(sections, table, generation))
+    for name, before in known.items():
+        new = sizes[name] - FIRST_VALUE_ID - len(before)
+        logger.info("encoder %s: %s rows, %s of them new", name, f"{sizes[name]:,}", f"{new:,}")
+    encoders = {name: {**encoder, "rows": sizes.get(name)} for name, encoder in index.encoders.items()}
+    write_index(table, replace(index, encoders=encoders, generation=generation, counted=counted))
 
 
 def encoder_index(plan: Plan, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
@@ -105,7 +155,8 @@ def _count(fit: Fit, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
     by_unit: dict[str, dict[str, list[float]]] = {}
     file_of = {_partial_name(unit): unit.file for unit in units}
     unreadable: set[str] = set()
-    with Progress("fit", sum(unit.rows for unit in units)) as progress:
+    what = "fit" if fit.generation == 1 else "extend"
+    with Progress(what, sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(count_unit, [unit.item for unit in units], fit):
             unit = Unit(**done.item)
             progress.add(unit.rows)
@@ -116,8 +167,8 @@ def _count(fit: Fit, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
                 by_unit[_partial_name(unit)] = done.result["moments"]
     # In the order of the units, whatever order they finished in, so that sums come out the same to the last bit.
     names = [name for name in file_of if file_of[name] not in unreadable]
-    if not names:
-        raise UserError("logs.splits.train: its partitions have no rows that can be read, so nothing can be fitted.")
+    if fit.generation > 1:
+        return {}, names
     standardized = [f.name for f in fit.plan.sections.features if isinstance(f, Numeric) and f.encode.standardize]
     moments = {}
     for feature in standardized:
@@ -126,11 +177,28 @@ def _count(fit: Fit, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
     return moments, names
 
 
+def _split_rare(fit: Fit) -> None:
+    """Earlier counts are cut into the ranges of this run, as if they were those of more units."""
+    items = [{"name": name, "number": i} for name, files in fit.rare.items() for i in range(len(files))]
+    for _ in run_tasks(split_rare, items, fit):
+        pass
+
+
+def split_rare(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
+    """Cuts a file of earlier counts into the ranges of this run; a task."""
+    name, number = item["name"], item["number"]
+    target = _work_file(fit.plan, "counts", name, f"rare-{number:05d}")
+    vocabulary.write_partial(target, vocabulary.read_partials([fit.rare[name][number]]), fit.ranges)
+    return {}
+
+
 def _merge(fit: Fit) -> None:
     sections = fit.plan.sections
-    ranges = [{"name": name, "range": i} for name in vocabularies(sections) for i in range(fit.ranges)]
-    bucketed = [{"name": f.name} for f in sections.features if isinstance(f, Numeric) and f.encode.quantiles]
-    for _ in run_tasks(merge_part, ranges + bucketed, fit):
+    items: list[dict[str, Any]]
+    items = [{"name": name, "range": i} for name in vocabularies(sections) for i in range(fit.ranges)]
+    if fit.generation == 1:
+        items += [{"name": f.name} for f in sections.features if isinstance(f, Numeric) and f.encode.quantiles]
+    for _ in run_tasks(merge_part, items, fit):
         pass
     if fit.ranges > 1:
         for _ in run_tasks(finish_vocabulary, [{"name": name} for name in vocabularies(sections)], fit):
@@ -162,19 +230,25 @@ def count_unit(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
         seen = [_seen(plan, feature, rows, kept) for feature in features_of_table(sections, table)]
         counts = count_values([values for values, _ in seen], [weights for _, weights in seen])
         vocabulary.write_partial(_work_file(plan, "counts", table, name), counts, fit.ranges)
+    return {"moments": _count_numbers(fit, rows, kept, name) if fit.generation == 1 else {}}
+
+
+def _count_numbers(fit: Fit, rows: Rows, kept: NDArray[np.int64], unit: str) -> dict[str, tuple[int, float, float]]:
+    """Writes the points of the bucketed numbers of a unit and gives the moments of the others."""
+    plan = fit.plan
     moments: dict[str, tuple[int, float, float]] = {}
-    for feature in sections.features:
+    for feature in plan.sections.features:
         if not isinstance(feature, Numeric):
             continue
         column = rows.column(feature.column)
         numbers = transformed(as_numbers(column.values), feature.encode.standardize == "log1p")
         weights = np.where(np.isnan(numbers), 0, _weights(column.rows, kept, len(numbers)))
         if feature.encode.quantiles is not None:
-            _write_points(_work_file(plan, "points", feature.name, name), summarize(numbers, weights))
+            _write_points(_work_file(plan, "points", feature.name, unit), summarize(numbers, weights))
         else:
             summed = Moments.of(numbers[weights > 0], weights[weights > 0])
             moments[feature.name] = (summed.count, summed.mean, summed.squares)
-    return {"moments": moments}
+    return moments
 
 
 def _weights(rows: NDArray[Any], kept: NDArray[np.int64], values: int) -> NDArray[np.int64]:
@@ -204,10 +278,14 @@ def merge_part(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
         assert isinstance(feature, Numeric) and feature.encode.quantiles is not None
         write_encoder(plan.table, name, pa.table({"edge": bucket_edges(points, feature.encode.quantiles)}))
         return {}
-    paths = [_work_file(plan, "counts", name, unit) for unit in fit.units]
-    merged = vocabulary.merge_range(paths, item["range"], vocabularies(plan.sections)[name])
+    parts = [*fit.units, *(f"rare-{i:05d}" for i in range(len(fit.rare.get(name, []))))]
+    paths = [_work_file(plan, "counts", name, part) for part in parts]
+    settings = vocabularies(plan.sections)[name]
+    merged, rare = vocabulary.merge_range(paths, item["range"], settings, fit.known[name])
+    if plan.sections.table.encoders == "extend":
+        vocabulary.write_rare(plan.table, name, fit.generation, item["range"], rare)
     if fit.ranges == 1:
-        vocabulary.write_vocabulary(plan.table, name, merged)
+        _finish(fit, name, merged)
     else:
         vocabulary.write_partial(_work_file(plan, "merged", name, f"range-{item['range']:05d}"), merged, 1)
     return {}
@@ -215,10 +293,15 @@ def merge_part(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
 
 def finish_vocabulary(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """Puts the ranges of a vocabulary into one order and gives ids; a task."""
-    plan, name = fit.plan, item["name"]
-    paths = [_work_file(plan, "merged", name, f"range-{i:05d}") for i in range(fit.ranges)]
-    vocabulary.write_vocabulary(plan.table, name, vocabulary.merge_range(paths, 0, vocabularies(plan.sections)[name]))
+    paths = [_work_file(fit.plan, "merged", item["name"], f"range-{i:05d}") for i in range(fit.ranges)]
+    _finish(fit, item["name"], vocabulary.read_partials(paths))
     return {}
+
+
+def _finish(fit: Fit, name: str, merged: pa.Table) -> None:
+    settings = vocabularies(fit.plan.sections)[name]
+    state = vocabulary.extended(fit.known[name], merged, settings)
+    vocabulary.write_vocabulary(fit.plan.table, name, fit.generation, state, settings)
 
 
 def _partial_name(unit: Unit) -> str:
@@ -230,8 +313,7 @@ def _work_file(plan: Plan, folder: str, encoder: str, name: str) -> str:
 
 
 def _write_points(path: str, points: Points) -> None:
-    filesystem, path = storage.resolve(path)
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    filesystem, path = storage.place(path)
     pq.write_table(pa.table({"value": points.values, "weight": points.weights}), path, filesystem=filesystem)
 
 

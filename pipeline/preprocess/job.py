@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,14 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.logs import Logs
 from pipeline.errors import UserError
 from pipeline.preprocess.columns import table_kind
-from pipeline.preprocess.commit import read_committed, transform_partitions
+from pipeline.preprocess.commit import (
+    Record,
+    delete_superseded_partitions,
+    read_records,
+    transform_partitions,
+    warn_of_late_files,
+    write_record,
+)
 from pipeline.preprocess.discover import (
     Found,
     LogPartition,
@@ -21,8 +28,15 @@ from pipeline.preprocess.discover import (
     find_partitions,
     read_files,
 )
-from pipeline.preprocess.encode import ENCODERS, INDEX, load_encoders
-from pipeline.preprocess.fit import WORK, fit_encoders
+from pipeline.preprocess.encode import (
+    ENCODERS,
+    INDEX,
+    EncoderIndex,
+    delete_superseded_encoders,
+    load_encoders,
+    read_index,
+)
+from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
 from pipeline.preprocess.plan import Plan, columns_in_words, make_plan
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.transform import Transform
@@ -31,19 +45,52 @@ from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest
 from pipeline.table.settings import (
     COLUMNS,
     SETTINGS,
-    check_same_settings,
-    check_splits,
+    check_may_continue,
     fingerprint,
+    growth_fingerprint,
+    read_settings,
     table_settings,
 )
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A feature table as the job finds it."""
+
+    sections: Sections
+    path: str
+    earlier: dict[str, Any] | None  # its settings; None where none was begun, or it is to be overwritten
+    records: list[Record]  # all complete partitions, those that do not belong to it any more included
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that it is to have."""
+        return table_settings(self.sections)
+
+    @property
+    def made_with(self) -> str:
+        return growth_fingerprint(self.settings)
+
+    @property
+    def committed(self) -> list[Record]:
+        made_with = self.made_with
+        return [record for record in self.records if record.belongs(self.sections.logs, made_with)]
+
+
+def _find_table(sections: Sections, path: str, earlier: dict[str, Any] | None) -> Table:
+    records = [] if earlier is None else read_records(path, growth_fingerprint(earlier))
+    return Table(sections, path, earlier, records)
+
+
 def preprocess(
     experiment: Experiment, table: str, overwrite: bool = False, connect: Callable[[], None] = lambda: None
 ) -> Manifest:
     """Makes the feature table of an experiment, or continues one: partitions that it has are kept.
+
+    Partitions that are now in another split are made again from the logs, and all of them where scenarios or tasks
+    were added.
 
     Args:
         table: folder or URI of the feature table.
@@ -54,49 +101,134 @@ def preprocess(
         UserError: the logs do not fit the experiment (nothing is written then), the table was made with other
             settings, a file cannot be read, or too many rows cannot be used.
     """
-    table = storage.absolute(table)
+    path = storage.absolute(table)
     sections = Sections(experiment.logs, experiment.features, experiment.scenarios, experiment.tasks, experiment.table)
-    continued = not overwrite and check_same_settings(table, table_settings(sections))
-    committed = read_committed(table) if continued else []
-    check_splits(sections.logs, table, {partition.value: partition.split for partition in committed})
+    there = _find_table(sections, path, None if overwrite else read_settings(path))
+    if there.earlier is not None and there.earlier != there.settings:
+        grown = check_may_continue(path, there.earlier, there.settings)
+        logger.info("the experiment has gained %s: all partitions are made again", grown)
+    committed = [record.partition for record in there.committed]
     found = find_partitions(sections.logs, [LogPartition(p.split, p.value) for p in committed])
     known = {partition.value for partition in committed}
-    todo = [partition for partition in found.partitions if partition.value not in known]
-    files = read_files(sections.logs, todo)
-    if found.ignored:
-        logger.info("partitions in no split, left alone: %s", ", ".join(found.ignored))
+    files = read_files(sections.logs, [partition for partition in found.partitions if partition.value not in known])
+    _check_moves(there, files)
+    _tell_of_left_out(there, found, files)
+    in_log = {partition.value for partition in found.partitions}
+    warn_of_late_files(sections.logs, path, [r for r in there.committed if r.partition.value in in_log])
     if files:
-        plan = make_plan(sections, table, [file for partition in files for file in partition.files])
+        plan = make_plan(sections, path, [file for partition in files for file in partition.files])
         connect()
-        _run(plan, files, continued)
-    manifest = _make_manifest(sections, table, found)
-    if storage.read_json(storage.join(table, MANIFEST)) is not None and read_manifest(table) == manifest:
+        _run(plan, there, files)
+    made = _find_table(sections, path, there.settings)
+    manifest = _make_manifest(made, found)
+    if _finished(path) == manifest:
         logger.info("the feature table has all partitions of the logs: nothing to do")
-        return manifest
-    check_no_split_is_empty(sections.logs, manifest)
-    storage.delete_folder(storage.join(table, WORK))
-    write_manifest(table, manifest)
+    else:
+        check_no_split_is_empty(sections.logs, manifest)
+        write_manifest(path, manifest)
+    _delete_superseded(made)
     return manifest
 
 
-def _run(plan: Plan, files: list[PartitionFiles], continued: bool) -> None:
-    """Fits the encoders, where that is not done yet, and transforms the partitions."""
-    index = storage.read_json(storage.join(plan.table, ENCODERS, INDEX)) if continued else None
-    if index is None:
-        units = [unit for f in files if f.partition.split == "train" for unit in cut_units(f)]
-        if not units:
-            raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
-    else:
+def _finished(table: str) -> Manifest | None:
+    return None if storage.read_json(storage.join(table, MANIFEST)) is None else read_manifest(table)
+
+
+def _check_moves(table: Table, files: list[PartitionFiles]) -> None:
+    """Raises UserError where a partition is to move to another split, and the logs do not have it."""
+    logs, column, made_with = table.sections.logs, table.sections.logs.partition, table.made_with
+    done, to_make = {r.partition.value for r in table.committed}, {f.partition.value for f in files}
+    for partition in (record.partition for record in table.records if record.made_with == made_with):
+        value, split, wanted = partition.value, partition.split, logs.split_of(partition.value)
+        if wanted is None or value in done:
+            continue
+        if value not in to_make:
+            raise UserError(
+                f"logs.splits moves {column}={value} from `{split}` to `{wanted}`, but {storage.absolute(logs.path)} "
+                "has no files of it to make it again from. Bring them back, or change the range."
+            )
+        logger.info("%s=%s moves from `%s` to `%s`: it is made again", column, value, split, wanted)
+
+
+def _tell_of_left_out(table: Table, found: Found, files: list[PartitionFiles]) -> None:
+    """Says which complete partitions the manifest will not have: those in no split, and those whose logs are gone."""
+    column, made_with = table.sections.logs.partition, table.made_with
+    named = {r.partition.value for r in table.committed} | {f.partition.value for f in files}
+    others = [record for record in table.records if record.partition.value not in named]
+    aside = dict.fromkeys(record.partition.value for record in others if record.made_with == made_with)
+    if aside:
+        logger.info("in the feature table, but in no split now, so left out of its manifest: %s", ", ".join(aside))
+    lost = {r.partition.value: r.partition.kept for r in others if r.made_with != made_with}
+    rows = [f"{column}={value} ({kept:,} rows)" for value, kept in lost.items() if value not in found.ignored]
+    if rows:
+        told = ", ".join(rows)
+        logger.warning("gone from the feature table, as the logs no longer have them to be made again: %s", told)
+
+
+def _run(plan: Plan, table: Table, files: list[PartitionFiles]) -> None:
+    """Fits or extends the encoders, where that is due, and transforms the partitions."""
+    index = None if table.earlier is None else read_index(plan.table)
+    train = [partition for partition in files if partition.partition.split == "train"]
+    if index is not None:
         _check_kinds(plan, index)
-    if continued:
-        plan = _with_earlier_columns(plan)
-    else:
+    elif table.records:
+        raise UserError(
+            f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that they were "
+            "encoded by: make it again with --overwrite."
+        )
+    elif not any(cut_units(partition) for partition in train):
+        raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
+    if table.earlier is None:
         _begin(plan)
+    elif any(record.made_with == table.made_with for record in table.records):
+        plan = _with_earlier_columns(plan)
+        _delete_manifest_of(plan.table, files)
+    else:
+        _begin_again(plan, table)
     if index is None:
-        fit_encoders(plan, units)
+        fit_encoders(plan, train)
+    else:
+        _extend(plan, table, index, train)
+    generation = _committed_index(plan.table).generation
+    transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table, generation)), files)
+
+
+def _committed_index(table: str) -> EncoderIndex:
+    index = read_index(table)
+    assert index is not None
+    return index
+
+
+def _extend(plan: Plan, table: Table, index: EncoderIndex, train: list[PartitionFiles]) -> None:
+    """Extends the vocabularies by train partitions that they have not counted, where the experiment wants that."""
+    counted = index.counted
+    if counted is None:
+        counted = [record.partition.value for record in table.records if record.partition.split == "train"]
+    new = [partition for partition in train if partition.partition.value not in counted]
+    if new and plan.sections.table.encoders == "extend":
+        extend_encoders(plan, index, counted, new)
     else:
         logger.info("the encoders that exist are used")
-    transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table)), files)
+
+
+def _delete_manifest_of(table: str, files: list[PartitionFiles]) -> None:
+    """A partition that is made again where it lies leaves the table unfinished meanwhile."""
+    manifest = _finished(table)
+    again = {(f.partition.split, f.partition.value) for f in files}
+    if manifest is not None and any((p.split, p.value) in again for p in manifest.partitions):
+        storage.delete_file(storage.join(table, MANIFEST))
+
+
+def _begin_again(plan: Plan, table: Table) -> None:
+    """Gives a table without partitions of these settings the settings and columns that it is to have.
+
+    The columns may be torn by a kill: they count when the first partition is committed.
+    """
+    storage.delete_file(storage.join(plan.table, MANIFEST))
+    for record in table.records:  # early ones get to say what they were made with, which is not known afterwards
+        write_record(plan.table, record)
+    storage.write_json(storage.join(plan.table, SETTINGS), table.settings)
+    _write_columns(plan)
 
 
 def _begin(plan: Plan) -> None:
@@ -105,9 +237,20 @@ def _begin(plan: Plan) -> None:
         storage.delete_file(storage.join(plan.table, name))
     storage.delete_folder(plan.table)
     storage.create_folder(plan.table)
+    _write_columns(plan)
+    storage.write_json(storage.join(plan.table, SETTINGS), table_settings(plan.sections))
+
+
+def _write_columns(plan: Plan) -> None:
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     pq.write_table(plan.schema.empty_table(), path, filesystem=filesystem)
-    storage.write_json(storage.join(plan.table, SETTINGS), table_settings(plan.sections))
+
+
+def _delete_superseded(table: Table) -> None:
+    """Deletes what the manifest does not lead to any more. A job that is killed before leaves it to the next one."""
+    storage.delete_folder(storage.join(table.path, WORK))
+    delete_superseded_encoders(table.path, _committed_index(table.path))
+    delete_superseded_partitions(table.sections.logs, table.path, table.made_with)
 
 
 def check_no_split_is_empty(logs: Logs, manifest: Manifest) -> None:
@@ -123,9 +266,9 @@ def check_no_split_is_empty(logs: Logs, manifest: Manifest) -> None:
             )
 
 
-def _check_kinds(plan: Plan, index: dict[str, dict[str, Any]]) -> None:
+def _check_kinds(plan: Plan, index: EncoderIndex) -> None:
     """New partitions must have the kind of ids that the encoders were fitted on."""
-    for name, encoder in index.items():
+    for name, encoder in index.encoders.items():
         if "values" in encoder and (kind := table_kind(plan.sections, plan.sources, name)) != encoder["values"]:
             raise UserError(
                 f"feature {name!r}: the new partitions have ids of kind {kind}, but the encoder in {plan.table} was "
@@ -150,20 +293,21 @@ def _with_earlier_columns(plan: Plan) -> Plan:
     return replace(plan, schema=earlier)
 
 
-def _make_manifest(sections: Sections, table: str, found: Found) -> Manifest:
-    filesystem, path = storage.resolve(storage.join(table, COLUMNS))
-    index = storage.read_json(storage.join(table, ENCODERS, INDEX)) or {}
-    splits = list(sections.logs.splits)
+def _make_manifest(table: Table, found: Found) -> Manifest:
+    filesystem, path = storage.resolve(storage.join(table.path, COLUMNS))
+    index, layout, logs = _committed_index(table.path), table.sections.table, table.sections.logs
+    splits = list(logs.splits)
 
     def place(partition: Partition) -> tuple[int, int | str]:
-        return splits.index(partition.split), sections.logs.order(partition.value)
+        return splits.index(partition.split), logs.order(partition.value)
 
     return Manifest(
-        fingerprint=fingerprint(table_settings(sections)),
-        lanes=sections.table.lanes,
-        row_group_rows=sections.table.row_group_rows,
+        fingerprint=fingerprint(table.settings),
+        lanes=layout.lanes,
+        row_group_rows=layout.row_group_rows,
         columns=columns_in_words(pq.read_schema(path, filesystem=filesystem)),
-        table_rows={name: encoder["rows"] for name, encoder in index.items() if encoder["rows"] is not None},
-        partitions=sorted(read_committed(table), key=place),
+        table_rows={name: encoder["rows"] for name, encoder in index.encoders.items() if encoder["rows"] is not None},
+        partitions=sorted((record.partition for record in table.committed), key=place),
         ignored_partitions=found.ignored,
+        lineage=index.lineage,
     )

@@ -13,7 +13,7 @@ from pipeline.config.logs import Scenario, Task
 from pipeline.preprocess.columns import Sources
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.units import Rows
-from pipeline.preprocess.values import as_ids, as_numbers
+from pipeline.preprocess.values import as_ids, as_numbers, ids_of, not_utf8
 
 _KEPT, _FILTERED = 0, -1
 
@@ -61,7 +61,10 @@ def judge(sections: Sections, sources: Sources, rows: Rows) -> Verdict:
         _judge_label(verdict, task, rows)
     for key in sections.logs.keys:
         column = rows.column(key)
-        verdict.reject(_nulls(column.values)[column.rows], f"key {key}: value is missing")
+        # NaN is missing, as it is where ids or labels are floats.
+        missing = column.values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        verdict.reject(missing[column.rows], f"key {key}: value is missing")
+        verdict.reject(not_utf8(column.values)[column.rows], f"key {key}: text is not UTF-8")
     for scenario in sections.scenarios:
         codes = scenario_codes(scenario, sources, rows)
         verdict.reject(codes == _NO_SCENARIO, f"scenario {scenario.name}: value is missing or not a whole number")
@@ -78,8 +81,8 @@ def judge(sections: Sections, sources: Sources, rows: Rows) -> Verdict:
 
 def label_values(task: Task, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     """Labels as they are trained: transform(column * scale)."""
-    scaled = numbers * task.scale
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        scaled = numbers * task.scale
         return (np.log1p(scaled) if task.transform == "log1p" else scaled).astype(np.float32)
 
 
@@ -89,8 +92,9 @@ _NO_SCENARIO = -1
 def scenario_codes(scenario: Scenario, sources: Sources, rows: Rows) -> NDArray[np.int32]:
     """Scenario index of each row: the value's place in `values`, their number for any other, -1 for none."""
     column = rows.column(scenario.column)
-    ids, _ = as_ids(column.values, sources.kinds[scenario.column])
-    codes = pc.index_in(ids, value_set=pa.array(scenario.values, ids.type)).fill_null(len(scenario.values))
+    kind = sources.kinds[scenario.column]
+    ids, _ = as_ids(column.values, kind)
+    codes = pc.index_in(ids, value_set=ids_of(scenario.values, kind)).fill_null(len(scenario.values))
     return np.where(_nulls(ids), _NO_SCENARIO, codes.to_numpy()).astype(np.int32)[column.rows]
 
 
@@ -118,6 +122,10 @@ def _judge_number(verdict: Verdict, feature: Numeric, rows: Rows) -> None:
     verdict.reject(np.isinf(numbers)[column.rows], f"feature {feature.name}: value is infinite")
     if feature.encode.standardize == "log1p":
         verdict.reject((numbers <= -1)[column.rows], f"feature {feature.name}: value is -1 or less, outside log1p")
+    if feature.encode.standardize == "identity":
+        # The square of a larger one has no place in float64: the deviation would be infinite, and every value 0.
+        too_large = np.abs(numbers) > np.finfo(np.float32).max
+        verdict.reject(too_large[column.rows], f"feature {feature.name}: value is too large for float32")
 
 
 def _judge_id(verdict: Verdict, feature: Categorical, sources: Sources, rows: Rows) -> None:

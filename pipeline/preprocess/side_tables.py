@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -10,8 +11,8 @@ from pipeline import storage
 from pipeline.config.base import nearest
 from pipeline.config.logs import Join
 from pipeline.errors import UserError
-from pipeline.preprocess.discover import one_line
-from pipeline.preprocess.values import IdArray, Kind, as_ids, value_kind
+from pipeline.preprocess.discover import UNREADABLE, one_line
+from pipeline.preprocess.values import IdArray, Kind, as_ids, value_kind, without_views
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ def read_side_schema(join: Join, where: str) -> pa.Schema:
     schema = _read(join, where, []).schema
     if join.key not in schema.names:
         raise UserError(f"{where}.key: {join.path} has no column {join.key!r}; {nearest(join.key, schema.names)}")
+    if schema.names.count(join.key) > 1:
+        raise UserError(
+            f"{where}.key: {join.path} has {schema.names.count(join.key)} columns {join.key!r}: it is not clear which "
+            "is meant. Write it again with one of them."
+        )
     if value_kind(schema.field(join.key).type) is None:
         raise UserError(
             f"{where}.key: the column {join.key!r} of {join.path} is {schema.field(join.key).type}; "
@@ -55,32 +61,52 @@ def load_side_table(join: Join, where: str, columns: list[str]) -> SideTable:
     table = _read(join, where, [join.key, *(c for c in columns if c != join.key)])
     kind = value_kind(table.schema.field(join.key).type)
     assert kind is not None, "read_side_schema has checked the key"
-    keys, _ = as_ids(_plain(table[join.key]), kind)
+    keys, wrong = as_ids(_plain(table[join.key]), kind)
+    if wrong.any():
+        example = table[join.key][int(wrong.argmax())].as_py()
+        raise UserError(
+            f"{where}: {np.count_nonzero(wrong)} values of the key {join.key!r} in {join.path} are not whole numbers, "
+            f"for example {example!r}: no row would match. Correct or remove these rows."
+        )
     known = keys.is_valid()
     keys = keys.filter(known)
     counts = pc.value_counts(keys)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
-        example = repeated[0]["values"].as_py()
+        example = _printable(repeated[0]["values"])
         raise UserError(
             f"{where}: {len(repeated)} values of the key {join.key!r} stand more than once in {join.path}, "
-            f"for example {example!r}. A side table has one row a key: remove the repeats."
+            f"for example {example}. A side table has one row a key: remove the repeats."
         )
     return SideTable(join.key, kind, keys, {c: _plain(table[c]).filter(known) for c in columns})
+
+
+def _printable(value: pa.Scalar) -> str:
+    """A key for a message, which is no UTF-8 perhaps."""
+    if pa.types.is_integer(value.type):
+        return str(value.as_py())
+    return "'" + value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace") + "'"
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.combine_chunks()
+    return column.cast(without_views(column.type)).combine_chunks()
 
 
 def _read(join: Join, where: str, columns: list[str]) -> pa.Table:
     """Some columns of a side table; with none, an empty table that has all of them."""
     filesystem, path = storage.resolve(join.path)
     try:
-        if columns:
-            return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
-        return pq.ParquetDataset(path, filesystem=filesystem, partitioning=None).schema.empty_table()
-    except (pa.ArrowException, OSError) as error:
+        dataset = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None, page_checksum_verification=True)
+        for fragment in dataset.fragments:
+            # Arrow would fill a column that a file lacks with nulls.
+            lacking = set(columns) - set(fragment.physical_schema.names)
+            if lacking:
+                raise UserError(
+                    f"{where}.path: the file {fragment.path} has no column {min(lacking)!r}, though other files of "
+                    f"{join.path} have it. Write that file again with the column."
+                )
+        return dataset.read(columns) if columns else dataset.schema.empty_table()
+    except UNREADABLE as error:
         raise UserError(f"{where}.path: {join.path} cannot be read as Parquet: {one_line(error)}.") from error

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.features import MISSING_ID, UNKNOWN_ID, Categorical, Multivalued, Numeric, Sequence
 from pipeline.errors import UserError
+from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.encode import Encoder, read_lists
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.rows import judge, label_values, scenario_codes
@@ -51,7 +52,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 
     Raises:
         Unreadable: the file is damaged.
-        UserError: a list feature has more items than a unit can hold.
+        UserError: a list feature has more items than a unit can hold, or a key does not fit into its column.
     """
     plan, unit = shared.plan, Unit(**item)
     rows = Rows(plan, unit, all_columns(plan))
@@ -91,9 +92,7 @@ def encode_rows(shared: Transform, rows: Rows, order: NDArray[np.int64]) -> tupl
     for scenario in plan.sections.scenarios:
         columns.append(pa.array(scenario_codes(scenario, plan.sources, rows)[order]))
     for key in plan.sections.logs.keys:
-        column = rows.column(key)
-        type_ = plan.schema.field(KEY + key).type
-        columns.append(column.values.cast(type_).take(pa.array(column.rows[order])))
+        columns.append(_encode_key(plan, key, rows, order))
     return pa.Table.from_arrays(columns, schema=plan.schema), counts
 
 
@@ -107,6 +106,19 @@ def _encode_number(
     counts.ids[feature.name] = len(at)
     counts.missing[feature.name] = int(np.count_nonzero(missing))
     return pa.array(encoded)
+
+
+def _encode_key(plan: Plan, key: str, rows: Rows, order: NDArray[np.int64]) -> pa.Array:
+    column = rows.column(key)
+    type_ = plan.schema.field(KEY + key).type
+    try:
+        return column.values.cast(type_).take(pa.array(column.rows[order]))
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"The key {key!r} is {column.values.type} in the log file {rows.file}, but {type_} in the feature table, "
+            f"as it was in other files, and not every value fits: {one_line(error)}. Write that column with one type "
+            "in all files."
+        ) from error
 
 
 def _encode_id(

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.preprocess.columns import uses
-from pipeline.preprocess.discover import PartitionFiles, one_line
+from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
 from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.values import Column, as_ids, is_text
+from pipeline.preprocess.values import Column, as_ids, is_text, without_views
 
 UNIT_ROWS = 2**20
 """Rows of a unit, at most; a row group is never cut. The default of pyarrow's writer makes one row group a unit."""
@@ -70,6 +70,7 @@ class Rows:
         """
         self._plan = plan
         self.count = unit.rows
+        self.file = unit.file
         self._log = _read(plan, unit, columns)
 
     def column(self, name: str) -> Column:
@@ -112,11 +113,23 @@ def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]
     path = f"{root}/{unit.file}"
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem)
+        if unit.groups[-1] >= metadata.num_row_groups:
+            raise Unreadable("it was written anew while the job was running")
         texts = [name for name in _repetitive_texts(metadata, unit.groups) if name in encoded]
-        with pq.ParquetFile(path, filesystem=filesystem, metadata=metadata, read_dictionary=texts) as file:
-            return file.read_row_groups(unit.groups, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(
+            path, filesystem=filesystem, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
+        ) as file:
+            read = file.read_row_groups(unit.groups, columns=columns, use_threads=False)
+    except UNREADABLE as error:
         raise Unreadable(one_line(error)) from error
+    if len(read) != unit.rows:
+        raise Unreadable(f"its footer says {unit.rows} rows, but its columns have {len(read)}")
+    return _without_views(read)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    schema = pa.schema([field.with_type(without_views(field.type)) for field in table.schema])
+    return table if schema == table.schema else table.cast(schema)
 
 
 def _repetitive_texts(metadata: pq.FileMetaData, groups: list[int]) -> list[str]:

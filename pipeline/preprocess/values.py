@@ -1,5 +1,6 @@
 """Columns of a log as plain values: int64 or text ids, float64 numbers, lists of ids. Arrow and numpy kernels only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -33,7 +34,9 @@ class Column:
         """One value a row; for a dictionary column, one value an entry of the dictionary."""
         if not pa.types.is_dictionary(column.type):
             return cls(column.combine_chunks(), np.arange(len(column), dtype=np.int32))
-        encoded = column.unify_dictionaries().combine_chunks()
+        # Small codes, as int8, have no room for the dictionaries of several row groups together, or for null.
+        wide = column.cast(pa.dictionary(pa.int32(), column.type.value_type))
+        encoded = wide.unify_dictionaries().combine_chunks()
         values, codes = encoded.dictionary, encoded.indices
         if codes.null_count:
             codes = codes.fill_null(len(values))
@@ -81,6 +84,17 @@ def is_number(type_: pa.DataType) -> bool:
     return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_)
 
 
+def without_views(type_: pa.DataType) -> pa.DataType:
+    """The type to cast to before rows are taken, which Arrow cannot do with string_view and binary_view."""
+    if pa.types.is_string_view(type_):
+        return pa.large_string()
+    if pa.types.is_binary_view(type_):
+        return pa.large_binary()
+    if is_list(type_) and without_views(type_.value_type) != type_.value_type:
+        return pa.large_list(without_views(type_.value_type))
+    return type_
+
+
 def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
     """Ids of one kind, and which values cannot be ids because they are not whole numbers.
 
@@ -100,6 +114,34 @@ def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
         whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < _TWO_TO_63)
         return pa.array(np.where(whole, numbers, 0).astype(np.int64), mask=~whole), ~whole & ~missing
     return values.cast(pa.int64()), fine
+
+
+def ids_of(values: Sequence[int | str], kind: Kind) -> IdArray:
+    """Ids written by a person, as `as_ids` gives them: numbers from 2**63 on keep their bits."""
+    if kind == "text":
+        return pa.array(values, pa.large_string())
+    return pa.array([int(value) % 2**64 for value in values], pa.uint64()).view(pa.int64())
+
+
+def not_utf8(values: pa.Array) -> NDArray[np.bool_]:
+    """Which values are texts whose bytes are not UTF-8; Parquet files hold them unchecked."""
+    wrong = np.zeros(len(values), dtype=bool)
+    if not is_text(values.type):
+        return wrong
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        for i, value in enumerate(values.cast(pa.large_binary())):
+            wrong[i] = value.is_valid and not _decodes(value.as_py())
+    return wrong
+
+
+def _decodes(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def as_numbers(values: pa.Array) -> NDArray[np.float64]:
@@ -122,7 +164,7 @@ def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
     lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
     items = values.flatten()
     if separator is not None:
-        items = pc.utf8_trim_whitespace(items)
+        items = _trimmed(items)
         filled = pc.not_equal(items, "").to_numpy(zero_copy_only=False)
         return Lists(_sums(filled, lengths), items.filter(pa.array(filled)), np.zeros_like(lengths))
     items, _ = as_ids(items, kind)
@@ -130,6 +172,15 @@ def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
         return Lists(lengths, items, np.zeros_like(lengths))
     kept = _sums(items.is_valid().to_numpy(zero_copy_only=False), lengths)
     return Lists(kept, items.drop_null(), lengths - kept)
+
+
+def _trimmed(texts: pa.Array) -> pa.Array:
+    wrong = not_utf8(texts)
+    if not wrong.any():
+        return pc.utf8_trim_whitespace(texts)
+    # The kernel for Unicode's blanks stops at the first text that is not UTF-8.
+    trimmed = pc.utf8_trim_whitespace(pc.if_else(pa.array(wrong), "", texts))
+    return pc.if_else(pa.array(wrong), pc.ascii_trim_whitespace(texts), trimmed)
 
 
 def _sums(flags: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -164,7 +215,9 @@ def hash_values(values: IdArray) -> NDArray[np.uint64]:
     if pa.types.is_integer(values.type):
         return pd.util.hash_array(values.to_numpy())
     codes, distinct = factorize(values)
-    return pd.util.hash_array(distinct.to_numpy(zero_copy_only=False).astype(object), categorize=False)[codes]
+    # The hash is one of bytes; as bytes, texts that are not UTF-8 have one too.
+    texts = distinct.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(texts.astype(object), categorize=False)[codes]
 
 
 def positions(values: IdArray, vocabulary: IdArray) -> NDArray[np.int64]:

@@ -1,4 +1,11 @@
-"""Vocabularies: counted a unit at a time, merged a range of hashes at a time, so that memory stays bounded."""
+"""Vocabularies: counted a unit at a time, merged a range of hashes at a time, so that memory stays bounded.
+
+The first fit is the extension of an empty vocabulary. Where vocabularies are to be extended later, the counts of values
+that are too rare for an id lie beside them, so that they go on adding up:
+
+encoders/NAME.parquet, encoders/rare/NAME/range-00000.parquet, ...             as they were fitted
+encoders/generation-00002/NAME.parquet, encoders/generation-00002/rare/...     after the first extension
+"""
 
 from collections.abc import Iterator
 
@@ -9,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.config.features import FIRST_VALUE_ID, Vocabulary
-from pipeline.preprocess.encode import write_encoder
-from pipeline.preprocess.values import count_values, hash_values
+from pipeline.preprocess.encode import RARE, generation_folder, write_encoder
+from pipeline.preprocess.values import IdArray, Kind, count_values, hash_values, positions
 
 UNITS_PER_RANGE = 16
 """Units whose distinct values fit into the memory of one merge."""
@@ -25,8 +32,7 @@ def range_count(units: int) -> int:
 
 def write_partial(path: str, counts: pa.Table, ranges: int) -> None:
     """Writes the value counts of a unit, one row group a range."""
-    filesystem, path = storage.resolve(path)
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    filesystem, path = storage.place(path)
     with pq.ParquetWriter(path, counts.schema, filesystem=filesystem, compression="lz4") as writer:
         for part in _split_by_hash(counts, ranges):
             writer.write_table(part, row_group_size=max(len(part), 1))
@@ -41,8 +47,20 @@ def _split_by_hash(counts: pa.Table, ranges: int) -> Iterator[pa.Table]:
         yield counts.filter(pa.array(range_of == number))
 
 
-def merge_range(paths: list[str], number: int, settings: Vocabulary) -> pa.Table:
-    """Sums the counts of one range over all units and keeps the values that may get an id, best first."""
+def empty_vocabulary(kind: Kind) -> pa.Table:
+    value = pa.int64() if kind == "int" else pa.large_string()
+    return pa.schema({"value": value, "id": pa.int64(), "count": pa.int64()}).empty_table()
+
+
+def merge_range(paths: list[str], number: int, settings: Vocabulary, known: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Sums the counts of one range over all units.
+
+    Args:
+        known: the vocabulary so far.
+
+    Returns:
+        The counts of values that have an id or may get one; and of those that are too rare.
+    """
     merged: list[pa.Table] = []
     limit = _ROWS_AT_ONCE
     for path in paths:
@@ -53,8 +71,10 @@ def merge_range(paths: list[str], number: int, settings: Vocabulary) -> pa.Table
             merged = [_sum(merged)]
             limit = max(_ROWS_AT_ONCE, 2 * len(merged[0]))
     counts = _sum(merged)
-    counts = counts.filter(pa.array(_counts(counts) >= settings.min_count))
-    return best_first(counts, settings.max_size)
+    has_id = positions(_values(counts), _values(known)) >= 0
+    frequent = _counts(counts) >= settings.min_count
+    new = best_first(counts.filter(pa.array(frequent & ~has_id)), _room(known, settings))
+    return pa.concat_tables([counts.filter(pa.array(has_id)), new]), counts.filter(pa.array(~frequent & ~has_id))
 
 
 def _sum(parts: list[pa.Table]) -> pa.Table:
@@ -67,13 +87,60 @@ def _counts(table: pa.Table) -> NDArray[np.int64]:
     return table["count"].to_numpy()
 
 
+def _values(table: pa.Table) -> IdArray:
+    return table["value"].combine_chunks()
+
+
+def _room(known: pa.Table, settings: Vocabulary) -> int | None:
+    """How many values may still get an id; None: any number."""
+    return None if settings.max_size is None else settings.max_size - len(known)
+
+
 def best_first(counts: pa.Table, max_size: int | None) -> pa.Table:
     """The most frequent values; of equally frequent ones the smaller first, so that ids never depend on chance."""
     ordered = counts.sort_by([("count", "descending"), ("value", "ascending")])
     return ordered if max_size is None else ordered.slice(0, max_size)
 
 
-def write_vocabulary(table: str, name: str, counts: pa.Table) -> None:
-    """Gives values, best first, their ids, and writes them as `encoders/NAME.parquet` (value, id, count)."""
-    ids = pa.array(np.arange(len(counts), dtype=np.int64) + FIRST_VALUE_ID)
-    write_encoder(table, name, pa.table({"value": counts["value"], "id": ids, "count": counts["count"]}))
+def extended(known: pa.Table, counts: pa.Table, settings: Vocabulary) -> pa.Table:
+    """A vocabulary (value, id, count) with counts added: values without an id get the next ones, best first."""
+    at = positions(_values(counts), _values(known))
+    sums = _counts(known).copy()
+    sums[at[at >= 0]] += _counts(counts)[at >= 0]
+    new = best_first(counts.filter(pa.array(at < 0)), _room(known, settings))
+    values = pa.concat_arrays([_values(known), _values(new)])
+    ids = np.arange(len(values), dtype=np.int64) + FIRST_VALUE_ID
+    return pa.table({"value": values, "id": ids, "count": np.concatenate([sums, _counts(new)])})
+
+
+def write_vocabulary(table: str, name: str, generation: int, state: pa.Table, settings: Vocabulary) -> None:
+    """Writes a vocabulary. When it is full no other value will get an id: the counts of rare ones go."""
+    write_encoder(table, name, state, generation)
+    if len(state) == settings.max_size:
+        storage.delete_folder(_rare_folder(table, name, generation))
+
+
+def write_rare(table: str, name: str, generation: int, number: int, counts: pa.Table) -> None:
+    """Writes the counts of a range's values without an id; a range without any gets no file."""
+    if len(counts):
+        write_partial(storage.join(_rare_folder(table, name, generation), f"range-{number:05d}.parquet"), counts, 1)
+
+
+def rare_files(table: str, name: str, generation: int) -> list[str]:
+    folder = _rare_folder(table, name, generation)
+    return [storage.join(folder, file) for file in storage.list_folder(folder)]
+
+
+def count_rows(path: str) -> int:
+    filesystem, path = storage.resolve(path)
+    return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
+
+
+def read_partials(paths: list[str]) -> pa.Table:
+    """All counts in some files, one after the other."""
+    resolved = [storage.resolve(path) for path in paths]
+    return pa.concat_tables([pq.read_table(path, filesystem=fs, partitioning=None) for fs, path in resolved])
+
+
+def _rare_folder(table: str, name: str, generation: int) -> str:
+    return storage.join(generation_folder(table, generation), RARE, name)

@@ -1,6 +1,7 @@
 """Lane files and quarantine files of one unit. Names and content follow from the unit alone."""
 
 import hashlib
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,6 @@ def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int
     Returns:
         Lane, path relative to the feature table, rows, bytes of each file.
     """
-    filesystem, root = storage.resolve(plan.table)
     folder = lane_folder(plan, unit.split, unit.partition)
     files = []
     start = 0
@@ -49,8 +49,8 @@ def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int
         if rows == 0:
             continue
         path = f"{folder}/lane-{lane:03d}/{unit.name}.parquet"
-        filesystem.create_dir(f"{root}/{folder}/lane-{lane:03d}", recursive=True)
-        with filesystem.open_output_stream(f"{root}/{path}") as stream:
+        filesystem, resolved = storage.place(storage.join(plan.table, path))
+        with filesystem.open_output_stream(resolved) as stream:
             # Ids hardly repeat inside a small row group, and plain pages are copied as they are when they are read.
             pq.write_table(
                 table.slice(start, rows),
@@ -80,9 +80,19 @@ def write_quarantine(plan: Plan, unit: Unit, rows: NDArray[np.int64], reasons: p
     }
     for name, column in added.items():
         bad = bad.append_column(name if name not in bad.column_names else f"quarantine_{name}", column)
-    filesystem, path = storage.resolve(storage.join(plan.table, quarantine_folder(plan, unit.partition)))
-    filesystem.create_dir(path, recursive=True)
-    pq.write_table(bad, f"{path}/{unit.name}.parquet", filesystem=filesystem)
+    bad = bad.rename_columns(_distinct(bad.column_names))
+    name = f"{quarantine_folder(plan, unit.partition)}/{unit.name}.parquet"
+    filesystem, path = storage.place(storage.join(plan.table, name))
+    pq.write_table(bad, path, filesystem=filesystem)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names with a number behind those that stood before: most readers refuse a file that has a name twice."""
+    distinct: list[str] = []
+    for name in names:
+        tries = (name if n == 1 else f"{name}_{n}" for n in count(1))
+        distinct.append(next(one for one in tries if one not in distinct))
+    return distinct
 
 
 def quarantine_folder(plan: Plan, partition: str) -> str:

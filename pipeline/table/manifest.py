@@ -3,13 +3,16 @@
 table/
   manifest.json                                          written last: its presence is the commit
   encoders/NAME.parquet                                  vocabularies (value, id, count), quantiles, moments
+  encoders/generation-00002/NAME.parquet                 vocabularies after an extension, instead of the first
+  partitions/SPLIT-VALUE.json                            record of a partition: its presence is the commit
   train/date=20220425/lane-000/unit-00000.parquet        ids and values only
   quarantine/date=20220425/unit-00000.parquet            rejected rows whole, with file, row number and reason
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import storage
@@ -73,6 +76,7 @@ class Manifest:
     table_rows: dict[str, int]  # embedding table -> rows, the missing and the unknown id included
     partitions: list[Partition]
     ignored_partitions: list[str] = field(default_factory=list)  # in the logs, in no split
+    lineage: str = ""  # of the encoders: the same ids mean the same values in all tables of one
     version: int = FORMAT_VERSION
 
     def split(self, name: str) -> list[Partition]:
@@ -90,10 +94,14 @@ class Manifest:
     def rows(self, split: str) -> int:
         return sum(p.kept for p in self.split(split))
 
-    def digest(self, split: str) -> str:
-        """A hash of the files of a split: what a position in it is worth depends on them."""
-        files = [[asdict(file) for file in lane] for partition in self.split(split) for lane in partition.lanes]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    def digests(self, split: str) -> dict[str, str]:
+        """A hash of the files of each partition of a split: what a position in it is worth depends on them."""
+        files = {p.value: [[asdict(file) for file in lane] for lane in p.lanes] for p in self.split(split)}
+        return {value: hashlib.sha256(json.dumps(lanes).encode()).hexdigest() for value, lanes in files.items()}
+
+    def only(self, split: str, values: Collection[str]) -> "Manifest":
+        """The table as if a split had these partitions alone."""
+        return replace(self, partitions=[p for p in self.partitions if p.split != split or p.value in values])
 
 
 def write_manifest(table: str, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline import storage
@@ -16,14 +17,15 @@ SETTINGS = "settings.json"
 COLUMNS = "columns.parquet"
 """A Parquet file without rows that has the columns of lane files; with the settings the first that is written."""
 
-# What these say reaches the model or the job, and no file of the table. Splits may grow as days come in: which
-# partition is in which is held against the table apart from the settings.
+# What these say reaches the model or the job, and no file that is there. Splits may grow as days come in: which
+# partition is in which is held against the table apart from the settings. How encoders meet new days may be switched.
 _ELSEWHERE = {
     "logs": {"max_quarantined", "splits"},
     "features": {"sharding", "dim", "pooling"},
     "tasks": {"weight", "after", "loss", "delta", "power"},
-    "table": {"path"},
+    "table": {"path", "encoders"},
 }
+_GROWING = ("scenarios", "tasks")
 
 
 class TableSections(Protocol):
@@ -63,11 +65,60 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check_same_settings(table: str, settings: dict[str, Any]) -> bool:
-    """Whether a table was begun here, with the settings given.
+def growth_fingerprint(settings: dict[str, Any]) -> str:
+    """Of the settings that may grow while a table lives: partitions that were made with others do not go together."""
+    return fingerprint({name: settings[name] for name in _GROWING})
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What settings have that earlier ones had not."""
+
+    scenarios: dict[str, list[int | str]]  # level -> its new values, only of levels that have some
+    tasks: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.scenarios or self.tasks)
+
+    def __str__(self) -> str:
+        new = [f"{level}={value}" for level, values in self.scenarios.items() for value in values]
+        return ", ".join(new + [f"task {name}" for name in self.tasks]) or "nothing"
+
+
+def growth(old: dict[str, Any], new: dict[str, Any]) -> Growth | None:
+    """What scenarios and tasks have gained: values of a level, and tasks. None where they differ in anything else.
+
+    What was there must be there still, in the same order; what is new may stand anywhere.
+
+    Args:
+        old, new: JSON with the lists `scenarios` and `tasks`. Other sections are not looked at.
+    """
+    levels = [{**scenario, "values": None} for scenario in old["scenarios"]]
+    if levels != [{**scenario, "values": None} for scenario in new["scenarios"]]:
+        return None
+    gained = {}
+    for before, after in zip(old["scenarios"], new["scenarios"], strict=True):
+        if [value for value in after["values"] if value in before["values"]] != before["values"]:
+            return None
+        gained[after["name"]] = [value for value in after["values"] if value not in before["values"]]
+    names = [task["name"] for task in old["tasks"]]
+    if [task for task in new["tasks"] if task["name"] in names] != old["tasks"]:
+        return None
+    tasks = [task["name"] for task in new["tasks"] if task["name"] not in names]
+    return Growth({level: values for level, values in gained.items() if values}, tasks)
+
+
+def table_growth(old: dict[str, Any], new: dict[str, Any]) -> Growth | None:
+    """What a table's settings have gained; None where a table made with the old ones cannot be continued."""
+    others = [{name: value for name, value in one.items() if name not in _GROWING} for one in (old, new)]
+    return growth(old, new) if others[0] == others[1] else None
+
+
+def read_settings(table: str) -> dict[str, Any] | None:
+    """The settings that a table was begun with; None where none was.
 
     Raises:
-        UserError: there is one with other settings, or a folder that is no feature table.
+        UserError: the folder holds something else than a feature table.
     """
     earlier = storage.read_json(storage.join(table, SETTINGS))
     if earlier is None:
@@ -77,9 +128,20 @@ def check_same_settings(table: str, settings: dict[str, Any]) -> bool:
                 f"{table} is to hold the feature table, but it has {strange[0]!r} in it and no {SETTINGS}: it is "
                 "something else. Give another `name`, or delete the folder with --overwrite."
             )
-        return False
-    _check_no_differences(table, earlier, settings)
-    return True
+        return None
+    return dict(earlier)
+
+
+def check_may_continue(table: str, earlier: dict[str, Any], settings: dict[str, Any]) -> Growth:
+    """What the settings have gained since the table was begun.
+
+    Raises:
+        UserError: they differ in something else.
+    """
+    grown = table_growth(earlier, settings)
+    if grown is None:
+        raise _other_settings(table, earlier, settings, _MAKE_AGAIN)
+    return grown
 
 
 def check_may_overwrite(table: str) -> None:
@@ -96,7 +158,7 @@ def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -
     """Holds a finished table against an experiment that is to read it. Where the logs lie does not matter any more.
 
     Raises:
-        UserError: features, scenarios, tasks or layout differ, or a partition is in another split.
+        UserError: features, scenarios, tasks or layout differ, or a partition is in another split or in none.
     """
     earlier = storage.read_json(storage.join(table, SETTINGS))
     if earlier is None:
@@ -106,7 +168,9 @@ def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -
         one["logs"].pop("path")
         for join in one["logs"]["joins"]:
             join.pop("path")
-    _check_no_differences(table, earlier, settings)
+    if earlier != settings:
+        remedy = _MAKE_AGAIN if table_growth(earlier, settings) is None else _CONTINUE
+        raise _other_settings(table, earlier, settings, remedy)
     check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
 
 
@@ -118,18 +182,21 @@ def check_splits(logs: Logs, table: str, split_of: dict[str, str]) -> None:
             where = f"into `{wanted}`" if wanted else "into no split"
             raise UserError(
                 f"logs.splits puts {logs.partition}={value} {where}, but the feature table in {table} has "
-                f"it in `{split}`. Change the range back, or make the table again with --overwrite."
+                f"it in `{split}`. Run `manygate preprocess` again, or change the range back."
             )
 
 
-def _check_no_differences(table: str, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+_MAKE_AGAIN = "Make it again with `manygate preprocess --overwrite`"
+_CONTINUE = "Take them in with `manygate preprocess`"
+
+
+def _other_settings(table: str, earlier: dict[str, Any], settings: dict[str, Any], remedy: str) -> UserError:
     changes = list(differences(earlier, settings, ""))
-    if changes:
-        shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-        raise UserError(
-            f"The feature table in {table} was made with other settings: {shown}. Make it again with "
-            "`manygate preprocess --overwrite`, change the experiment back, or give it another `name`."
-        )
+    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+    return UserError(
+        f"The feature table in {table} was made with other settings: {shown}. {remedy}, "
+        "change the experiment back, or give it another `name`."
+    )
 
 
 def differences(old: Any, new: Any, path: str) -> Iterator[str]:
