@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
@@ -15,28 +17,61 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REWRITE_EVERY_S = 30.0
+
 
 class MetricsLog:
-    """`metrics.jsonl`, one JSON object a line with its `step`. Lines after the resumed step are dropped."""
+    """`metrics.jsonl`, one JSON object a line with its `step`. Lines after the resumed step are dropped.
+
+    On a local disk each line is appended at once. An object store cannot append: there the whole file is written again
+    every so often. A store that fails costs no run: the lines are kept, and written when it answers.
+    """
 
     def __init__(self, uri: str, resumed_step: int) -> None:
         self._uri = uri
         self._filesystem, self._path = storage.resolve(uri)
         text = storage.read_text(uri) if storage.exists(uri) else ""
         self._lines = [line for line in text.splitlines() if _step_of(line) <= resumed_step]
-        if self._lines != text.splitlines() or not text.endswith("\n"):
+        self._is_written = self._lines == text.splitlines() and text.endswith("\n")
+        self._has_warned = False
+        self._due_at = time.monotonic() + _REWRITE_EVERY_S
+        if not self._is_written:
             self._rewrite()
 
     def write(self, record: dict[str, Any]) -> None:
         self._lines.append(json.dumps(record))
-        if isinstance(self._filesystem, fs.LocalFileSystem):
-            with self._filesystem.open_append_stream(self._path) as stream:
-                stream.write((self._lines[-1] + "\n").encode())
-        else:  # an object store cannot append
-            self._rewrite()
+        if self._is_written and isinstance(self._filesystem, fs.LocalFileSystem):
+            self._try(self._append)
+            return
+        self._is_written = False
+        if time.monotonic() >= self._due_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings the file up to date, or warns. Before a checkpoint counts: a resume keeps the lines up to its step."""
+        if not self._is_written:
+            start = time.monotonic()
+            self._try(self._rewrite)
+            # A store that is down takes long to say so: most of the time is left to training.
+            now = time.monotonic()
+            self._due_at = now + max(_REWRITE_EVERY_S, 10 * (now - start))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._is_written = False
+            if not self._has_warned:
+                log.warning("%s cannot be written; its lines are kept and written later: %s", self._uri, error)
+            self._has_warned = True
+
+    def _append(self) -> None:
+        with self._filesystem.open_append_stream(self._path) as stream:
+            stream.write((self._lines[-1] + "\n").encode())
 
     def _rewrite(self) -> None:
         storage.write_text(self._uri, "".join(line + "\n" for line in self._lines))
+        self._is_written, self._has_warned = True, False
 
 
 def _step_of(line: str) -> float:
@@ -64,8 +99,11 @@ class RunLog:
         """Writes numbers of one kind (`train`, `valid`, `checkpoint`) at a step; nested ones are joined by slashes."""
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._board:
-            for name, value in flatten(values).items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            try:
+                for name, value in flatten(values).items():
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            except Exception as error:  # noqa: BLE001 - boto3 and fsspec have errors of their own
+                self._lose_board(error)
 
     def say(self, message: str) -> None:
         """A line for the person who watches."""
@@ -74,10 +112,22 @@ class RunLog:
         else:
             tqdm.write(message, file=sys.stderr)
 
+    def flush(self) -> None:
+        """Brings `metrics.jsonl` up to date; to be called before a checkpoint counts."""
+        self._metrics.flush()
+
     def close(self) -> None:
+        self._metrics.flush()
         self._bar.close()
         if self._board:
-            self._board.close()
+            try:
+                self._board.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._lose_board(error)
+
+    def _lose_board(self, error: Exception) -> None:
+        log.warning("TensorBoard's curves end here, metrics.jsonl goes on: %s", error)
+        self._board = None
 
 
 def _open_board(uri: str, resumed_step: int) -> "SummaryWriter | None":

@@ -1,0 +1,344 @@
+"""Logs, feature table, checkpoints and metrics in an S3 store that answers late, wrongly or not at all."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import train
+from jobs.evaluate import evaluate_on_worker
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import dump_experiment
+from pipeline.errors import UserError
+from pipeline.loading.lane import LaneStream
+from pipeline.loading.order import RowGroup
+from pipeline.table.manifest import read_manifest
+from pipeline.training.checkpoint import complete_checkpoints
+from pipeline.training.metrics_log import RunLog
+from tests.end_to_end.conftest import ROOT, manygate
+from tests.object_store import BUCKET, Faults, ObjectStore, object_store
+from tests.preprocess import logs
+from tests.training.runs import assert_identical, metrics, new_run, run_on, tensors
+from tests.workers import one_worker
+
+GUARD_S = 200  # for a process that hangs
+ROUGH = {"slow_down": 0.02, "delay": 0.02, "cut_upload": 0.02, "cut_download": 0.02}
+SECTIONS: dict[str, Any] = {"checkpoint": {"every_steps": 5, "keep_last": 100}, "training": {"max_steps": 16}}
+# As many threads as in this process, so that runs compare bit by bit.
+TRAIN_ALONE = """
+import sys
+from pipeline.config.load import load_experiment
+from tests.training.runs import run_on
+from tests.workers import one_worker
+with one_worker() as worker:
+    run_on(worker, load_experiment(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ObjectStore]:
+    """A store that this process and those that it starts find by themselves."""
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture
+def store(running: ObjectStore) -> Iterator[ObjectStore]:
+    yield running
+    running.faults = Faults()
+
+
+def upload(store: ObjectStore, folder: Path, prefix: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def download(store: ObjectStore, prefix: str, folder: Path) -> None:
+    """What lies below a prefix, read without the proxy."""
+    for key in store.all_keys():
+        if key.startswith(f"{prefix}/") and not key.endswith("/"):
+            path = folder / key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(store.content(key))
+
+
+def moved(experiment: Experiment, output: str) -> Experiment:
+    return experiment.model_copy(update={"output": output})
+
+
+def on_s3(experiment: Experiment, store: ObjectStore, name: str) -> Experiment:
+    """The experiment with its run, and what is there of it, in the store."""
+    upload(store, Path(experiment.output), name)
+    return moved(experiment, store.uri(name))
+
+
+def brought_back(experiment: Experiment, store: ObjectStore, folder: Path) -> Experiment:
+    """The run as it lies in the store, on the local disk."""
+    download(store, experiment.output.removeprefix(f"s3://{BUCKET}/"), folder)
+    return moved(experiment, str(folder))
+
+
+def assert_same_run(one: Experiment, two: Experiment, step: int, scratch: Path) -> None:
+    for folder in ("one", "two"):
+        (scratch / folder).mkdir()
+    assert_identical(tensors(one, step, scratch / "one"), tensors(two, step, scratch / "two"))
+    assert metrics(one) == metrics(two)
+
+
+def steps(experiment: Experiment) -> list[int]:
+    return [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)]
+
+
+def whole_path(experiment: Experiment, scratch: Path) -> dict[str, Any]:
+    """Preprocesses, trains, resumes and evaluates; the evaluation."""
+    file = scratch / "experiment.yaml"
+    file.write_text(dump_experiment(experiment))
+    manygate("preprocess", str(file))  # its Ray workers have the environment of this process
+    first = experiment.model_copy(update={"training": experiment.training.model_copy(update={"max_steps": 7})})
+    with one_worker() as worker:
+        assert run_on(worker, first) == "finished"
+        assert run_on(worker, experiment) == "finished"
+        evaluation = evaluate_on_worker(worker, experiment, "latest", "test")
+    assert evaluation is not None
+    evaluation.pop("checkpoint")  # its path
+    return evaluation
+
+
+def log_experiment(folder: Path, output: str, log: str) -> Experiment:
+    # Sequences must be equally wide, and widths multiples of 4.
+    features = [feature for feature in logs.FEATURES if feature["name"] not in ("years", "flag")]
+    training = {"epochs": 2, "max_steps": 12, "log_every_steps": 4}
+    experiment = logs.experiment(folder, output=output, features=features, training=training)
+    joins = [join.model_copy(update={"path": f"{log}/side.parquet"}) for join in experiment.logs.joins]
+    return experiment.model_copy(
+        update={
+            "logs": experiment.logs.model_copy(update={"path": f"{log}/log", "joins": joins}),
+            "checkpoint": experiment.checkpoint.model_copy(update={"every_steps": 5, "keep_last": 100}),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment, dict[str, Any]]:
+    """Logs, and the whole path from them on the local disk."""
+    folder = tmp_path_factory.mktemp("local")
+    logs.write_log(folder / "data/log", rows=60)
+    logs.write_side(folder / "data/side.parquet")
+    experiment = log_experiment(folder, str(folder / "runs"), str(folder / "data"))
+    return folder, experiment, whole_path(experiment, folder)
+
+
+@pytest.mark.parametrize("weather", ["calm", "rough"])
+def test_the_whole_path_is_the_one_on_a_local_disk(
+    store: ObjectStore, local: tuple[Path, Experiment, dict[str, Any]], tmp_path: Path, weather: str
+) -> None:
+    folder, expected, evaluation = local
+    upload(store, folder / "data", f"{weather}-data")
+    remote = log_experiment(folder, store.uri(f"{weather}-runs"), store.uri(f"{weather}-data"))
+    before = store.done.total()
+    if weather == "rough":
+        store.faults = Faults(seed=1, **ROUGH)
+    assert whole_path(remote, tmp_path) == evaluation
+    store.faults = Faults()
+    assert (store.done.total() > before) == (weather == "rough")
+    found = brought_back(remote, store, tmp_path / "back")
+    assert_same_table(Path(expected.table_folder), Path(found.table_folder))
+    assert_same_run(expected, found, 12, tmp_path)
+
+
+def assert_same_table(one: Path, two: Path) -> None:
+    """All files are the same, but for the path of the side table, which the settings and their fingerprint have."""
+    expected, found = logs.digests(one), logs.digests(two)
+    assert expected.keys() == found.keys()
+    assert {name for name, digest in expected.items() if digest != found[name]} == {"settings.json", "manifest.json"}
+    assert replace(read_manifest(str(one)), fingerprint="") == replace(read_manifest(str(two)), fingerprint="")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A run that nothing happened to."""
+    experiment = new_run(tmp_path_factory.mktemp("straight"), **SECTIONS)
+    with one_worker() as worker:
+        run_on(worker, experiment)
+    return experiment
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Experiment:
+    """An experiment with a table and no run."""
+    return new_run(tmp_path / "table", **SECTIONS)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(
+    store: ObjectStore, straight: Experiment, table: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = on_s3(table, store, "refused")
+    store.faults = Faults(refuse_writes="step-00000010/")
+    with one_worker() as worker:
+        assert run_on(worker, remote) == "finished"
+        assert "The checkpoint of step 10 could not be saved" in caplog.text
+        assert "ACCESS_DENIED" in caplog.text
+        kept = [step for step in steps(straight) if step != 10]
+        assert steps(remote) == kept
+        assert_same_run(straight, brought_back(remote, store, tmp_path / "back"), 16, tmp_path)
+        store.faults = Faults()
+        run_on(worker, remote, storage.join(remote.checkpoint_folder, "step-00000005"))
+    assert steps(remote) == steps(straight)
+    for folder in ("one", "two"):
+        (tmp_path / folder).rename(tmp_path / f"{folder}-before")
+    assert_same_run(straight, brought_back(remote, store, tmp_path / "again"), 16, tmp_path)
+
+
+def test_a_process_killed_in_the_middle_of_an_upload_leaves_nothing_to_see(
+    store: ObjectStore, straight: Experiment, table: Experiment, tmp_path: Path
+) -> None:
+    remote = on_s3(table, store, "killed")
+    file = tmp_path / "experiment.yaml"
+    file.write_text(dump_experiment(remote))
+    store.faults = Faults(hold_writes="step-00000010/data/.*distcp")
+    command = [sys.executable, "-c", TRAIN_ALONE, str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert store.is_holding.wait(GUARD_S)
+        finally:
+            process.kill()
+    assert not [key for key in store.all_keys() if re.fullmatch("killed/.*step-00000010.*distcp", key)]
+    assert steps(remote) == [5]
+    store.faults = Faults()
+    with one_worker() as worker:
+        assert run_on(worker, remote) == "finished"
+    assert steps(remote) == steps(straight)
+    assert_same_run(straight, brought_back(remote, store, tmp_path / "back"), 16, tmp_path)
+
+
+def test_a_store_that_is_down_is_told(table: Experiment, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(UserError, match="did not serve s3://bucket/down/.*Could not connect.*Check its address"):
+            train.run(moved(table, store.uri("down")), "local", 1, "auto")
+
+
+def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, table: Experiment) -> None:
+    remote = on_s3(table, store, "closed")
+    file = "train/day=1/lane-000/unit-00000.parquet"
+    lane = LaneStream(remote.table_folder, [RowGroup(file, 0, 16)], ["user"], 0, None, 0, 0)
+    store.faults = Faults(refuse_reads="lane-")
+    with pytest.raises(UserError) as caught:
+        lane.take(1)
+    assert f"did not serve {remote.table_folder}/{file}" in str(caught.value)
+    assert "Make the table again" not in str(caught.value)
+
+
+def test_a_request_that_is_never_answered_is_made_again(store: ObjectStore) -> None:
+    store.put("quiet/file.json", b"[1]")
+    store.faults = Faults(silent_first="quiet/")
+    assert storage.exists(store.uri("quiet/file.json"))
+    assert store.done["silent"] == 1
+
+
+def test_metrics_that_cannot_be_written_are_kept(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """One warning, no error, and no line lost; a resume keeps the lines up to its step."""
+    folder = store.uri("metrics")
+    run_log = RunLog(folder, 0, 10)
+    run_log.record("train", 1, {"x": 1})
+    run_log.flush()
+    store.faults = Faults(refuse_writes="metrics.jsonl")
+    for step in (2, 3):
+        run_log.record("train", step, {"x": step})
+        run_log.flush()
+    assert len(re.findall("metrics.jsonl cannot be written", caplog.text)) == 1
+    assert logged_steps(store) == [1]
+    store.faults = Faults()
+    run_log.flush()
+    assert logged_steps(store) == [1, 2, 3]
+    run_log.record("train", 4, {"x": 4})
+    run_log.close()
+    assert logged_steps(store) == [1, 2, 3, 4]
+    RunLog(folder, 2, 10).close()
+    assert logged_steps(store) == [1, 2]
+
+
+def logged_steps(store: ObjectStore) -> list[int]:
+    return [int(step) for step in re.findall(rb'"step": ([0-9]+)', store.content("metrics/metrics.jsonl"))]
+
+
+def test_an_object_store_is_not_written_to_for_every_line(store: ObjectStore) -> None:
+    run_log = RunLog(store.uri("often"), 0, 100)
+    before = store.asked("PUT", "often/metrics.jsonl")
+    for step in range(100):
+        run_log.record("train", step, {"x": step})
+    run_log.close()
+    assert 1 <= store.asked("PUT", "often/metrics.jsonl") - before < 10
+
+
+def test_folders_of_a_store_that_has_none(store: ObjectStore) -> None:
+    folder = store.uri("folders/a")
+    assert not storage.exists(folder) and not storage.is_folder(folder) and storage.list_folder(folder) == []
+    assert storage.read_json(storage.join(folder, "x.json")) is None
+    storage.create_folder(folder)
+    storage.delete_folder(folder)
+    storage.delete_file(storage.join(folder, "x.json"))
+    storage.write_json(storage.join(folder, "b", "x.json"), {"x": 1})
+    storage.write_json(storage.join(folder, "y.json"), 2)
+    assert storage.is_folder(folder) and not storage.is_folder(storage.join(folder, "y.json"))
+    assert storage.list_folder(folder) == ["b", "y.json"]
+    storage.delete_file(storage.join(folder, "y.json"))
+    assert storage.list_folder(folder) == ["b"]
+    storage.delete_folder(folder)
+    assert not storage.exists(folder)
+
+
+def test_a_bucket_is_neither_made_nor_deleted(store: ObjectStore) -> None:
+    with pytest.raises(UserError, match="did not serve s3://none/x.json.*bucket does not exist"):
+        storage.write_json("s3://none/x.json", 1)
+    store.request("PUT", "/other")
+    storage.create_folder("s3://other")
+    storage.write_json("s3://other/x/y.json", 1)
+    storage.delete_folder("s3://other")
+    assert storage.is_folder("s3://other") and storage.list_folder("s3://other") == []
+
+
+def test_a_store_named_by_the_uri_itself(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    root = f"s3://{BUCKET}/named?endpoint_override={store.endpoint.removeprefix('http://')}&scheme=http"
+    storage.write_json(storage.join(root, "a", "b.json"), {"x": 1})
+    assert store.content("named/a/b.json") == b'{\n "x": 1\n}'
+    assert storage.list_folder(root) == ["a"]
+
+
+def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
+    """A reader that has it open reads on in the old one; a write that fails leaves the old one and nothing else."""
+    file = tmp_path / "a.json"
+    storage.write_text(str(file), "old")
+    with file.open() as reader:
+        storage.write_text(str(file), "new")
+        assert reader.read() == "old"
+    with pytest.raises(UnicodeEncodeError):
+        storage.write_text(str(file), "half \ud800")
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_local_write_that_was_killed_is_not_seen(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from pipeline import storage\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"storage.write_text({str(tmp_path / 'a.json')!r}, 'new')"
+    )
+    (tmp_path / "a.json").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=GUARD_S)
+    assert killed.returncode == -9
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert storage.list_folder(str(tmp_path)) == ["a.json"]
