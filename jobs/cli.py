@@ -161,7 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags_of_compare(of["compare"])
     for name in ("train", "evaluate", "predict", "compare"):
         of[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
-        of[name].add_argument("--workers", type=positive, metavar="N", help="worker processes")
+        told = "worker processes; a range such as 2-8 lets Ray use what is there"
+        of[name].add_argument("--workers", type=worker_count, metavar="N", help=told)
     of["plan"].add_argument("--workers", type=positive, required=True, metavar="N", help="workers to plan for")
     of["plan"].add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of each worker (default cuda)")
     of["plan"].add_argument("--memory", default="80GiB", help="of each worker's device (default 80GiB)")
@@ -201,6 +202,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above zero, found {text!r}")
     return int(text)
+
+
+def worker_count(text: str) -> int | tuple[int, int]:
+    """A whole number above zero, or two with a dash between them, for argparse."""
+    fewest, dash, most = text.partition("-")
+    if not dash:
+        return positive(text)
+    if positive(fewest) > positive(most):
+        raise argparse.ArgumentTypeError(f"expected a range such as 2-8, found {text!r}")
+    return int(fewest), int(most)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

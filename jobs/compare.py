@@ -31,7 +31,8 @@ from pipeline.evaluation.comparison import compare, format_comparison
 from pipeline.table.manifest import MANIFEST, SCENARIO, Manifest, read_manifest
 from pipeline.table.settings import differences, table_settings
 from pipeline.training.checkpoint import find_checkpoint
-from pipeline.training.launch import is_torchrun
+from pipeline.training.launch import Workers, is_torchrun
+from pipeline.training.progress import Progress
 from pipeline.training.stop import EXIT_CODE
 from pipeline.training.worker import Worker
 
@@ -71,7 +72,7 @@ def run(
     with_reference: bool,
     split: str,
     launcher: str,
-    workers: int | None,
+    workers: Workers,
 ) -> int:
     """Trains, evaluates and compares, and writes `compare.json` and `compare.md` after every run.
 
@@ -242,7 +243,7 @@ def rows_by_scenario(experiment: Experiment, manifest: Manifest, split: str) -> 
     return counts.tolist()
 
 
-def work_off(comparison: Comparison, launcher: str, workers: int | None) -> int:
+def work_off(comparison: Comparison, launcher: str, workers: Workers) -> int:
     """Makes the runs that are not finished yet; the exit code."""
     runs, done = comparison.runs, comparison.done
     take_finished(comparison)
@@ -301,14 +302,15 @@ def take_finished(comparison: Comparison) -> None:
 def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
     """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
     saved = find_checkpoint(experiment.checkpoint_folder, "latest")
-    if saved is not None and saved.state()["table"]["train_digest"] != manifest.digest("train"):
+    progress = Progress.from_dict(saved.state()["progress"]) if saved is not None else None
+    if progress is not None and {**progress.earlier, **progress.span.partitions} != manifest.digests("train"):
         raise UserError(
             f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
             "now: delete that folder to train it anew, so that all runs are of one table."
         )
 
 
-def train_and_evaluate(run: Run, split: str, launcher: str, workers: int | None) -> int:
+def train_and_evaluate(run: Run, split: str, launcher: str, workers: Workers) -> int:
     """One run from where it stands to its evaluation; the exit code.
 
     Raises:

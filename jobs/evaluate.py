@@ -11,12 +11,13 @@ from pipeline.evaluation.table import format_evaluation
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.training.checkpoint import Saved, find_checkpoint
 from pipeline.training.inputs import model_inputs
+from pipeline.training.launch import Workers
 from pipeline.training.sharding import ShardedModel, shard
 from pipeline.training.state import restore_weights, run_settings
 from pipeline.training.worker import Worker
 
 
-def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: int | None) -> None:
+def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: Workers) -> None:
     """Evaluates, writes `evaluation-SPLIT.json` and prints it as a table."""
     read_table(experiment).split(split)
     result = launch_on_workers(
@@ -52,6 +53,6 @@ def restored_model(
         raise UserError(
             f"There is no complete checkpoint in {experiment.checkpoint_folder}: run `manygate train EXPERIMENT` first."
         )
-    model = shard(experiment, model_inputs(experiment, manifest), worker)
+    model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
     restore_weights(model, saved, run_settings(experiment, manifest, worker), worker)
     return model, saved

@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.settings import check_table_is_of
-from pipeline.training.launch import is_torchrun, launch
+from pipeline.training.launch import Workers, is_torchrun, launch
 
 Result = TypeVar("Result")
 
@@ -38,7 +38,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def launch_on_workers(
-    body: Callable[..., Result], experiment: Experiment, launcher: str, workers: int | None, **arguments: object
+    body: Callable[..., Result], experiment: Experiment, launcher: str, workers: Workers, **arguments: object
 ) -> Result:
     """Runs ``body(worker, experiment=..., **arguments)`` on every worker and returns the first worker's result."""
     if launcher == "ray" and not is_torchrun():
@@ -47,4 +47,6 @@ def launch_on_workers(
         connect()
     placed = with_absolute_paths(experiment)
     scratch = storage.join(placed.folder, "ray")
-    return launch(partial(body, experiment=placed, **arguments), launcher, workers, experiment.training.device, scratch)
+    prepared, training = partial(body, experiment=placed, **arguments), experiment.training
+    lanes, restarts = experiment.table.lanes, training.max_restarts
+    return launch(prepared, launcher, workers, training.device, scratch, lanes, restarts)

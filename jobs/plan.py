@@ -34,7 +34,7 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
             f"{workers} workers must divide the {manifest.lanes} lanes of the feature table and the global batch of "
             f"{experiment.training.global_batch_size}."
         )
-    inputs = model_inputs(experiment, manifest)
+    inputs = model_inputs(experiment, manifest.table_rows)
     dense = DenseStep(experiment.model, inputs, bf16=False)
     module = TrainingModule(SharedEmbedding(inputs, torch.device("meta")), dense)
     caps = {"hbm_cap": limit} if device == "cuda" else {"ddr_cap": limit}

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.predict import PredictedBatch, predict
 from pipeline.evaluation.run import split_reader
 from pipeline.table.manifest import read_manifest
+from pipeline.training.launch import Workers
 from pipeline.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 DONE = "_predictions.json"  # written last: all rows are there. Readers of a Parquet folder skip names with "_"
 
 
-def run(experiment: Experiment, checkpoint: str, split: str, output: str, launcher: str, workers: int | None) -> None:
+def run(experiment: Experiment, checkpoint: str, split: str, output: str, launcher: str, workers: Workers) -> None:
     """Predicts a split into a folder of Parquet files, one a worker.
 
     Columns: the key columns, one column a scenario level, and for every task `label_TASK` and `prediction_TASK`: a

@@ -83,6 +83,8 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
         if isinstance(value, list):  # flags that were given several times, each with its value
             command += [word for pair in value for word in pair]
             continue
+        if isinstance(value, tuple):  # a range of workers
+            value = "-".join(map(str, value))
         if name in PATHS and value not in WORDS:
             value = absolute(value)
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]

@@ -1,6 +1,8 @@
 """`manygate train`: feature table in, checkpoints and metrics out."""
 
 import logging
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -11,23 +13,26 @@ from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import is_better, metric_value
 from pipeline.evaluation.run import SplitEvaluation
-from pipeline.loading.reader import Reader
+from pipeline.loading.order import lane_rows, steps_per_epoch
+from pipeline.loading.reader import Reader, check_division
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.checkpoint import Saved, complete_checkpoints, find_checkpoint, withdraw
+from pipeline.training.checkpoint import AFRESH, Saved, check_files, complete_checkpoints, find_checkpoint, withdraw
 from pipeline.training.inputs import batch_columns, model_inputs
+from pipeline.training.launch import Workers
 from pipeline.training.metrics_log import RunLog
-from pipeline.training.progress import Progress
+from pipeline.training.progress import Ending, Progress, Span
 from pipeline.training.sharding import describe_plan, shard
 from pipeline.training.state import RunState, run_settings, seed_worker
 from pipeline.training.stop import EXIT_CODE
-from pipeline.training.trainer import Criterion, Ending, Trainer, total_steps
+from pipeline.training.trainer import Criterion, Trainer
+from pipeline.training.watchdog import watched
 from pipeline.training.window import TrainWindow
 from pipeline.training.worker import Worker
 
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, launcher: str, workers: int | None, resume: str) -> int:
+def run(experiment: Experiment, launcher: str, workers: Workers, resume: str) -> int:
     """Trains on the chosen launcher.
 
     Returns:
@@ -42,28 +47,57 @@ def run(experiment: Experiment, launcher: str, workers: int | None, resume: str)
 
 def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Ending:
     """What one worker does from start to end."""
-    manifest = read_manifest(experiment.table_folder)
-    reader = train_reader(experiment, manifest, worker)
-    saved = worker.on_first(lambda: choose_checkpoint(experiment, resume))
-    state = fresh_state(experiment, manifest, worker)
+    with watched(worker, experiment.training.hang_timeout_s):
+        manifest = read_manifest(experiment.table_folder)
+        saved = sound_checkpoint(experiment, "auto" if worker.attempt else resume, worker)
+        state = fresh_state(experiment, manifest, worker)
+        settings = run_settings(experiment, manifest, worker)
+        continue_from(saved, state, settings, manifest)
+        if saved is not None:
+            worker.on_first(lambda: withdraw_later(experiment, saved))
+        save_experiment(experiment, worker)
+        return train_spans(experiment, state, settings, manifest)
+
+
+def train_spans(experiment: Experiment, state: RunState, settings: dict[str, Any], manifest: Manifest) -> Ending:
+    """Trains to the end of the span that the run is in, and then on the partitions that have come since."""
+    worker, training = state.worker, experiment.training
+    total = state.progress.span.first_step + state.progress.span.total_steps(training)
+    run_log = RunLog(experiment.folder, state.progress.step, total) if worker.is_first else None
     validation = split_validation(experiment, state, manifest, worker)
-    settings = run_settings(experiment, manifest, worker)
-    continue_from(saved, state, settings)
-    if saved is not None:
-        worker.on_first(lambda: withdraw_later(experiment, saved))
-    save_experiment(experiment, worker)
-    run_log = (
-        RunLog(experiment.folder, state.progress.step, total_steps(experiment, reader)) if worker.is_first else None
-    )
-    trainer = Trainer(experiment, state, reader, settings, run_log, validation, criterion_of(experiment))
+    trainer = Trainer(experiment, state, settings, run_log, validation, criterion_of(experiment))
     try:
-        ending = trainer.train()
+        while True:
+            ending = state.progress.ending(training)
+            if ending is None:
+                ending = trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+            if ending == "interrupted" or not go_on_with_new_partitions(experiment, state, manifest):
+                if worker.is_first:
+                    log.info("Training %s at step %d.", ending, state.progress.step)
+                return ending
     finally:
         if run_log:
             run_log.close()
-    if worker.is_first:
-        log.info("Training %s at step %d of %d.", ending, state.progress.step, trainer.total_steps)
-    return ending
+
+
+def go_on_with_new_partitions(experiment: Experiment, state: RunState, manifest: Manifest) -> bool:
+    """Begins a span of the partitions of the train split that no span has trained on; False where there are none."""
+    train, progress = manifest.digests("train"), state.progress
+    known = {**progress.earlier, **progress.span.partitions}
+    new = {value: digest for value, digest in train.items() if known.get(value) != digest}
+    if not new:
+        return False
+    progress.go_on_with(make_span(experiment, manifest, new, progress.step))
+    if state.worker.is_first:
+        log.info("Going on with what is new in the train split: %s.", ", ".join(new))
+    return True
+
+
+def make_span(experiment: Experiment, manifest: Manifest, partitions: dict[str, str], first_step: int) -> Span:
+    """A span of these partitions, value -> digest."""
+    lanes = lane_rows(manifest.only("train", partitions), "train")
+    steps = steps_per_epoch(lanes, experiment.training.global_batch_size // manifest.lanes)
+    return Span(partitions, steps, first_step)
 
 
 def save_experiment(experiment: Experiment, worker: Worker) -> None:
@@ -82,12 +116,12 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
         )
 
 
-def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker) -> Reader:
+def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker, span: Span) -> Reader:
     return Reader(
         experiment.table_folder,
-        manifest,
+        manifest.only("train", span.partitions),
         "train",
-        batch_columns(experiment, model_inputs(experiment, manifest)),
+        batch_columns(experiment, model_inputs(experiment, manifest.table_rows)),
         global_batch_size=experiment.training.global_batch_size,
         rank=worker.rank,
         workers=worker.workers,
@@ -98,7 +132,7 @@ def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker) -> 
 
 def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunState:
     """The state of a run that has not begun: model sharded and initialised, generators seeded."""
-    inputs = model_inputs(experiment, manifest)
+    inputs = model_inputs(experiment, manifest.table_rows)
     model = shard(experiment, inputs, worker)
     seed_worker(experiment.training.seed, 0, worker)
     if worker.is_first:
@@ -106,7 +140,9 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
             log.info("  table %s", line)
     binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
     window = TrainWindow([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
-    return RunState(model, window, Progress(), worker)
+    check_division(manifest.lanes, worker.workers, experiment.training.global_batch_size)
+    progress = Progress(make_span(experiment, manifest, manifest.digests("train"), first_step=0))
+    return RunState(model, window, progress, worker)
 
 
 def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
@@ -122,20 +158,55 @@ def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
     return find_checkpoint(folder, "latest" if resume == "auto" else resume)
 
 
-def continue_from(saved: Saved | None, state: RunState, settings: dict) -> None:
-    """Restores and says what was found and where the run goes on."""
-    if saved is None:
-        message = "No checkpoint found: starting at step 0."
-    else:
-        changed = state.restore(saved, settings)
-        position = state.progress.position
-        message = (
-            f"Resumed from {saved.uri}: going on at step {state.progress.step} "
-            f"(epoch {position.epoch}, batch {position.step}), "
-            + (f"with the same samples, but not bit by bit: {'; '.join(changed)}." if changed else "exactly.")
+def sound_checkpoint(experiment: Experiment, resume: str, worker: Worker) -> Saved | None:
+    """The checkpoint that `--resume` means, after a look at all of its files. Collective.
+
+    With ``auto`` a damaged one is passed over for the one before it.
+
+    Raises:
+        UserError: the one that is asked for is damaged, or all of them are.
+    """
+    chosen = worker.on_first(lambda: choose_checkpoint(experiment, resume))
+    damages = []
+    while chosen is not None:
+        damage = check_files(chosen, worker)
+        if damage is None:
+            return chosen
+        damages.append(f"{chosen.uri} is damaged: {damage}")
+        if resume != "auto":
+            raise UserError(f"{damages[0]}. Use another checkpoint, or --resume auto to take the newest sound one.")
+        if worker.is_first:
+            log.warning("The checkpoint %s. The one before it is taken.", damages[-1])
+        chosen = worker.on_first(partial(last_before, experiment, chosen.step))
+    if damages:
+        raise UserError(
+            f"None of the {len(damages)} checkpoints in {experiment.checkpoint_folder} can be used; "
+            f"{'; '.join(damages[:3])}. To start afresh: {AFRESH}."
         )
+    return None
+
+
+def last_before(experiment: Experiment, step: int) -> Saved | None:
+    earlier = [saved for saved in complete_checkpoints(experiment.checkpoint_folder) if saved.step < step]
+    return earlier[-1] if earlier else None
+
+
+def continue_from(saved: Saved | None, state: RunState, settings: dict, manifest: Manifest) -> None:
+    """Restores and says what was found and where the run goes on."""
+    lines = ["No checkpoint found: starting at step 0."]
+    if saved is not None:
+        restored = state.restore(saved, settings, manifest.digests("train"))
+        position, changed = state.progress.position, "; ".join(restored.changes)
+        how = f"with the same samples, but not bit by bit: {changed}." if changed else "exactly."
+        if restored.gained:
+            how = f"grown by {restored.gained}."
+        where = f"step {state.progress.step} (epoch {position.epoch}, batch {position.step})"
+        lines = [f"Resumed from {saved.uri}: going on at {where}, {how}"]
+        if restored.grown:
+            lines += ["All of it is kept, moments included. New, and as initialised:", *restored.grown]
     if state.worker.is_first:
-        log.info(message)
+        for line in lines:
+            log.info(line)
 
 
 def withdraw_later(experiment: Experiment, saved: Saved) -> None:
@@ -146,7 +217,7 @@ def withdraw_later(experiment: Experiment, saved: Saved) -> None:
     for later in own:
         if later.step > saved.step:
             log.info("The later checkpoint %s is deleted: the run goes on from an earlier one.", later.uri)
-            withdraw(later)
+            withdraw(later.uri)
 
 
 def split_validation(

@@ -1,6 +1,7 @@
 """Small feature tables with a planted signal, written directly, for tests that need no logs."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.table.settings import SETTINGS, fingerprint, table_settings
 
 USERS, ITEMS, TAGS = 50, 30, 12
 LANES = 4
+DAYS = {"1": 203, "2": 151, "3": 90, "4": 90}
 
 
 def experiment(folder: Path, **sections: Any) -> Experiment:
@@ -55,44 +57,62 @@ def experiment(folder: Path, **sections: Any) -> Experiment:
     return parse_experiment(data, "synthetic")
 
 
-def write_table(folder: Path, of: Experiment | None = None) -> Manifest:
-    """Writes a table of the experiment above, or of one that differs from it in what reaches no file."""
+def write_table(
+    folder: Path,
+    of: Experiment | None = None,
+    days: Mapping[str, int] = DAYS,
+    users: int = USERS,
+    seen: Mapping[str, int] | None = None,
+) -> Manifest:
+    """Writes a table of the experiment above, or of one that differs from it in what reaches no file.
+
+    Args:
+        folder: of the table.
+        of: the experiment; days that are in none of its splits are left out.
+        days: rows of each day, whose content depends on the days before it and not on their splits.
+        users: rows of the user table.
+        seen: users that a day has, where they are fewer than all.
+    """
     rng = np.random.default_rng(0)
-    days = {"1": 203, "2": 151, "3": 90, "4": 90}
-    splits = {"1": "train", "2": "train", "3": "valid", "4": "test"}
+    of = of or experiment(folder)
     planted = rng.normal(size=(USERS, 1)), rng.normal(size=(ITEMS, 1))
     partitions, first_row, schema = [], 0, None
     for day, count in days.items():
-        table = _rows(count, first_row, planted, rng)
+        table = _rows(count, first_row, planted, rng, (seen or {}).get(day, USERS))
         schema = table.schema
         first_row += count
         lane_of_row = rng.permutation(np.arange(count) % LANES)
-        lanes = []
+        lanes: list[list[LaneFile]] = []
+        split = of.logs.split_of(day)
+        if split is None:
+            continue
         for lane in range(LANES):
             part = table.take(pa.array(np.flatnonzero(lane_of_row == lane)))
-            path = f"{splits[day]}/day={day}/lane-{lane:03d}/unit-00000.parquet"
+            path = f"{split}/day={day}/lane-{lane:03d}/unit-00000.parquet"
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(part, target, row_group_size=16, use_dictionary=False)
             lanes.append([LaneFile(path, part.num_rows, target.stat().st_size)] if part.num_rows else [])
-        partitions.append(Partition(splits[day], day, count, 0, 0, lanes))
+        partitions.append(Partition(split, day, count, 0, 0, lanes))
     assert schema is not None
-    settings = table_settings(of or experiment(folder))
+    settings = table_settings(of)
     (folder / SETTINGS).write_text(json.dumps(settings))
     manifest = Manifest(
         fingerprint=fingerprint(settings),
         lanes=LANES,
         row_group_rows=16,
         columns=[Column(field.name, str(field.type)) for field in schema],
-        table_rows={"user": USERS, "item": ITEMS, "tags": TAGS},
+        table_rows={"user": users, "item": ITEMS, "tags": TAGS},
         partitions=partitions,
     )
     write_manifest(str(folder), manifest)
     return manifest
 
 
-def _rows(count: int, first_row: int, planted: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> pa.Table:
-    user, item = rng.integers(0, USERS, count), rng.integers(0, ITEMS, count)
+def _rows(
+    count: int, first_row: int, planted: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, users: int
+) -> pa.Table:
+    user, item = rng.integers(0, USERS, count) % users, rng.integers(0, ITEMS, count)
     tab = rng.integers(0, 3, count)
     score = planted[0][user, 0] + planted[1][item, 0] + 0.5 * tab
     click = rng.random(count) < 1 / (1 + np.exp(-2 * score))
@@ -107,6 +127,7 @@ def _rows(count: int, first_row: int, planted: tuple[np.ndarray, np.ndarray], rn
             LABEL + "click": pa.array(click, pa.float32()),
             LABEL + "buy": pa.array(buy, pa.float32()),
             LABEL + "value": pa.array(np.where(buy, score, 0), pa.float32()),
+            LABEL + "share": pa.array(click & (item % 2 == 0), pa.float32()),
             SCENARIO + "tab": pa.array(tab, pa.int32()),
             KEY + "row": pa.array(np.arange(first_row, first_row + count), pa.int64()),
         }

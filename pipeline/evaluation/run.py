@@ -20,7 +20,7 @@ def split_reader(
     experiment: Experiment, table: str, manifest: Manifest, split: str, worker: Worker, keys: list[str]
 ) -> Reader:
     """A reader of a whole split in the order of the table, with key columns."""
-    columns = batch_columns(experiment, model_inputs(experiment, manifest), tuple(keys))
+    columns = batch_columns(experiment, model_inputs(experiment, manifest.table_rows), tuple(keys))
     return Reader(
         table,
         manifest,
@@ -78,7 +78,9 @@ class SplitEvaluation:
         return self._worker.on_first(detailed)
 
     def _batches(self) -> Iterator[PredictedBatch]:
-        return predict(self._module, self._reader, self._worker.device, self._group)
+        for number, batch in enumerate(predict(self._module, self._reader, self._worker.device, self._group)):
+            self._worker.pulse.at(f"evaluation, batch {number}")
+            yield batch
 
     def _gather(self, parts: list[Predictions]) -> list[Predictions] | None:
         return self._worker.gather(Predictions.concatenate(parts))

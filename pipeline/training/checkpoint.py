@@ -3,21 +3,25 @@
 checkpoints/step-00001200/
   data/            weights, optimizer state, and each worker's own state
   state.json       position, schedule inputs, best metric, experiment, fingerprints, versions
-  complete.json    the marker: without it the folder does not exist for a reader
+  complete.json    the marker, with size and checksum of every file: without it the folder does not exist for a reader
 """
 
+import json
 import pickle  # noqa: S403 - for the name of its error
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, TensorStorageMetadata
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.training.dcp_storage import reader, writer
+from pipeline.training.dcp_storage import Written, find_damage, reader, writer
 from pipeline.training.worker import Worker
 
 AFRESH = "delete the run's folder `checkpoints`, or use another `name`"
@@ -32,6 +36,7 @@ class Saved:
 
     uri: str
     step: int
+    files: dict[str, Written]  # by path below the folder
 
     def state(self) -> dict[str, Any]:
         state = storage.read_json(storage.join(self.uri, STATE))
@@ -44,10 +49,17 @@ def complete_checkpoints(folder: str) -> list[Saved]:
     """The complete checkpoints of a folder, oldest first."""
     found = []
     for name in storage.list_folder(folder):
-        marker = storage.read_json(storage.join(folder, name, MARKER)) if name.startswith("step-") else None
-        if marker is not None:
-            found.append(Saved(storage.join(folder, name), marker["step"]))
+        saved = _read_marker(storage.join(folder, name)) if name.startswith("step-") else None
+        if saved is not None:
+            found.append(saved)
     return sorted(found, key=lambda saved: saved.step)
+
+
+def _read_marker(uri: str) -> Saved | None:
+    marker = storage.read_json(storage.join(uri, MARKER))
+    if not isinstance(marker, dict) or not {"step", "files"} <= marker.keys():
+        return None
+    return Saved(uri, marker["step"], {name: Written(**file) for name, file in marker["files"].items()})
 
 
 def find_checkpoint(folder: str, which: str) -> Saved | None:
@@ -57,13 +69,13 @@ def find_checkpoint(folder: str, which: str) -> Saved | None:
         UserError: the one that is asked for is not there or not complete.
     """
     if which not in ("latest", "best"):
-        marker = storage.read_json(storage.join(which, MARKER))
-        if marker is None:
+        named = _read_marker(which.rstrip("/"))
+        if named is None:
             raise UserError(
                 f"{which} is not a complete checkpoint: expected a folder such as {folder}/step-00001200 with a "
                 f"{MARKER} in it."
             )
-        return Saved(which.rstrip("/"), marker["step"])
+        return named
     saved = complete_checkpoints(folder)
     if which == "latest" or not saved:
         return saved[-1] if saved else None
@@ -94,42 +106,96 @@ def save_checkpoint(
     Raises:
         SaveFailedError: on every worker, when any of them could not write its part.
     """
-    saved = Saved(storage.join(folder, f"step-{step:08d}"), step)
+    uri = storage.join(folder, f"step-{step:08d}")
     everything = {**tensors, "own": {str(worker.rank): own}}
+    written: dict[str, Written] = {}
     try:
-        worker.on_first(lambda: start_afresh(saved))
-        dcp.save(everything, storage_writer=writer(storage.join(saved.uri, DATA)), process_group=worker.control)
-        worker.on_first(lambda: commit(saved, state))
+        worker.on_first(lambda: start_afresh(uri))
+        dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
+        gathered = worker.gather(written)
+        return worker.on_first(lambda: commit(uri, step, gathered or [], state))
     except CheckpointException as error:  # derives from BaseException; raised on every worker
         raise SaveFailedError(str(next(iter(error.failures.values()))[0])) from error
     except OSError as error:
         raise SaveFailedError(str(error)) from error
-    return saved
 
 
 class SaveFailedError(Exception):
     """A checkpoint could not be written; raised on every worker alike."""
 
 
-def start_afresh(saved: Saved) -> None:
+def start_afresh(uri: str) -> None:
     """Makes an empty folder. One left by a run that died while saving goes: its files must not mix with the new."""
-    withdraw(saved)
-    storage.create_folder(saved.uri)
+    withdraw(uri)
+    storage.create_folder(uri)
 
 
-def withdraw(saved: Saved) -> None:
+def withdraw(uri: str) -> None:
     """Deletes a checkpoint, its marker first, so that a half-deleted one is none."""
-    storage.delete_file(storage.join(saved.uri, MARKER))
-    storage.delete_folder(saved.uri)
+    storage.delete_file(storage.join(uri, MARKER))
+    storage.delete_folder(uri)
 
 
-def commit(saved: Saved, state: dict[str, Any]) -> None:
-    storage.write_json(storage.join(saved.uri, STATE), state)
-    storage.write_json(storage.join(saved.uri, MARKER), {"step": saved.step})
+def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[str, Any]) -> Saved:
+    """Writes the state and then the marker, with the files that each worker has written."""
+    files = {f"{DATA}/{name}": file for written in gathered for name, file in written.items()}
+    text = json.dumps(state, indent=1)
+    storage.write_text(storage.join(uri, STATE), text)
+    files[STATE] = Written(len(text.encode()), zlib.crc32(text.encode()))
+    marker = {"step": step, "files": {name: asdict(file) for name, file in sorted(files.items())}}
+    storage.write_json(storage.join(uri, MARKER), marker)
+    return Saved(uri, step, files)
+
+
+def check_files(saved: Saved, worker: Worker) -> str | None:
+    """Holds every file of a checkpoint against its size and checksum, a share on each worker. Collective.
+
+    Returns:
+        What is damaged, in words; None where all is as it was written.
+    """
+    mine = sorted(saved.files.items())[worker.rank :: worker.workers]
+    damaged, unanswered = [], None
+    try:
+        found = {name: find_damage(storage.join(saved.uri, name), file) for name, file in mine}
+        damaged = [f"{name} {damage}" for name, damage in found.items() if damage is not None]
+    except OSError as error:
+        unanswered = str(error)
+    gathered = worker.gather((damaged, unanswered))
+
+    def judge() -> str | None:
+        assert gathered is not None
+        errors = [error for _, error in gathered if error is not None]
+        if errors:  # says nothing about the checkpoint: an older one must not take its place
+            raise UserError(
+                f"The checkpoint {saved.uri} cannot be read: {errors[0]}. Try again when its store answers."
+            )
+        return next((damage for damages, _ in gathered for damage in damages), None)
+
+    return worker.on_first(judge)
+
+
+class _GrowingPlanner(DefaultLoadPlanner):
+    """Loads the rows of a sharded table that the checkpoint has, and leaves those that came after as they are."""
+
+    def set_up_planner(
+        self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        super().set_up_planner(state_dict, metadata, is_coordinator)
+        assert self.metadata is not None
+        sizes = {name: v.size() for name, v in self.state_dict.items() if isinstance(v, ShardedTensor)}
+        found = {
+            name: replace(there, size=sizes[name])
+            if name in sizes and isinstance(there, TensorStorageMetadata)
+            else there
+            for name, there in self.metadata.state_dict_metadata.items()
+        }
+        self.metadata = replace(self.metadata, state_dict_metadata=found)
 
 
 def load_tensors(saved: Saved, tensors: dict[str, Any], worker: Worker) -> None:
     """Loads into the given tensors, in place, after holding their names and sizes against the checkpoint's.
+
+    Of a sharded table that has more rows now, the first ones are loaded.
 
     Raises:
         UserError: a name or a size differs, or a file of the checkpoint is damaged.
@@ -137,7 +203,7 @@ def load_tensors(saved: Saved, tensors: dict[str, Any], worker: Worker) -> None:
     source = reader(storage.join(saved.uri, DATA))
     try:
         check_tensors(saved, tensors, source.read_metadata().state_dict_metadata)
-        dcp.load(tensors, storage_reader=source, process_group=worker.control)
+        dcp.load(tensors, storage_reader=source, process_group=worker.control, planner=_GrowingPlanner())
     except CheckpointException as error:  # derives from BaseException
         first = next(iter(error.failures.values()))[0]
         raise UserError(
@@ -158,7 +224,7 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
         there = found.get(name)
         if there is None:
             problems.append(f"{name}: not in the checkpoint")
-        elif isinstance(there, TensorStorageMetadata) and tuple(there.size) != tuple(value.size()):
+        elif isinstance(there, TensorStorageMetadata) and not _fits(tuple(there.size), value):
             problems.append(f"{name}: {tuple(there.size)} in the checkpoint, {tuple(value.size())} in the model")
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
@@ -167,6 +233,12 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
             f"The checkpoint {saved.uri} is of another model:\n{shown}{more}\n"
             f"Change the experiment back, or start afresh: {AFRESH}."
         )
+
+
+def _fits(there: tuple[int, ...], value: Any) -> bool:
+    """Whether a saved tensor is as large as this one, or a sharded table with fewer rows."""
+    size = tuple(value.size())
+    return there == size or (isinstance(value, ShardedTensor) and there[1:] == size[1:] and there[0] < size[0])
 
 
 def load_own(saved: Saved, saved_workers: int, like: dict[str, torch.Tensor], worker: Worker) -> list[dict]:
@@ -189,4 +261,4 @@ def prune(folder: str, keep_last: int, keep_every: int | None, best_step: int | 
     for saved in complete_checkpoints(folder)[:-keep_last]:
         if saved.step == best_step or (keep_every is not None and saved.step % keep_every == 0):
             continue
-        withdraw(saved)
+        withdraw(saved.uri)

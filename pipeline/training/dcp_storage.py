@@ -1,15 +1,85 @@
-"""torch.distributed.checkpoint on any filesystem that `pipeline.storage` resolves."""
+"""torch.distributed.checkpoint on any filesystem that `pipeline.storage` resolves, with a checksum of every file."""
 
 import io
 import os
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
+import pyarrow as pa
 from pyarrow import fs
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, FileSystemReader, FileSystemWriter
 
 from pipeline import storage
+
+CHUNK = 2**24  # bytes that are read at a time
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a file that was written to its end."""
+
+    bytes: int
+    crc32: int
+
+
+class _Counted(io.IOBase):
+    """A stream being written, with the checksum of what went through it: files are read a second time by nobody."""
+
+    def __init__(self, stream: io.IOBase) -> None:
+        self._stream = stream
+        self._bytes = self._crc32 = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._stream.write(data)
+        size = memoryview(data).nbytes
+        self._bytes += size
+        self._crc32 = zlib.crc32(data, self._crc32)
+        return size
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def written(self) -> Written:
+        return Written(self._bytes, self._crc32)
+
+
+class _ReadAgain(io.RawIOBase):
+    """A file of a store of which every read is repeated where an answer is cut off."""
+
+    def __init__(self, file: pa.NativeFile, path: str) -> None:
+        self._file = file
+        self._path = path
+
+    def readinto(self, buffer: Any) -> int:
+        position = self._file.tell()
+
+        def read() -> int:
+            self._file.seek(position)
+            return int(self._file.readinto(buffer))
+
+        return storage.read_again(self._path, read)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 class ArrowFileSystem(FileSystemBase):
@@ -20,10 +90,12 @@ class ArrowFileSystem(FileSystemBase):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
-        is_write = "w" in mode
-        opened = self._filesystem.open_output_stream if is_write else self._filesystem.open_input_file
-        with opened(str(path)) as stream:
-            yield cast(io.IOBase, stream)
+        if "w" in mode:
+            with self._filesystem.open_output_stream(str(path)) as stream:
+                yield cast(io.IOBase, stream)
+        else:
+            with self._filesystem.open_input_file(str(path)) as file:
+                yield io.BufferedReader(_ReadAgain(file, str(path)))
 
     def concat_path(self, path: str | os.PathLike, suffix: str) -> str:
         return f"{path}/{suffix}"
@@ -36,7 +108,8 @@ class ArrowFileSystem(FileSystemBase):
         self._filesystem.move(str(path), str(new_path))
 
     def mkdir(self, path: str | os.PathLike) -> None:
-        self._filesystem.create_dir(str(path), recursive=True)
+        if not isinstance(self._filesystem, fs.S3FileSystem):  # which has no folders, only names with slashes
+            self._filesystem.create_dir(str(path), recursive=True)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
@@ -52,13 +125,51 @@ class ArrowFileSystem(FileSystemBase):
         return [info.path for info in self._filesystem.get_file_info(fs.FileSelector(str(path)))]
 
 
-def writer(uri: str) -> FileSystemWriter:
-    """A DCP writer for a folder given by path or URI."""
+class _Noting(FileSystemBase):
+    """Notes the checksum of every file that is written, by the file's name."""
+
+    def __init__(self, files: dict[str, Written]) -> None:
+        self._files = files
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
+        with super().create_stream(path, mode) as stream:  # type: ignore[safe-super]
+            counted = _Counted(stream)
+            yield counted
+        self._files[_name(path)] = counted.written
+
+    def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
+        super().rename(path, new_path)  # type: ignore[safe-super]
+        self._files[_name(new_path)] = self._files.pop(_name(path))
+
+
+class _NotingLocal(_Noting, FileSystem):
+    pass
+
+
+class _NotingArrow(_Noting, ArrowFileSystem):
+    def __init__(self, files: dict[str, Written], filesystem: fs.FileSystem) -> None:
+        ArrowFileSystem.__init__(self, filesystem)
+        self._files = files
+
+
+def _name(path: str | os.PathLike) -> str:
+    return str(path).rpartition("/")[2]
+
+
+def writer(uri: str, files: dict[str, Written]) -> FileSystemWriter:
+    """A DCP writer for a folder given by path or URI.
+
+    Args:
+        uri: of the folder.
+        files: takes what this process writes there, by file name.
+    """
     filesystem, path = storage.resolve(uri)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return FileSystemWriter(path)  # syncs each file to disk
-    out = FileSystemWriter(path, sync_files=False)  # an object store has a file when its stream is closed
-    out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    # Local files are synced to disk; an object store has a file when its stream is closed.
+    out = FileSystemWriter(path, sync_files=is_local)
+    out.fs = cast(FileSystem, _NotingLocal(files) if is_local else _NotingArrow(files, filesystem))
+    out.path = out.fs.init_path(path)
     return out
 
 
@@ -68,3 +179,27 @@ def reader(uri: str) -> FileSystemReader:
     out = FileSystemReader(path)
     out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
     return out
+
+
+def find_damage(uri: str, expected: Written) -> str | None:
+    """What is wrong with a file, in words; None where it is as it was written.
+
+    Raises:
+        OSError: the store does not answer, which says nothing about the file.
+    """
+    filesystem, path = storage.resolve(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        return "is missing"
+    if info.size != expected.bytes:
+        return f"has {info.size:,} bytes, and {expected.bytes:,} were written"
+
+    def checksum() -> int:
+        crc32 = 0
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(CHUNK):
+                crc32 = zlib.crc32(chunk, crc32)
+        return crc32
+
+    same = storage.read_again(uri, checksum) == expected.crc32
+    return None if same else "has other content than was written (checksum)"

@@ -12,21 +12,34 @@ from pipeline.training.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
 
+Workers = int | tuple[int, int] | None
+"""A number of workers, a range of which Ray takes what is there, or None: one, or as many as torchrun was given."""
+
 
 def is_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launch(body: Callable[[Worker], Result], launcher: str, workers: int | None, device: str, scratch: str) -> Result:
+def launch(
+    body: Callable[[Worker], Result],
+    launcher: str,
+    workers: Workers,
+    device: str,
+    scratch: str,
+    lanes: int,
+    max_restarts: int,
+) -> Result:
     """Runs a body on every worker and returns the first worker's result.
 
     Args:
         body: what a worker does; importable, with picklable arguments, where Ray carries it.
         launcher: ``local`` or ``ray``; under torchrun the processes are already there.
-        workers: number of workers; under torchrun, what torchrun was given.
+        workers: see `Workers`.
         device: ``auto``, ``cpu`` or ``cuda``.
         scratch: folder that all nodes see, for what Ray writes of its own.
+        lanes: of the feature table, which the workers must divide.
+        max_restarts: times that Ray starts the workers again after one has died.
 
     Raises:
         UserError: the launcher cannot give that many workers.
@@ -36,11 +49,12 @@ def launch(body: Callable[[Worker], Result], launcher: str, workers: int | None,
     if launcher == "ray":
         from pipeline.training.launch_ray import launch_ray
 
-        return launch_ray(body, workers or 1, device, scratch)
+        return launch_ray(body, workers or 1, device, scratch, lanes, max_restarts)
     if workers not in (None, 1):
+        count = workers if isinstance(workers, int) else f"{workers[0]}-{workers[1]}"
         raise UserError(
-            f"The local launcher runs in this process and has one worker; {workers} were asked for. Use --launcher ray "
-            f"--workers {workers}, or torchrun --nproc-per-node {workers} -m jobs.cli train EXPERIMENT."
+            f"The local launcher runs in this process and has one worker; {count} were asked for. Use --launcher ray "
+            f"--workers {count}, or torchrun --nproc-per-node N -m jobs.cli train EXPERIMENT."
         )
     return _run_here(body, device)
 
@@ -55,7 +69,7 @@ def _run_here(body: Callable[[Worker], Result], device: str) -> Result:
         dist.destroy_process_group()
 
 
-def _run_under_torchrun(body: Callable[[Worker], Result], workers: int | None, device: str) -> Result:
+def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, device: str) -> Result:
     device = choose_device(device)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])

@@ -60,7 +60,7 @@ class DenseStep(nn.Module):
     def forward(self, embedded: Embedded, batch: Batch) -> tuple[Tensor, StepOutput]:
         rule = self._rule if torch.is_grad_enabled() else None
         start = embedded.cut() if rule else embedded
-        context = Context(batch.scenarios, batch.weights, batch.weight_total, sum_over_workers)
+        context = Context(batch.scenarios, batch.weights, batch.weight_total, batch.noise_keys, sum_over_workers)
         with torch.autocast(batch.weights.device.type, torch.bfloat16, enabled=self._bf16):
             predictions, trunk = self.model(start, context)
         losses = task_losses(predictions, batch.labels, batch.weights, batch.weight_total)

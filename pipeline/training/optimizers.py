@@ -82,14 +82,13 @@ def _create_state(optimizer: KeyedOptimizerWrapper, parameters: dict[str, nn.Par
 class LearningRates:
     """Sets the learning rates of a step as base rate times the schedule's factor: a function of the step alone."""
 
-    def __init__(self, optimizer: CombinedOptimizer, schedule: Schedule, total_steps: int) -> None:
+    def __init__(self, optimizer: CombinedOptimizer, schedule: Schedule) -> None:
         self._groups = [(group, group["lr"]) for group in optimizer.param_groups]
         self._schedule = schedule
-        self._total_steps = total_steps
 
-    def set(self, step: int) -> None:
-        """Before step number `step`, from 0. The fused kernels take it over at the next zero_grad."""
-        factor = schedule_factor(self._schedule, step, self._total_steps)
+    def set(self, step: int, total_steps: int) -> None:
+        """Before step number `step` of so many, from 0. The fused kernels take it over at the next zero_grad."""
+        factor = schedule_factor(self._schedule, step, total_steps)
         for group, base in self._groups:
             group["lr"] = base * factor
 

@@ -1,4 +1,4 @@
-"""What a driver and its Ray workers tell each other: log lines one way, the wish to stop the other."""
+"""What a driver and its Ray workers tell each other: log lines and mistakes one way, the wish to stop the other."""
 
 import logging
 import sys
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.console import OURS, configure_logging
 from pipeline.training.stop import sigterm_sets
@@ -22,6 +23,22 @@ class Link:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._is_stopping = False
+        self._starts = 0
+        self._refusal: str | None = None
+
+    def begin(self) -> tuple[int, str | None]:
+        """Counts a start of the workers: how many there were before, and the user's mistake that ended one of them."""
+        self._starts += 1
+        if self._starts > 1 and self._refusal is None:
+            self._lines.append(f"The workers were started again (restart {self._starts - 1}).")
+        return self._starts - 1, self._refusal
+
+    def refuse(self, message: str) -> None:
+        """Takes a user's mistake, which no restart mends."""
+        self._refusal = self._refusal or message
+
+    def refusal(self) -> str | None:
+        return self._refusal
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -68,7 +85,9 @@ def join_link(link: ActorHandle, stop: threading.Event) -> None:
 @contextmanager
 def open_link() -> Iterator[ActorHandle]:
     """In the driver: prints the workers' lines on stderr, and turns a SIGTERM into their stop, while the block runs."""
-    link = Link.remote()  # type: ignore[attr-defined]
+    # Beside the driver: the link must outlive every machine that the run can do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    link = Link.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     ended, stop = threading.Event(), threading.Event()
 
     def relay() -> None:

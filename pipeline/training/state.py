@@ -1,6 +1,7 @@
 """Everything that decides the future of a run, in one list, and how it is saved and restored."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -10,12 +11,24 @@ import torch
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import Manifest
-from pipeline.table.settings import differences
-from pipeline.training.checkpoint import AFRESH, Saved, load_own, load_tensors, save_checkpoint
+from pipeline.table.settings import Growth
+from pipeline.training.checkpoint import Saved, load_own, load_tensors
+from pipeline.training.checks import changes, check_going_on, check_model
+from pipeline.training.grow import load_grown
 from pipeline.training.progress import Progress
+from pipeline.training.saving import Saver
 from pipeline.training.sharding import ShardedModel
 from pipeline.training.window import TrainWindow
 from pipeline.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class Restored:
+    """How a run goes on from a checkpoint."""
+
+    changes: list[str]  # what is different now, each as `path: old -> new`: where nothing is, it goes on bit by bit
+    gained: Growth  # scenarios and tasks
+    grown: list[str]  # the tensors that are larger or new, a line each
 
 
 @dataclass
@@ -27,27 +40,36 @@ class RunState:
     progress: Progress
     worker: Worker  # whose random generators are saved
 
-    def save(self, folder: str, settings: dict[str, Any]) -> Saved:
-        """Saves all parts as one checkpoint. Collective."""
+    def save(self, saver: Saver, settings: dict[str, Any], done: Callable[[Saved, float], None]) -> None:
+        """Begins to save all parts as one checkpoint, see `Saver.start`. Collective."""
         state = {"progress": self.progress.to_dict(), **settings}
-        return save_checkpoint(folder, self.progress.step, self._tensors(), self._own(), state, self.worker)
+        saver.start(self.progress.step, self._tensors(), self._own(), state, done)
 
-    def restore(self, saved: Saved, settings: dict[str, Any]) -> list[str]:
+    def restore(self, saved: Saved, settings: dict[str, Any], train: dict[str, str]) -> Restored:
         """Takes over a checkpoint, after checking that it belongs to these settings. Collective.
 
-        Returns:
-            What is different now, each as `path: old -> new`: where there is nothing, the run goes on bit by bit.
+        Args:
+            saved: the checkpoint.
+            settings: of the run now, see `run_settings`.
+            train: partitions of the train split, value -> digest of its files.
 
         Raises:
             UserError: the checkpoint belongs to another table, model or order of samples.
         """
         state = saved.state()
-        check_settings(saved, state, settings)
-        tensors = self._tensors()
+        progress = Progress.from_dict(state["progress"])
+        gained = check_going_on(saved, state, settings, progress, train)
+        self.progress, tensors = progress, self._tensors()
+        seed = settings["experiment"]["training"]["seed"]
+        grown = [f"the embedding table {line}" for line in _grown_tables(state, settings)]
+        if gained:
+            grown += load_grown(saved, tensors, state, settings, self.worker)
+            self._take_over(tensors)
+            self.progress.forget_partitions()
+            seed_worker(seed, self.progress.step, self.worker)
+            return Restored([], gained, grown)
         load_tensors(saved, tensors, self.worker)
-        self.model.module.load_state_dict(tensors["model"])
-        self.model.optimizer.load_state_dict(tensors["optimizer"])
-        self.progress.__dict__.update(Progress.from_dict(state["progress"]).__dict__)
+        self._take_over(tensors)
         same_workers = state["workers"] == self.worker.workers
         states = load_own(saved, state["workers"], self._own(), self.worker)
         for own in states:
@@ -55,8 +77,12 @@ class RunState:
         if same_workers:
             set_random_state(states[0])
         else:
-            seed_worker(settings["experiment"]["training"]["seed"], self.progress.step, self.worker)
-        return changes(state, settings)
+            seed_worker(seed, self.progress.step, self.worker)
+        return Restored(changes(state, settings), gained, grown)
+
+    def _take_over(self, tensors: dict[str, Any]) -> None:
+        self.model.module.load_state_dict(tensors["model"])
+        self.model.optimizer.load_state_dict(tensors["optimizer"])
 
     def _tensors(self) -> dict[str, Any]:
         return {"model": self.model.module.state_dict(), "optimizer": self.model.optimizer.state_dict()}
@@ -71,7 +97,12 @@ def restore_weights(model: ShardedModel, saved: Saved, settings: dict[str, Any],
     Raises:
         UserError: the checkpoint belongs to another table or model.
     """
-    check_table(saved, saved.state(), settings)
+    gained = check_model(saved, saved.state(), settings)
+    if gained:
+        raise UserError(
+            f"The checkpoint {saved.uri} knows nothing of {gained}, which the experiment has now: run `manygate train` "
+            "first, which takes it over and trains what is new."
+        )
     tensors = {"model": model.module.state_dict()}
     load_tensors(saved, tensors, worker)
     model.module.load_state_dict(tensors["model"])
@@ -87,96 +118,16 @@ def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> 
         "table": {
             "fingerprint": manifest.fingerprint,
             "lanes": manifest.lanes,
+            "lineage": manifest.lineage,
             "table_rows": manifest.table_rows,
-            "train_rows": manifest.rows("train"),
-            "train_digest": manifest.digest("train"),
         },
         "versions": {name: version(name) for name in ("torch", "torchrec", "pyarrow")},
     }
 
 
-def check_settings(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises UserError where going on from the checkpoint would not continue the run that made it."""
-    check_table(saved, state, settings)
-    before, now = state["table"], settings["table"]
-    if before["train_digest"] != now["train_digest"]:
-        raise UserError(
-            f"The checkpoint {saved.uri} was trained on {before['train_rows']:,} rows of the train split; the feature "
-            f"table now has other files ({now['train_rows']:,} rows), so its position means something else. Start "
-            f"afresh: {AFRESH}."
-        )
-    before, now = state["experiment"]["training"], settings["experiment"]["training"]
-    for key in ("global_batch_size", "seed", "shuffle_rows"):
-        if before[key] != now[key]:
-            raise UserError(
-                f"The checkpoint {saved.uri} was made with training.{key}={before[key]}; the experiment says "
-                f"{now[key]}, which would change the order of samples in the middle of a run. Change it back, or "
-                f"start afresh: {AFRESH}."
-            )
-    for key in ("sparse_optimizer", "dense_optimizer"):
-        if before[key]["kind"] != now[key]["kind"]:
-            raise UserError(
-                f"The checkpoint {saved.uri} has the state of training.{key}.kind={before[key]['kind']}; the "
-                f"experiment says {now[key]['kind']}, which has another. Change it back, or start afresh: {AFRESH}."
-            )
-
-
-def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """What differs between a checkpoint's run and this one, of all that decides its numbers."""
-    parts = ("workers", "threads", "device", "versions")
-    before, now = ({name: source[name] for name in parts} for source in (state, settings))
-    found = list(differences(before, now, ""))
-    old, new = ({**source["experiment"]["training"]} for source in (state, settings))
-    for source in (old, new):
-        for name in ("loop", "log_every_steps", "device"):  # loops agree bit by bit; the device is compared above
-            del source[name]
-    found += differences(old, new, "training")
-    old, new = (
-        {task["name"]: task["weight"] for task in source["experiment"]["tasks"]} for source in (state, settings)
-    )
-    found += [f"weight of {change}" for change in differences(old, new, "")]
-    plans = [
-        {feature["name"]: feature.get("sharding") for feature in source["experiment"]["features"]}
-        for source in (state, settings)
-    ]
-    return found + [f"sharding of {change}" for change in differences(plans[0], plans[1], "")]
-
-
-def check_table(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises UserError where the checkpoint's model reads other embedding tables, features or labels."""
-    before, now = state["table"], settings["table"]
-    for name in sorted(before["table_rows"].keys() | now["table_rows"].keys()):
-        old, new = before["table_rows"].get(name), now["table_rows"].get(name)
-        if old != new:
-            raise UserError(
-                f"The checkpoint {saved.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
-                f"{_rows(new)}: they belong to different experiments. Start afresh: {AFRESH}."
-            )
-    if before["fingerprint"] != now["fingerprint"]:
-        raise UserError(
-            f"The checkpoint {saved.uri} was trained on a feature table made with other settings. "
-            f"Start afresh: {AFRESH}."
-        )
-    found = list(differences(_model_of(state["experiment"]), _model_of(settings["experiment"]), ""))
-    if found:
-        raise UserError(
-            f"The checkpoint {saved.uri} is of another model: {'; '.join(found[:5])}. Change the experiment back, or "
-            f"start afresh: {AFRESH}."
-        )
-
-
-def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The parts of an experiment that decide what a model computes from its weights."""
-    return {
-        "model": experiment["model"],
-        "features": [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]],
-        "scenarios": experiment["scenarios"],
-        "tasks": [{k: v for k, v in task.items() if k != "weight"} for task in experiment["tasks"]],
-    }
-
-
-def _rows(rows: int | None) -> str:
-    return "no rows" if rows is None else f"{rows} rows"
+def _grown_tables(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    before, now = state["table"]["table_rows"], settings["table"]["table_rows"]
+    return [f"{name}: {before[name]:,} -> {rows:,} rows" for name, rows in now.items() if rows > before[name]]
 
 
 def seed_worker(seed: int, step: int, worker: Worker) -> None:

@@ -5,24 +5,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
-from pipeline.training.checkpoint import SaveFailedError, prune
+from pipeline.training.checkpoint import Saved, prune
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.module import StepOutput
 from pipeline.training.optimizers import LearningRates, schedule_factor
+from pipeline.training.progress import Ending
+from pipeline.training.saving import Saver
 from pipeline.training.state import RunState
 from pipeline.training.steps import choose_step
 from pipeline.training.stop import StopRequest, sigterm_sets
 
 log = logging.getLogger(__name__)
-
-Ending = Literal["finished", "stopped early", "interrupted"]
 
 
 class Validation(Protocol):
@@ -42,7 +42,7 @@ class Criterion:
 
 
 class Trainer:
-    """Trains from the state's position to the end of the run.
+    """Trains from the state's position to the end of its span.
 
     A step is: next batch, forward, backward, optimizers. After it, in this order and only where due: log line,
     validation, checkpoint. A checkpoint therefore holds the validation of its own step.
@@ -52,18 +52,16 @@ class Trainer:
         self,
         experiment: Experiment,
         state: RunState,
-        reader: Reader,
         settings: dict[str, Any],
         run_log: RunLog | None,
         validation: Validation | None = None,
         criterion: Criterion | None = None,
     ) -> None:
-        """Wires a run.
+        """Wires a run. Collective.
 
         Args:
             experiment: of the run.
             state: fresh, or restored.
-            reader: of the train split.
             settings: what checkpoints say of the run, see `run_settings`.
             run_log: on the first worker, None on the others.
             validation: run when due.
@@ -76,49 +74,50 @@ class Trainer:
         self._state = state
         self._progress = state.progress
         self._worker = state.worker
-        self._reader = reader
         self._run_log = run_log
         self._validation = validation
         self._criterion = criterion
-        self.total_steps = total_steps(experiment, reader)
-        self._rates = LearningRates(state.model.optimizer, self._training.schedule, self.total_steps)
+        self._rates = LearningRates(state.model.optimizer, self._training.schedule)
         self._step = choose_step(self._training.loop, state.model, self._worker.device)
         self._stop = StopRequest(self._worker)
+        self._saver = Saver(self._folder, self._worker, self._checkpoint.background)
         self._saved_step = state.progress.step if state.progress.step else None
+        self._best_before: int | None = None  # before the save that is under way
         self._logged_at = time.perf_counter()
         self._logged_step = state.progress.step
 
-    def train(self) -> Ending:
-        """Trains to the end, to an early stop, or to a SIGTERM; whichever it is, the last step is saved.
+    def train(self, reader: Reader) -> Ending:
+        """Trains to the end of the span, to an early stop, or to a SIGTERM; whichever it is, the last step is saved.
+
+        Args:
+            reader: of the span's partitions.
 
         Raises:
             UserError: training diverged, or the last step could not be saved.
         """
         self._state.model.module.train()
-        ending = self._ending()
-        with sigterm_sets(self._worker.stop):
+        ending = self._progress.ending(self._training)
+        with sigterm_sets(self._worker.stop), closing(self._saver):
             while ending is None:
-                batches = prefetch(self._reader.epoch(self._progress.position), self._prepare)
+                batches = prefetch(reader.epoch(self._progress.position), self._prepare)
                 with closing(batches):
                     ending = self._train_on(batches)
-        if self._saved_step != self._progress.step and not self._save():
-            raise UserError(
-                f"Training ended at step {self._progress.step}, but its checkpoint could not be saved (see above). "
-                f"Make room in {self._folder} and train again: it goes on from the checkpoint before."
-            )
+            self._save_end()
         return ending
 
     def _train_on(self, batches: Iterator[Batch]) -> Ending | None:
         """Trains on an epoch's batches; None when the run goes on with the next epoch."""
+        total = self._progress.span.total_steps(self._training)
         while True:
-            self._rates.set(self._progress.step)
+            self._worker.pulse.at(f"training step {self._progress.step + 1}")
+            self._rates.set(self._progress.step_in_span, total)
             self._stop.ask()
             output = self._step(batches)
             is_told_to_stop = self._stop.answer()
             if output is None:
-                return self._ending()
+                return self._progress.ending(self._training)
             self._after_step(output)
-            ending = self._ending() or ("interrupted" if is_told_to_stop else None)
+            ending = self._progress.ending(self._training) or ("interrupted" if is_told_to_stop else None)
             if ending is not None:
                 return ending
 
@@ -132,20 +131,15 @@ class Trainer:
             self._run_log.step()
         if is_due(progress.step, self._training.log_every_steps, is_epoch_end):
             self._log()
-        is_last = progress.step >= self.total_steps
+        is_last = progress.step_in_span >= progress.span.total_steps(self._training)
+        is_validated = is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)
+        if is_validated:
+            self._settle()  # what was best so far is known then
         is_best, best_before = False, progress.best_step
-        if self._validation and (is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)):
+        if self._validation and is_validated:
             is_best = self._validate(self._validation)
         if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
-            is_saved = self._save()
-            if is_best and not is_saved:
-                progress.best_step = best_before  # the best one that can be loaded
-
-    def _ending(self) -> Ending | None:
-        stopping = self._training.early_stopping
-        if stopping and self._progress.stale_validations >= stopping.patience:
-            return "stopped early"
-        return "finished" if self._progress.step >= self.total_steps else None
+            self._save(best_before)
 
     def _log(self) -> None:
         report, diagnostics = self._state.window.report()
@@ -154,21 +148,24 @@ class Trainer:
         self._logged_at, self._logged_step = now, self._progress.step
         if self._run_log is None:
             return
-        step = self._progress.step
+        step, span = self._progress.step, self._progress.span
+        total = span.total_steps(self._training)
+        factor = schedule_factor(self._training.schedule, self._progress.step_in_span - 1, total)
         values = {
             "epoch": self._progress.position.epoch,
             "tasks": report,
-            "learning_rate_factor": schedule_factor(self._training.schedule, step - 1, self.total_steps),
+            "learning_rate_factor": factor,
             "samples_per_second": round(speed),
             "diagnostics": diagnostics,
         }
         self._run_log.record("train", step, values)
         tasks = "  ".join(f"{name} {numbers(measured)}" for name, measured in report.items())
-        self._run_log.say(f"step {step}/{self.total_steps}  {tasks}  {speed:,.0f} samples/s")
+        self._run_log.say(f"step {step}/{span.first_step + total}  {tasks}  {speed:,.0f} samples/s")
 
     def _validate(self, validation: Validation) -> bool:
         """Validates; whether this is the best so far."""
         start = time.perf_counter()
+        self._worker.pulse.at(f"the validation of step {self._progress.step}")
         with self._step.paused():
             self._state.model.module.eval()
             evaluation = validation()
@@ -191,37 +188,62 @@ class Trainer:
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
-    def _save(self) -> bool:
-        """Saves; a failure costs this checkpoint and not the run. Whether it was saved."""
-        self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
-        start = time.perf_counter()
-        try:
-            saved = self._state.save(self._folder, self._settings)
-        except SaveFailedError as error:
-            if self._worker.is_first:
-                log.warning("The checkpoint of step %d could not be saved: %s", self._progress.step, error)
-            return False
-        self._saved_step = self._progress.step
-        if self._run_log:
-            self._prune()
-            self._run_log.say(f"step {saved.step} saved in {time.perf_counter() - start:.1f} s: {saved.uri}")
-        self._logged_at += time.perf_counter() - start
-        return True
+    def _save(self, best_before: int | None) -> None:
+        """Begins to save; a failure costs this checkpoint and not the run.
 
-    def _prune(self) -> None:
+        Args:
+            best_before: the best step before the one that is saved now.
+        """
+        self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
+        start, step = time.perf_counter(), self._progress.step
+        self._worker.pulse.at(f"the checkpoint of step {step}")
+        self._settle()
+        self._best_before = best_before
+        best_step = self._progress.best_step
+
+        def done(saved: Saved, seconds: float) -> None:
+            self._prune(best_step)
+            assert self._run_log is not None
+            self._run_log.say(f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}")
+
+        if self._run_log:
+            self._run_log.flush()  # what a checkpoint goes on from is written before it
+        self._state.save(self._saver, self._settings, done)
+        if not self._checkpoint.background:
+            self._settle()
+        self._logged_at += time.perf_counter() - start
+
+    def _settle(self) -> None:
+        """Waits for the save that is under way, and takes note of how it went."""
+        settled = self._saver.settle()
+        if settled is None:
+            return
+        step, is_saved = settled
+        if is_saved:
+            self._saved_step = step
+        elif self._progress.best_step == step:
+            self._progress.best_step = self._best_before  # the best one that can be loaded
+
+    def _save_end(self) -> None:
+        """Sees to it that the last step is saved."""
+        self._settle()
+        if self._saved_step != self._progress.step:
+            self._save(self._progress.best_step)
+            self._settle()
+        if self._saved_step != self._progress.step:
+            raise UserError(
+                f"Training ended at step {self._progress.step}, but its checkpoint could not be saved (see above). "
+                f"Make room in {self._folder} and train again: it goes on from the checkpoint before."
+            )
+
+    def _prune(self, best_step: int | None) -> None:
         try:
-            prune(self._folder, self._checkpoint.keep_last, self._checkpoint.keep_every, self._progress.best_step)
+            prune(self._folder, self._checkpoint.keep_last, self._checkpoint.keep_every, best_step)
         except OSError as error:
             log.warning("Old checkpoints in %s could not be deleted: %s", self._folder, error)
 
     def _prepare(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._worker.device.type == "cuda" else batch
-
-
-def total_steps(experiment: Experiment, reader: Reader) -> int:
-    """Steps of the whole run: its epochs, or fewer by `max_steps`."""
-    steps = experiment.training.epochs * reader.steps_per_epoch
-    return min(steps, experiment.training.max_steps or steps)
 
 
 def is_due(step: int, every: int | None, is_epoch_end: bool) -> bool:

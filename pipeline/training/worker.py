@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,23 @@ from pipeline.errors import UserError
 Result = TypeVar("Result")
 
 
+class Pulse:
+    """What a worker is about, and since when: a watchdog reads it, and `at` is called wherever something gets done."""
+
+    def __init__(self) -> None:
+        self.at("start")
+
+    def at(self, what: str) -> None:
+        self._now = (what, time.monotonic())  # in one assignment: the watchdog is another thread
+
+    @property
+    def what(self) -> str:
+        return self._now[0]
+
+    def age_s(self) -> float:
+        return time.monotonic() - self._now[1]
+
+
 @dataclass(frozen=True)
 class Worker:
     """A worker with its process group up."""
@@ -24,6 +42,8 @@ class Worker:
     device: torch.device
     control: dist.ProcessGroup  # on CPU, for small values, beside the one that the model uses
     stop: threading.Event = field(default_factory=threading.Event)  # set when this worker is told to stop
+    pulse: Pulse = field(default_factory=Pulse)
+    attempt: int = 0  # times that this run's workers have been started again by themselves
 
     @property
     def is_first(self) -> bool:

@@ -32,7 +32,7 @@ def steps(worker: Worker, experiment: Experiment, models: list[dict[str, Any]], 
     losses = []
     for sections in models:
         chosen = experiment.model_copy(update={"model": type(experiment.model).model_validate(sections)})
-        inputs = model_inputs(chosen, read_manifest(chosen.folder + "/table"))
+        inputs = model_inputs(chosen, read_manifest(chosen.folder + "/table").table_rows)
         sharded = shard(chosen, inputs, worker)
         step, rows = PlainStep(sharded, worker.device), iter(batches(chosen, worker.rank, worker.workers)[:count])
         outputs = [step(rows) for _ in range(count)]
@@ -51,7 +51,7 @@ def test_every_bottom_with_every_trunk_on_two_workers(tmp_path: Path, two_worker
 
 def moved(worker: Worker, experiment: Experiment, pipelined: bool = False) -> tuple[Tensors, list[float]]:
     """Weights and buffers after the last, padded, batch of an epoch, and its diagnostics."""
-    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table"))
+    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table").table_rows)
     sharded = shard(experiment, inputs, worker)
     step = (PipelinedStep if pipelined else PlainStep)(sharded, worker.device)
     output = step(iter(batches(experiment, worker.rank, worker.workers)[-1:]))

@@ -35,9 +35,9 @@ def test_the_fused_kernels_follow_the_schedule(tmp_path: Path) -> None:
     experiment = new_run(tmp_path, training={"schedule": {"decay": "linear"}})
     manifest = read_manifest(experiment.folder + "/table")
     with one_worker() as worker:
-        inputs = model_inputs(experiment, manifest)
+        inputs = model_inputs(experiment, manifest.table_rows)
         model = shard(experiment, inputs, worker)
-        rates = LearningRates(model.optimizer, experiment.training.schedule, total_steps=10)
+        rates = LearningRates(model.optimizer, experiment.training.schedule)
         batches = list(synthetic_batches(experiment.folder + "/table", batch_columns(experiment, inputs)))
         step = PlainStep(model, worker.device)
 
@@ -50,10 +50,10 @@ def test_the_fused_kernels_follow_the_schedule(tmp_path: Path) -> None:
             return [*tables, *(p.detach().clone() for p in model.module.parameters() if p.requires_grad)]
 
         before = state()
-        rates.set(10)
+        rates.set(10, total_steps=10)
         step(iter(batches[:1]))
         assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-        rates.set(0)
+        rates.set(0, total_steps=10)
         step(iter(batches[:1]))
         assert not any(torch.equal(a, b) for a, b in zip(before[:3], state()[:3], strict=True))
 

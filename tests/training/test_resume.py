@@ -1,6 +1,7 @@
 """A run that stops and goes on is the run that never stopped."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,9 @@ def test_a_checkpoint_of_another_table_is_refused(
     other = continued(straight, tmp_path, 12, **SECTIONS)
     manifest = Path(other.folder) / "table/manifest.json"
     data = json.loads(manifest.read_text())
-    data["table_rows"]["user"] = 77
+    data["table_rows"]["user"] = 40
     manifest.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="has 50 rows for the embedding table 'user', the feature table 77 rows"):
+    with pytest.raises(UserError, match="has 50 rows for the embedding table 'user', the feature table 40 rows"):
         two_workers.run(run_on, other)
 
 
@@ -176,7 +177,7 @@ def test_a_train_split_of_other_files_is_refused(straight: Experiment, two_worke
     data = json.loads(manifest.read_text())
     data["partitions"][0]["lanes"][0][0]["bytes"] += 1
     manifest.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="the feature table now has other files"):
+    with pytest.raises(UserError, match="was trained on partition 1, of which the feature table now has other files"):
         two_workers.run(run_on, other)
 
 
@@ -210,19 +211,51 @@ def test_going_on_from_an_earlier_checkpoint_leaves_no_later_one(
     assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in {24, best}}
 
 
-@pytest.mark.parametrize("content", ["{}", "[", "[1]"])
-def test_a_damaged_state_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, content: str) -> None:
-    other = continued(straight, tmp_path, 12, **SECTIONS)
-    (Path(other.folder) / "checkpoints/step-00000012/state.json").write_text(content)
-    with pytest.raises(UserError, match="no readable state.json: it is damaged"):
-        two_workers.run(run_on, other)
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-def test_damaged_metadata_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+DAMAGES = [
+    (Path.unlink, "data/__1_0.distcp", "is missing"),
+    (cut_off, "data/.metadata", "were written"),
+    (flip_a_bit, "data/__0_0.distcp", "has other content than was written"),
+    (flip_a_bit, "state.json", "has other content than was written"),
+]
+
+
+@pytest.mark.parametrize(("damage", "file", "told"), DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(
+    straight: Experiment,
+    two_workers: WorkerPool,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    file: str,
+    told: str,
+) -> None:
+    """The run goes on from the one before it, to the same end; asked for by name it is refused."""
     other = continued(straight, tmp_path, 12, **SECTIONS)
-    metadata = Path(other.folder) / "checkpoints/step-00000012/data/.metadata"
-    metadata.write_bytes(metadata.read_bytes()[:100])
-    with pytest.raises(UserError, match="step-00000012 cannot be read"):
+    folder = Path(other.folder) / "checkpoints/step-00000012"
+    damage(folder / file)
+    with pytest.raises(UserError, match=f"step-00000012 is damaged: {file} .*{told}"):
+        two_workers.run(run_on, other, str(folder))
+    two_workers.run(run_on, other)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(other, 24, tmp_path))
+    assert metrics(other) == metrics(straight)
+
+
+def test_no_run_begins_anew_over_damaged_checkpoints(
+    straight: Experiment, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    other = continued(straight, tmp_path, 10, **SECTIONS)
+    for state in (Path(other.folder) / "checkpoints").glob("step-*/state.json"):
+        cut_off(state)
+    with pytest.raises(UserError, match="None of the 2 checkpoints .* can be used; .*step-00000010 is damaged: state"):
         two_workers.run(run_on, other)
 
 
@@ -240,10 +273,3 @@ def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:
     saved = complete_checkpoints(storage.join(remote.folder, "checkpoints"))
     assert [checkpoint.step for checkpoint in saved] == [5, 7, 10, 12, 15, 20, 24]
     assert len(storage.read_text(storage.join(remote.folder, "metrics.jsonl")).splitlines()) > 6
-
-
-def test_a_missing_file_of_a_checkpoint_is_told(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
-    other = continued(straight, tmp_path, 12, **SECTIONS)
-    next((Path(other.folder) / "checkpoints/step-00000012/data").glob("__1_*")).unlink()
-    with pytest.raises(UserError, match="step-00000012 cannot be read"):
-        two_workers.run(run_on, other)

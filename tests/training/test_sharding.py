@@ -36,7 +36,7 @@ def predictions_of(worker: Worker, experiment: Experiment) -> tuple[list[str], t
     """Plan, and predictions of the test split in the order of rows, of a freshly initialised model."""
     table = experiment.folder + "/table"
     manifest = read_manifest(table)
-    model = shard(experiment, model_inputs(experiment, manifest), worker)
+    model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
     reader = split_reader(experiment, table, manifest, "test", worker, ["row"])
     rows, values = [], []
     for batch in predict(model.module, reader, worker.device, None):
@@ -95,7 +95,7 @@ def test_a_run_goes_on_under_another_plan(two_workers: WorkerPool, tmp_path: Pat
 
 def local_rows(worker: Worker, experiment: Experiment) -> dict[str, list[tuple[list[int], torch.Tensor]]]:
     manifest = read_manifest(experiment.folder + "/table")
-    model = shard(experiment, model_inputs(experiment, manifest), worker)
+    model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
     return {
         name: [(list(part.metadata.shard_offsets), part.tensor.clone()) for part in value.local_shards()]
         for name, value in model.module.state_dict().items()

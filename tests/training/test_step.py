@@ -28,14 +28,14 @@ SGD = {"sparse_optimizer": {"kind": "sgd", "lr": RATE}, "dense_optimizer": {"kin
 def batches(experiment: Experiment, rank: int, workers: int) -> list[Batch]:
     table = experiment.folder + "/table"
     manifest = read_manifest(table)
-    columns = batch_columns(experiment, model_inputs(experiment, manifest))
+    columns = batch_columns(experiment, model_inputs(experiment, manifest.table_rows))
     reader = Reader(table, manifest, "train", columns, global_batch_size=32, rank=rank, workers=workers, seed=5)
     return list(reader.epoch(Position()))
 
 
 def sharded_step(worker: Worker, experiment: Experiment) -> tuple[Tensors, Tensors]:
     """Weights before and after one step on the last batch of an epoch, which is padded."""
-    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table"))
+    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table").table_rows)
     model = shard(experiment, inputs, worker)
     before = weights(model.module)
     PlainStep(model, worker.device)(iter(batches(experiment, worker.rank, worker.workers)[-1:]))
@@ -56,7 +56,7 @@ def weights(module: torch.nn.Module) -> Tensors:
 
 def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
     """The same step without TorchRec's sharding: mean loss over the real rows, gradient, subtraction."""
-    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table"))
+    inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table").table_rows)
     embedding, dense = SharedEmbedding(inputs, torch.device("cpu")), build_dense(experiment.model, inputs)
     embedding.load_state_dict(
         {k.removeprefix("embedding."): v for k, v in before.items() if k.startswith("embedding.")}
@@ -67,7 +67,7 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
     real = batch.weights > 0
     assert 0 < real.sum() < len(real), "the last batch is padded"
     ones = torch.ones(int(real.sum()))
-    context = Context(batch.scenarios, batch.weights, ones.sum())
+    context = Context(batch.scenarios, batch.weights, ones.sum(), batch.noise_keys)
     predictions, _ = dense(embedding(batch.ids, batch.sequences, batch.numerics), context)
     kept = Predictions(predictions.tasks, tuple(part[real] for part in predictions.parameters))
     task_losses(kept, batch.labels[real], ones, ones.sum()).sum().backward()

@@ -1,0 +1,143 @@
+"""A checkpoint held against the experiment and the table before anything is changed by it."""
+
+from typing import Any
+
+from pipeline.config.training import Training
+from pipeline.errors import UserError
+from pipeline.table.settings import Growth, differences, growth
+from pipeline.training.checkpoint import AFRESH, Saved
+from pipeline.training.progress import Progress
+
+
+def check_model(saved: Saved, state: dict[str, Any], settings: dict[str, Any]) -> Growth:
+    """Holds the checkpoint's model against that of the experiment, and its tables against those of the feature table.
+
+    Returns:
+        What the experiment has gained in scenarios and tasks. Embedding tables may have gained rows besides.
+
+    Raises:
+        UserError: the checkpoint's model reads other embedding tables, features or labels.
+    """
+    before, now = state["table"], settings["table"]
+    for name in sorted(before["table_rows"].keys() | now["table_rows"].keys()):
+        old, new = before["table_rows"].get(name), now["table_rows"].get(name)
+        if old is None or new is None or new < old:
+            raise UserError(
+                f"The checkpoint {saved.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
+                f"{_rows(new)}: they belong to different experiments. Start afresh: {AFRESH}."
+            )
+    old_model, new_model = _model_of(state["experiment"]), _model_of(settings["experiment"])
+    gained = growth(old_model, new_model)
+    if gained is None or old_model["fixed"] != new_model["fixed"]:
+        found = [*differences(old_model["fixed"], new_model["fixed"], ""), *differences(old_model, new_model, "")]
+        told = [change for change in found if not change.startswith("fixed")]
+        raise UserError(
+            f"The checkpoint {saved.uri} is of another model: {'; '.join(told[:5])}. Change the experiment back, or "
+            f"start afresh: {AFRESH}."
+        )
+    if before["lineage"] != now["lineage"]:
+        raise UserError(
+            f"The checkpoint {saved.uri} was trained on ids of other encoders: the feature table was made anew, and "
+            f"the same ids mean other values now. Start afresh: {AFRESH}."
+        )
+    if before["fingerprint"] != now["fingerprint"] and not gained:
+        raise UserError(
+            f"The checkpoint {saved.uri} was trained on a feature table made with other settings. "
+            f"Start afresh: {AFRESH}."
+        )
+    return gained
+
+
+def check_going_on(
+    saved: Saved, state: dict[str, Any], settings: dict[str, Any], progress: Progress, train: dict[str, str]
+) -> Growth:
+    """The same for training, which also has to find the samples and the optimizer's state as they were.
+
+    Args:
+        saved: the checkpoint.
+        state: what it says.
+        settings: those of the run now.
+        progress: of the checkpoint.
+        train: partitions of the train split, value -> digest of its files.
+
+    Raises:
+        UserError: going on from the checkpoint would not continue the run that made it.
+    """
+    gained = check_model(saved, state, settings)
+    before, now = state["experiment"]["training"], settings["experiment"]["training"]
+    for key in ("global_batch_size", "seed", "shuffle_rows"):
+        if before[key] != now[key]:
+            raise UserError(
+                f"The checkpoint {saved.uri} was made with training.{key}={before[key]}; the experiment says "
+                f"{now[key]}, which would change the order of samples in the middle of a run. Change it back, or "
+                f"start afresh: {AFRESH}."
+            )
+    for key in ("sparse_optimizer", "dense_optimizer"):
+        if before[key]["kind"] != now[key]["kind"]:
+            raise UserError(
+                f"The checkpoint {saved.uri} has the state of training.{key}.kind={before[key]['kind']}; the "
+                f"experiment says {now[key]['kind']}, which has another. Change it back, or start afresh: {AFRESH}."
+            )
+    if not gained:
+        _check_partitions(saved, progress, train, is_over=_is_over(settings, progress))
+    return gained
+
+
+def _check_partitions(saved: Saved, progress: Progress, train: dict[str, str], is_over: bool) -> None:
+    known = {**progress.earlier, **progress.span.partitions}
+    other = sorted(value for value, digest in known.items() if train.get(value, digest) != digest)
+    if other:
+        raise UserError(
+            f"The checkpoint {saved.uri} was trained on partition {', '.join(other[:5])}, of which the feature table "
+            f"now has other files: its position means something else. Start afresh: {AFRESH}."
+        )
+    gone = sorted(progress.span.partitions.keys() - train.keys())
+    if gone and not is_over:
+        raise UserError(
+            f"The checkpoint {saved.uri} is in the middle of training on partition {', '.join(gone[:5])}, which is no "
+            "longer in the train split: put logs.splits.train back until that is finished, or start afresh: "
+            f"{AFRESH}."
+        )
+
+
+def _is_over(settings: dict[str, Any], progress: Progress) -> bool:
+    return progress.ending(Training.model_validate(settings["experiment"]["training"])) is not None
+
+
+def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What differs between a checkpoint's run and this one, of all that decides its numbers."""
+    parts = ("workers", "threads", "device", "versions")
+    before, now = ({name: source[name] for name in parts} for source in (state, settings))
+    found = list(differences(before, now, ""))
+    old, new = ({**source["experiment"]["training"]} for source in (state, settings))
+    for source in (old, new):
+        for name in _WITHOUT_EFFECT:
+            source.pop(name, None)
+    found += differences(old, new, "training")
+    old, new = (
+        {task["name"]: task["weight"] for task in source["experiment"]["tasks"]} for source in (state, settings)
+    )
+    found += [f"weight of {change}" for change in differences(old, new, "")]
+    plans = [
+        {feature["name"]: feature.get("sharding") for feature in source["experiment"]["features"]}
+        for source in (state, settings)
+    ]
+    return found + [f"sharding of {change}" for change in differences(plans[0], plans[1], "")]
+
+
+# Loops agree bit by bit; the device that was used is compared apart from the wish for one.
+_WITHOUT_EFFECT = ("loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s")
+
+
+def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The parts of an experiment that decide what a model computes from its weights."""
+    features = [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]]
+    return {
+        "fixed": {"model": experiment["model"], "features": features},
+        "scenarios": experiment["scenarios"],
+        "tasks": [{k: v for k, v in task.items() if k != "weight"} for task in experiment["tasks"]],
+    }
+
+
+def _rows(rows: int | None) -> str:
+    return "no rows" if rows is None else f"{rows} rows"

@@ -1,0 +1,119 @@
+"""One run on 1, 2 and 4 workers, in any order and under other sharding plans: the same run up to rounding."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.experiment import Experiment
+from tests.training.runs import continued, metrics, new_run, run_on, tensors
+from tests.workers import WorkerPool, one_worker
+
+# 12 steps an epoch, 24 in all, saved every 5. What models draw, normalise and compare over rows is in one of them.
+MODELS: dict[str, dict[str, Any]] = {
+    "aesm": {"trunk": {"kind": "aesm", "experts": 3, "hidden": [16], "noise": 0.5}},
+    "star": {"trunk": {"kind": "star", "hidden": [16]}},
+    "htlnet": {
+        "trunk": {"kind": "htlnet", "hidden": [16]},
+        "objective": {"gradients": {"kind": "core"}},
+        "bottom": {"kind": "concat"},
+    },
+}
+LAST = 24
+Run = Callable[[Experiment], None]
+
+
+@pytest.fixture(scope="module")
+def four_workers() -> Iterator[WorkerPool]:
+    pool = WorkerPool(4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def run_with(two_workers: WorkerPool, four_workers: WorkerPool) -> dict[int, Run]:
+    """Number of workers -> what trains a run on them to its end."""
+
+    def alone(experiment: Experiment) -> None:
+        with one_worker() as worker:
+            run_on(worker, experiment)
+
+    def on(pool: WorkerPool) -> Run:
+        return lambda experiment: pool.run(run_on, experiment) and None
+
+    return {1: alone, 2: on(two_workers), 4: on(four_workers)}
+
+
+def sections(model: str, placed: str | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "model": MODELS[model],
+        "checkpoint": {"every_steps": 5, "keep_last": 100},
+        "training": {"log_every_steps": 1},
+    }
+    if placed is not None:
+        ids = {"ids": {"hash": 48}, "dim": 8, "sharding": placed}
+        found["features"] = [
+            {"name": "user", "column": "u", "kind": "categorical", **ids},
+            {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": placed},
+            {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": 4},
+            {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
+            {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
+        ]
+    return found
+
+
+def losses(experiment: Experiment) -> list[float]:
+    records = [record for record in metrics(experiment) if record["kind"] == "train"]
+    return [task["loss"] for record in records for task in record["tasks"].values()]
+
+
+def assert_same(one: Experiment, other: Experiment, scratch: Path) -> None:
+    """The same losses at every step, and the same weights and moments in the end."""
+    assert len(losses(one)) == 3 * LAST
+    assert losses(other) == pytest.approx(losses(one), rel=2e-4)
+    expected, found = tensors(one, LAST, scratch), tensors(other, LAST, scratch)
+    shared = {name for name in expected if not name.startswith("own/")}
+    assert shared == {name for name in found if not name.startswith("own/")}
+    for name in shared:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_seed_gives_the_same_run_from_the_first_step(
+    run_with: dict[int, Run], tmp_path: Path, model: str, workers: int
+) -> None:
+    """Initial rows, order of samples, gate noise, normalisation, inner products of gradients: of the global batch."""
+    alone, together = new_run(tmp_path / "1", **sections(model)), new_run(tmp_path / "n", **sections(model))
+    run_with[1](alone)
+    run_with[workers](together)
+    assert_same(alone, together, tmp_path)
+
+
+@pytest.mark.parametrize("order", [(1, 4, 2), (4, 2, 1), (2, 1, 4)])
+def test_workers_come_and_go(run_with: dict[int, Run], tmp_path: Path, order: tuple[int, int, int]) -> None:
+    """Five steps on the first number of workers, ten more on the second, the rest on the third, each with other plans."""
+    straight = new_run(tmp_path / "straight", **sections("aesm"))
+    run_with[1](straight)
+    plans = ["row_wise", None, "table_wise"]
+    before = new_run(tmp_path / "0", **sections("aesm", plans[0]))
+    run_with[order[0]](before)
+    for number, (workers, step) in enumerate(zip(order[1:], (5, 15), strict=True), start=1):
+        after = continued(before, tmp_path / str(number), step, **sections("aesm", plans[number]))
+        run_with[workers](after)
+        before = after
+    assert_same(straight, before, tmp_path)
+
+
+def test_noise_matters_and_another_seed_is_another_run(run_with: dict[int, Run], tmp_path: Path) -> None:
+    """So that the tests above compare something: without noise, or with another seed, losses differ."""
+    runs = {}
+    for name, change in (("a", {}), ("quiet", {"noise": 0.0}), ("b", {})):
+        model = {"model": {"trunk": {**MODELS["aesm"]["trunk"], **change}}}
+        training = {"training": {"log_every_steps": 1, "seed": 1 if name == "b" else 0}}
+        runs[name] = new_run(tmp_path / name, **{**sections("aesm"), **model, **training})
+        run_with[1](runs[name])
+    assert losses(runs["a"])[3:] != pytest.approx(losses(runs["quiet"])[3:], rel=1e-3)
+    assert losses(runs["a"])[3:] != pytest.approx(losses(runs["b"])[3:], rel=1e-3)
