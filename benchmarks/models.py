@@ -69,7 +69,7 @@ def measure(worker: Worker, experiment: Experiment) -> None:
 
 def build(worker: Worker, experiment: Experiment) -> tuple[PlainStep, int]:
     """A step of the model and its number of dense parameters."""
-    model = shard(experiment, model_inputs(experiment, read_manifest(experiment.table_folder)), worker)
+    model = shard(experiment, model_inputs(experiment, read_manifest(experiment.table_folder).table_rows), worker)
     dense: nn.Module = next(module for module in model.module.modules() if isinstance(module, DenseModel))
     return PlainStep(model, worker.device), sum(parameter.numel() for parameter in dense.parameters())
 
