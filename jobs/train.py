@@ -73,7 +73,8 @@ def train_spans(experiment: Experiment, state: RunState, settings: dict[str, Any
                 ending = trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
             if ending == "interrupted" or not go_on_with_new_partitions(experiment, state, manifest):
                 if worker.is_first:
-                    log.info("Training %s at step %d.", ending, state.progress.step)
+                    total = state.progress.span.first_step + state.progress.span.total_steps(training)
+                    log.info("Training %s at step %d of %d.", ending, state.progress.step, total)
                 return ending
     finally:
         if run_log:

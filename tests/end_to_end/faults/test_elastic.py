@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_run_from_the_first_step(
 
 @pytest.mark.parametrize("order", [(1, 4, 2), (4, 2, 1), (2, 1, 4)])
 def test_workers_come_and_go(run_with: dict[int, Run], tmp_path: Path, order: tuple[int, int, int]) -> None:
-    """Five steps on the first number of workers, ten more on the second, the rest on the third, each with other plans."""
+    """Five steps on one number of workers, ten more on another, the rest on a third, each under another plan."""
     straight = new_run(tmp_path / "straight", **sections("aesm"))
     run_with[1](straight)
     plans = ["row_wise", None, "table_wise"]
