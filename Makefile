@@ -1,12 +1,14 @@
-# make demo: from nothing to a trained model. make test: lint and every test. Both set up what they need first.
+# make demo: from nothing to a trained model. make test: lint and every test. make soak MINUTES=30: random kills on real
+# processes, and whether it shows afterwards. All set up what they need first.
 
 # The first interpreter that really runs (a pyenv shim can be there and fail), is 3.11 or 3.12 and can make environments.
 CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c '$(CHECK)' >/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 30
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint soak clean
 
 setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
@@ -24,6 +26,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: setup
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

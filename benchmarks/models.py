@@ -90,7 +90,7 @@ def main() -> None:
     def body(worker: Worker) -> None:
         measure(worker, experiment)
 
-    launch(body, "local", None, experiment.training.device, scratch="")
+    launch(body, "local", None, experiment.training.device, scratch="", lanes=experiment.table.lanes, max_restarts=0)
 
 
 if __name__ == "__main__":

@@ -33,18 +33,20 @@ def watched(worker: Worker, limit_s: float | None) -> Iterator[None]:
         return
     group = dist.new_group(backend="gloo")
     ended = threading.Event()
-    thread = threading.get_ident()
+    watched_thread = threading.get_ident()
 
     def watch() -> None:
         while not ended.wait(min(limit_s / 5, 5)):
             if worker.pulse.age_s() > limit_s:
-                give_up(worker, limit_s, group, thread)
+                give_up(worker, limit_s, group, watched_thread)
 
-    threading.Thread(target=watch, name="manygate-watchdog", daemon=True).start()
+    thread = threading.Thread(target=watch, name="manygate-watchdog", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join()  # else its group may be freed while the interpreter shuts down, which aborts the process
 
 
 def give_up(worker: Worker, limit_s: float, group: dist.ProcessGroup, thread: int) -> None:

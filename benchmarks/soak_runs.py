@@ -1,0 +1,160 @@
+"""What the soak works on: a small experiment, copies of it, damage to its checkpoints, and how runs are compared."""
+
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from benchmarks.soak_processes import ROOT
+from pipeline.config.load import dump_experiment, load_experiment
+from pipeline.training.checkpoint import MARKER, complete_checkpoints
+
+SOURCE = ROOT / "examples/kuairand"
+NAME = "soak"
+DAYS = ("20220425", "20220426", "20220504", "20220505")
+ROWS = 600  # of each day
+SIDE_TABLES = ("user_features", "video_features", "user_history")
+SEQUENCES = ("watched", "liked", "viewed_long")
+KEYS = (
+    f"name={NAME}",
+    "logs.splits={train: [20220425, 20220426], valid: [20220504, 20220504], test: [20220505, 20220505]}",
+    *(f"logs.joins.{place}.path={SOURCE}/{name}.parquet" for place, name in enumerate(SIDE_TABLES)),
+    *(f"features.{name}.max_length=5" for name in SEQUENCES),
+    "model.trunk={kind: aesm, hidden: [32]}",
+    "training.device=cpu",
+    "training.global_batch_size=64",
+    "training.epochs=8",
+    "training.early_stopping=null",
+    "training.log_every_steps=2",
+    "training.validate_every_steps=20",
+    "training.schedule.warmup_steps=5",
+    "checkpoint={every_steps: 5, keep_last: 3}",
+    "evaluation.batch_size=128",
+)
+
+
+def write_experiment(folder: Path) -> Path:
+    """A slice of the bundled logs, and the experiment file over it."""
+    for day in DAYS:
+        target = folder / f"log/date={day}/part-0.parquet"
+        target.parent.mkdir(parents=True)
+        pq.write_table(pq.ParquetFile(SOURCE / f"log/date={day}/part-0.parquet").read().slice(0, ROWS), target)
+    experiment = load_experiment(SOURCE / "experiment.yaml", [*KEYS, f"logs.path={folder}/log"])
+    file = folder / "experiment.yaml"
+    file.write_text(dump_experiment(experiment))
+    return file
+
+
+def table_difference(expected: Path, found: Path) -> str | None:
+    """The first file that two tables do not have alike; None where there is none."""
+    one, two = digests(expected), digests(found)
+    differ = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+    return f"{len(differ)} files of the table differ, the first: {differ[0]}" if differ else None
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of its bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run_difference(expected: Path, found: Path, scratch: Path, is_exact: bool) -> str | None:
+    """What is first found to differ between two finished runs.
+
+    Args:
+        expected: folder of one.
+        found: folder of the other.
+        scratch: folder for the tensors in another form.
+        is_exact: bit by bit; else, for runs of other numbers of workers, up to the rounding of their sums.
+    """
+    last, step = last_step(expected), last_step(found)
+    if last != step:
+        return f"the last checkpoint is of step {step}, expected was {last}"
+    one, two = tensors(expected, scratch / "expected.pt"), tensors(found, scratch / "found.pt")
+    if not is_exact:  # how many generators there are depends on the workers
+        one, two = without_own(one), without_own(two)
+    return tensor_difference(one, two, is_exact) or metrics_difference(metrics(expected), metrics(found), is_exact)
+
+
+def last_step(run: Path) -> int | None:
+    saved = complete_checkpoints(str(run / "checkpoints"))
+    return saved[-1].step if saved else None
+
+
+def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint, by their full names."""
+    dcp_to_torch_save(run / f"checkpoints/step-{last_step(run):08d}/data", scratch)
+    return dict(flat(torch.load(scratch, weights_only=False)))
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, torch.Tensor]]:
+    if isinstance(value, dict):
+        return [pair for name, part in value.items() for pair in flat(part, f"{prefix}{name}/")]
+    return [(prefix, value)] if torch.is_tensor(value) else []
+
+
+def without_own(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in values.items() if not name.startswith("own/")}
+
+
+def tensor_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], is_exact: bool) -> str | None:
+    if one.keys() != two.keys():
+        return f"the checkpoints have other tensors: {sorted(one.keys() ^ two.keys())[:3]}"
+    for name, value in one.items():
+        same = torch.equal(value, two[name]) if is_exact else torch.allclose(two[name], value, rtol=2e-4, atol=2e-6)
+        if not same:
+            most = (two[name].double() - value.double()).abs().max().item()
+            return f"the tensor {name} differs, by up to {most:.3g}"
+    return None
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without the one number that is a measurement of time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("samples_per_second", None)
+    return records
+
+
+def metrics_difference(one: list[dict[str, Any]], two: list[dict[str, Any]], is_exact: bool) -> str | None:
+    places = [(record["kind"], record["step"]) for record in one]
+    if places != [(record["kind"], record["step"]) for record in two]:
+        return f"metrics.jsonl has other lines: {len(two)}, expected were {len(one)}"
+    for expected, found in zip(one, two, strict=True):
+        if found != expected if is_exact else not losses_agree(expected, found):
+            return f"metrics.jsonl differs in the line {expected['kind']} of step {expected['step']}"
+    return None
+
+
+def losses_agree(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether the losses of a line agree up to rounding; those of validations follow from the weights."""
+    if one["kind"] != "train":
+        return True
+    pairs = [(values["loss"], two["tasks"][task]["loss"]) for task, values in one["tasks"].items()]
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs)
+
+
+def damage_newest(run: Path, damaged: set[Path], rng: random.Random) -> str | None:
+    """Damages a file of the newest complete checkpoint, where that leaves a sound one; what was done to which."""
+    found = [Path(saved.uri) for saved in complete_checkpoints(str(run / "checkpoints"))]
+    if not found or found[-1] in damaged or damaged.issuperset(found[:-1]):
+        return None
+    damaged.add(found[-1])
+    files = sorted(path for path in found[-1].rglob("*") if path.is_file() and path.name != MARKER)
+    file, how = rng.choice(files), rng.choice(("flipped", "cut", "deleted"))
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif how == "cut":
+        del data[rng.randrange(len(data)) :]
+    if how == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    return f"{how}: {found[-1].name}/{file.relative_to(found[-1])}"
