@@ -62,18 +62,19 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
 def train_spans(experiment: Experiment, state: RunState, settings: dict[str, Any], manifest: Manifest) -> Ending:
     """Trains to the end of the span that the run is in, and then on the partitions that have come since."""
     worker, training = state.worker, experiment.training
-    total = state.progress.span.first_step + state.progress.span.total_steps(training)
-    run_log = RunLog(experiment.folder, state.progress.step, total) if worker.is_first else None
+    run_log = RunLog(experiment.folder, state.progress.step) if worker.is_first else None
     validation = split_validation(experiment, state, manifest, worker)
     trainer = Trainer(experiment, state, settings, run_log, validation, criterion_of(experiment))
     try:
         while True:
-            ending = state.progress.ending(training)
+            span, ending = state.progress.span, state.progress.ending(training)
+            total = span.first_step + span.total_steps(training)
+            if run_log:
+                run_log.expect(total)
             if ending is None:
-                ending = trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+                ending = trainer.train(train_reader(experiment, manifest, worker, span))
             if ending == "interrupted" or not go_on_with_new_partitions(experiment, state, manifest):
                 if worker.is_first:
-                    total = state.progress.span.first_step + state.progress.span.total_steps(training)
                     log.info("Training %s at step %d of %d.", ending, state.progress.step, total)
                 return ending
     finally:

@@ -8,7 +8,9 @@ checkpoints/step-00001200/
 
 import json
 import pickle  # noqa: S403 - for the name of its error
+import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +30,8 @@ AFRESH = "delete the run's folder `checkpoints`, or use another `name`"
 MARKER = "complete.json"
 STATE = "state.json"
 DATA = "data"
+OWNER = "owner.json"
+"""In the run's folder: who writes its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,13 @@ def find_checkpoint(folder: str, which: str) -> Saved | None:
 
 
 def save_checkpoint(
-    folder: str, step: int, tensors: dict[str, Any], own: dict[str, torch.Tensor], state: dict[str, Any], worker: Worker
+    folder: str,
+    step: int,
+    tensors: dict[str, Any],
+    own: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    worker: Worker,
+    check: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Saves on all workers together; the marker is written when every worker's part is there.
 
@@ -102,6 +112,7 @@ def save_checkpoint(
         own: this worker's own state, name to tensor.
         state: everything else, as JSON.
         worker: this one.
+        check: called on the first worker before anything is written; what it raises is raised on every worker.
 
     Raises:
         SaveFailedError: on every worker, when any of them could not write its part.
@@ -110,6 +121,7 @@ def save_checkpoint(
     everything = {**tensors, "own": {str(worker.rank): own}}
     written: dict[str, Written] = {}
     try:
+        worker.on_first(check)
         worker.on_first(lambda: start_afresh(uri))
         dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
         gathered = worker.gather(written)
@@ -118,6 +130,23 @@ def save_checkpoint(
         raise SaveFailedError(str(next(iter(error.failures.values()))[0])) from error
     except OSError as error:
         raise SaveFailedError(str(error)) from error
+
+
+def claim(run: str) -> str:
+    """Makes this process the one that writes a run's checkpoints, and gives what `check_claim` asks for."""
+    token = uuid.uuid4().hex
+    storage.write_json(storage.join(run, OWNER), {"run": token})
+    return token
+
+
+def check_claim(run: str, token: str) -> None:
+    """Raises UserError where another process has claimed the run since: workers that were cut off may live on."""
+    owner = storage.read_json(storage.join(run, OWNER))
+    if owner not in (None, {"run": token}):
+        raise UserError(
+            f"Another training has begun in {run} since this one did, so this one ends: two would overwrite each "
+            "other's checkpoints. Give one of them another `name`."
+        )
 
 
 class SaveFailedError(Exception):

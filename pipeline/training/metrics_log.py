@@ -85,12 +85,15 @@ def _step_of(line: str) -> float:
 class RunLog:
     """The first worker's record of a run."""
 
-    def __init__(self, folder: str, resumed_step: int, total_steps: int) -> None:
+    def __init__(self, folder: str, resumed_step: int) -> None:
         self._metrics = MetricsLog(storage.join(folder, "metrics.jsonl"), resumed_step)
         self._board = _open_board(storage.join(folder, "tensorboard"), resumed_step)
-        self._bar = tqdm(
-            total=total_steps, initial=resumed_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = tqdm(initial=resumed_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def expect(self, total_steps: int) -> None:
+        """Takes the step at which training will end now."""
+        self._bar.total = total_steps
+        self._bar.refresh()
 
     def step(self) -> None:
         self._bar.update()

@@ -22,15 +22,19 @@ CLOSE_S = 60  # how long a run that ends with an error waits for a checkpoint th
 class Saver:
     """One save at a time. Whether it went well is asked for by `settle`, at the same moments on every worker."""
 
-    def __init__(self, folder: str, worker: Worker, in_background: bool) -> None:
+    def __init__(
+        self, folder: str, worker: Worker, in_background: bool, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Prepares to save. Collective.
 
         Args:
             folder: of all checkpoints of the run.
             worker: this one.
             in_background: copy the state and go on; else write it before going on.
+            check: called on the first worker before every save; what it raises ends the run.
         """
         self._folder = folder
+        self._check = check
         # A group of its own: what is said about a save must not meet what training says meanwhile.
         self._worker = replace(worker, control=dist.new_group(backend="gloo"))
         self._in_background = in_background
@@ -91,7 +95,7 @@ class Saver:
     ) -> None:
         start = time.perf_counter()
         try:
-            saved = save_checkpoint(self._folder, step, tensors, own, state, self._worker)
+            saved = save_checkpoint(self._folder, step, tensors, own, state, self._worker, self._check)
             if self._worker.is_first:
                 done(saved, time.perf_counter() - start)
         except SaveFailedError as error:

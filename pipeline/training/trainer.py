@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from pipeline.config.experiment import Experiment
@@ -12,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
-from pipeline.training.checkpoint import Saved, prune
+from pipeline.training.checkpoint import Saved, check_claim, claim, prune
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.module import StepOutput
 from pipeline.training.optimizers import LearningRates, schedule_factor
@@ -80,7 +81,9 @@ class Trainer:
         self._rates = LearningRates(state.model.optimizer, self._training.schedule)
         self._step = choose_step(self._training.loop, state.model, self._worker.device)
         self._stop = StopRequest(self._worker)
-        self._saver = Saver(self._folder, self._worker, self._checkpoint.background)
+        token = self._worker.on_first(lambda: claim(experiment.folder))
+        check = partial(check_claim, experiment.folder, token)
+        self._saver = Saver(self._folder, self._worker, self._checkpoint.background, check)
         self._saved_step = state.progress.step if state.progress.step else None
         self._best_before: int | None = None  # before the save that is under way
         self._logged_at = time.perf_counter()

@@ -15,11 +15,14 @@ import pytest
 import torch
 
 import jobs.predict
-from jobs.train import fresh_state, run, split_validation
+from jobs.train import fresh_state, run, split_validation, train_reader
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import read_manifest
+from pipeline.training.checkpoint import claim
+from pipeline.training.metrics_log import RunLog
+from pipeline.training.state import run_settings
 from pipeline.training.stop import EXIT_CODE
 from pipeline.training.trainer import Trainer
 from pipeline.training.worker import Worker
@@ -167,6 +170,25 @@ def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
         "model", "optimizer", "rng_cpu", "sums", "auc", "step", "position", "best", "best_step", "stale_validations",
         "span", "earlier",
     }  # fmt: skip
+
+
+def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:
+    """As workers that were cut off from a Ray that has died: they may go on for a while."""
+    experiment = new_run(tmp_path, checkpoint={"every_steps": 5})
+    manifest = read_manifest(experiment.table_folder)
+
+    def taken_over() -> dict[str, Any]:
+        claim(experiment.folder)
+        return {"tasks": {}}
+
+    with one_worker() as worker:
+        state = fresh_state(experiment, manifest, worker)
+        settings = run_settings(experiment, manifest, worker)
+        trainer = Trainer(experiment, state, settings, RunLog(experiment.folder, 0), validation=taken_over)
+        with pytest.raises(UserError, match="Another training has begun in .*/synthetic since this one did"):
+            trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+    names = {path.name for path in Path(experiment.checkpoint_folder).iterdir()}
+    assert names == {"step-00000005", "step-00000010"}, "the epoch ends at step 12, with a validation"
 
 
 def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_metrics_that_cannot_be_written_are_kept(
 ) -> None:
     """One warning, no error, and no line lost; a resume keeps the lines up to its step."""
     folder = store.uri("metrics")
-    run_log = RunLog(folder, 0, 10)
+    run_log = RunLog(folder, 0)
     run_log.record("train", 1, {"x": 1})
     run_log.flush()
     store.faults = Faults(refuse_writes="metrics.jsonl")
@@ -267,7 +267,7 @@ def test_metrics_that_cannot_be_written_are_kept(
     run_log.record("train", 4, {"x": 4})
     run_log.close()
     assert logged_steps(store) == [1, 2, 3, 4]
-    RunLog(folder, 2, 10).close()
+    RunLog(folder, 2).close()
     assert logged_steps(store) == [1, 2]
 
 
@@ -276,7 +276,7 @@ def logged_steps(store: ObjectStore) -> list[int]:
 
 
 def test_an_object_store_is_not_written_to_for_every_line(store: ObjectStore) -> None:
-    run_log = RunLog(store.uri("often"), 0, 100)
+    run_log = RunLog(store.uri("often"), 0)
     before = store.asked("PUT", "often/metrics.jsonl")
     for step in range(100):
         run_log.record("train", step, {"x": step})
