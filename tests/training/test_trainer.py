@@ -1,6 +1,7 @@
 """What a run does beside resuming: learns, stops, logs, survives a failed save, lists its state."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import read_manifest
-from pipeline.training.checkpoint import claim
+from pipeline.training.checkpoint import claim, complete_checkpoints
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.state import run_settings
 from pipeline.training.stop import EXIT_CODE
@@ -170,6 +171,38 @@ def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
         "model", "optimizer", "rng_cpu", "sums", "auc", "step", "position", "best", "best_step", "stale_validations",
         "span", "earlier",
     }  # fmt: skip
+
+
+def test_a_file_that_is_cut_short_costs_a_checkpoint_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real limit of the kernel in place of a full disk: writing fails in the middle of a file."""
+    experiment = new_run(tmp_path / "cut", checkpoint={"every_steps": 5, "keep_last": 100})
+    straight = continued(experiment, tmp_path / "straight", 0, checkpoint={"every_steps": 5, "keep_last": 100})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Validation:
+        """Lets files grow again from the first validation on, at step 12."""
+
+        def __call__(self) -> dict[str, Any]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            return {"tasks": {}}
+
+    for run_of, limit in ((straight, soft), (experiment, 20_000)):
+        manifest = read_manifest(run_of.table_folder)
+        with one_worker() as worker:
+            state = fresh_state(run_of, manifest, worker)
+            settings = run_settings(run_of, manifest, worker)
+            trainer = Trainer(run_of, state, settings, RunLog(run_of.folder, 0), validation=Validation())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                assert trainer.train(train_reader(run_of, manifest, worker, state.progress.span)) == "finished"
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "The checkpoint of step 5 could not be saved" in caplog.text
+    steps = [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)]
+    assert steps == [15, 20, 24], "step 10 and 5 were cut short, and each cost nothing but itself"
+    assert_identical(tensors(straight, 24, tmp_path), tensors(experiment, 24, tmp_path))
 
 
 def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:
