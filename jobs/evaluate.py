@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.run import SplitEvaluation
 from pipeline.evaluation.table import format_evaluation
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.checkpoint import Saved, find_checkpoint
+from pipeline.training.checkpoint import Saved, check_files, find_checkpoint
 from pipeline.training.inputs import model_inputs
 from pipeline.training.launch import Workers
 from pipeline.training.sharding import ShardedModel, shard
@@ -53,6 +53,9 @@ def restored_model(
         raise UserError(
             f"There is no complete checkpoint in {experiment.checkpoint_folder}: run `manygate train EXPERIMENT` first."
         )
+    damage = check_files(saved, worker)
+    if damage is not None:
+        raise UserError(f"{saved.uri} is damaged: {damage}. Use another with --checkpoint PATH.")
     model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
     restore_weights(model, saved, run_settings(experiment, manifest, worker), worker)
     return model, saved

@@ -43,7 +43,7 @@ def describe_checkpoint(saved: Saved | None) -> str:
         f"{progress['position']['epoch']} (global batches of {training['global_batch_size']} rows)",
         f"  saved by {state['workers']} workers with {state['threads']} threads each, seed {training['seed']}",
         f"  feature table {state['table']['fingerprint'][:12]}, {state['table']['lanes']} lanes, "
-        f"{state['table']['train_rows']:,} training rows",
+        f"{len(state['progress']['span']['partitions'])} train partitions",
         "  model " + ", ".join(f"{slot} {model[slot]['kind']}" for slot in ("bottom", "trunk", "head")),
         "  versions " + ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
     ]

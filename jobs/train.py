@@ -49,7 +49,7 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
     """What one worker does from start to end."""
     with watched(worker, experiment.training.hang_timeout_s):
         manifest = read_manifest(experiment.table_folder)
-        saved = sound_checkpoint(experiment, "auto" if worker.attempt else resume, worker)
+        saved = sound_checkpoint(experiment, choice_of_attempt(worker, resume), worker)
         state = fresh_state(experiment, manifest, worker)
         settings = run_settings(experiment, manifest, worker)
         continue_from(saved, state, settings, manifest)
@@ -59,10 +59,18 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Endi
         return train_spans(experiment, state, settings, manifest)
 
 
+def choice_of_attempt(worker: Worker, resume: str) -> str:
+    """What `--resume` means for workers that Ray has started again: what their run has saved comes first."""
+    is_own = worker.has_saved or (worker.attempt > 0 and resume == "never")
+    return "auto" if is_own else resume
+
+
 def train_spans(experiment: Experiment, state: RunState, settings: dict[str, Any], manifest: Manifest) -> Ending:
     """Trains to the end of the span that the run is in, and then on the partitions that have come since."""
     worker, training = state.worker, experiment.training
-    run_log = RunLog(experiment.folder, state.progress.step) if worker.is_first else None
+    opened: list[RunLog] = []
+    worker.on_first(lambda: opened.append(RunLog(experiment.folder, state.progress.step)))
+    run_log = opened[0] if opened else None
     validation = split_validation(experiment, state, manifest, worker)
     trainer = Trainer(experiment, state, settings, run_log, validation, criterion_of(experiment))
     try:
@@ -129,6 +137,7 @@ def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker, spa
         workers=worker.workers,
         seed=experiment.training.seed,
         shuffle_rows=experiment.training.shuffle_rows,
+        first_step=span.first_step,
     )
 
 

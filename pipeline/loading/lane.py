@@ -72,8 +72,8 @@ class LaneStream:
             raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"Cannot read {group.path} of the feature table {self._table}: {error}. Make the table again with "
-                "`manygate preprocess EXPERIMENT --overwrite`."
+                f"Cannot read {group.path} of the feature table {self._table}: {' '.join(str(error).split())}. Train "
+                "again if it was just made anew; else make it so with `manygate preprocess EXPERIMENT --overwrite`."
             ) from error
         if rows.num_rows != group.rows:
             raise UserError(

@@ -91,9 +91,11 @@ def global_weight(lanes: list[int], rows_per_lane: int, step: int) -> int:
     return sum(min(max(rows - step * rows_per_lane, 0), rows_per_lane) for rows in lanes)
 
 
-def noise_keys(seed: int, epoch: int, lanes: list[int], first_row: int, steps: int, rows_per_lane: int) -> np.ndarray:
+def noise_keys(
+    seed: tuple[int, int], epoch: int, lanes: list[int], first_row: int, steps: int, rows_per_lane: int
+) -> np.ndarray:
     """What the random draws of rows are keyed by: ``(steps, lanes, rows_per_lane)`` int64, for rows of lanes from
     `first_row` on. The numbers of a row follow from seed, epoch, lane and its place there, however many workers."""
-    bases = [np.random.default_rng([seed, epoch, lane, _NOISE]).integers(2**62) for lane in lanes]
+    bases = [np.random.default_rng([*seed, epoch, lane, _NOISE]).integers(2**62) for lane in lanes]
     rows = first_row + np.arange(steps * rows_per_lane).reshape(steps, 1, rows_per_lane)
     return np.array(bases, dtype=np.int64)[:, None] + rows

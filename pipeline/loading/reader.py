@@ -38,6 +38,7 @@ class Reader:
         workers: int,
         seed: int | None = None,
         shuffle_rows: int = 1,
+        first_step: int = 0,
     ) -> None:
         """Prepares to read.
 
@@ -51,6 +52,7 @@ class Reader:
             workers: all workers; they must divide the lanes.
             seed: of the order of rows and of their noise; None reads in the order of the table.
             shuffle_rows: rows over all lanes that are shuffled together.
+            first_step: steps of the run before those of this split, which keep the noise of its rows apart.
 
         Raises:
             UserError: the workers do not divide the lanes, the batch size is no multiple of them, or the split is
@@ -66,7 +68,7 @@ class Reader:
         if not any(self._lane_rows):
             raise UserError(f"The split {split!r} of the feature table {table} has no rows.")
         self._workers = workers
-        self._seed = seed or 0
+        self._noise_seed = (seed or 0, first_step)
         self._shuffle = None if seed is None else Shuffle(seed, -(-shuffle_rows // manifest.lanes))
         self._pad = padding_row(table, manifest, split, columns)
         self.steps_per_epoch = steps_per_epoch(self._lane_rows, self._rows_per_lane)
@@ -84,7 +86,7 @@ class Reader:
         while step < self.steps_per_epoch:
             steps = min(steps_a_block, self.steps_per_epoch - step)
             rows, is_real = interleave([stream.take(steps * g) for stream in streams], self._pad, steps, g)
-            keys = noise_keys(self._seed, position.epoch, self._lanes, step * g, steps, g).ravel()
+            keys = noise_keys(self._noise_seed, position.epoch, self._lanes, step * g, steps, g).ravel()
             yield from self._cut(ColumnBlock(rows, self._columns), is_real, keys, Position(position.epoch, step), steps)
             step += steps
 

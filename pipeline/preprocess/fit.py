@@ -42,7 +42,7 @@ from pipeline.preprocess.sketch import Moments, Points, bucket_edges, merge, sum
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Rows, Unit, cut_units
 from pipeline.preprocess.values import IdArray, as_ids, as_numbers, count_values
-from pipeline.table.settings import fingerprint, table_settings
+from pipeline.table.settings import fingerprint, table_settings, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
     for name in vocabularies(sections):
         logger.info("encoder %s: %s rows", name, f"{sizes[name]:,}")
     fitted_on = {files.partition.value: files.sizes for files in partitions}
-    lineage = fingerprint({"features": table_settings(sections)["features"], "files": fitted_on})
+    lineage = fingerprint({**without_paths(table_settings(sections)), "files": fitted_on})
     write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
 
 

@@ -65,6 +65,12 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings but for where the logs and the side tables lie, which may move."""
+    logs = {name: value for name, value in settings["logs"].items() if name != "path"}
+    return {**settings, "logs": {**logs, "joins": [{"key": join["key"]} for join in logs["joins"]]}}
+
+
 def growth_fingerprint(settings: dict[str, Any]) -> str:
     """Of the settings that may grow while a table lives: partitions that were made with others do not go together."""
     return fingerprint({name: settings[name] for name in _GROWING})
@@ -164,10 +170,7 @@ def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -
     if earlier is None:
         raise UserError(f"The feature table in {table} has no readable {SETTINGS}: make it again with --overwrite.")
     settings = table_settings(sections)
-    for one in (earlier, settings):
-        one["logs"].pop("path")
-        for join in one["logs"]["joins"]:
-            join.pop("path")
+    earlier, settings = without_paths(earlier), without_paths(settings)
     if earlier != settings:
         remedy = _MAKE_AGAIN if table_growth(earlier, settings) is None else _CONTINUE
         raise _other_settings(table, earlier, settings, remedy)

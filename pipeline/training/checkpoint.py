@@ -10,7 +10,7 @@ import json
 import pickle  # noqa: S403 - for the name of its error
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,8 +61,13 @@ def complete_checkpoints(folder: str) -> list[Saved]:
 
 def _read_marker(uri: str) -> Saved | None:
     marker = storage.read_json(storage.join(uri, MARKER))
-    if not isinstance(marker, dict) or not {"step", "files"} <= marker.keys():
+    if not isinstance(marker, dict) or "step" not in marker:
         return None
+    if "files" not in marker:
+        raise UserError(
+            f"The checkpoint {uri} was saved by an earlier version of Manygate, without checksums, and cannot be used. "
+            f"Start afresh: {AFRESH}."
+        )
     return Saved(uri, marker["step"], {name: Written(**file) for name, file in marker["files"].items()})
 
 
@@ -86,7 +91,8 @@ def find_checkpoint(folder: str, which: str) -> Saved | None:
     best = saved[-1].state()["progress"]["best_step"]
     if best is None:
         raise UserError(
-            f"No best checkpoint is known in {folder}: it needs training.early_stopping. Use --checkpoint latest."
+            f"No best checkpoint is known in {folder}: it needs training.early_stopping, and a validation since new "
+            "days came in last. Use --checkpoint latest."
         )
     for candidate in saved:
         if candidate.step == best:
@@ -185,7 +191,10 @@ def check_files(saved: Saved, worker: Worker) -> str | None:
     mine = sorted(saved.files.items())[worker.rank :: worker.workers]
     damaged, unanswered = [], None
     try:
-        found = {name: find_damage(storage.join(saved.uri, name), file) for name, file in mine}
+        found = {}
+        for name, file in mine:
+            worker.pulse.at(f"a look at {name} of the checkpoint {saved.uri}")
+            found[name] = find_damage(storage.join(saved.uri, name), file)
         damaged = [f"{name} {damage}" for name, damage in found.items() if damage is not None]
     except OSError as error:
         unanswered = str(error)
@@ -221,17 +230,23 @@ class _GrowingPlanner(DefaultLoadPlanner):
         self.metadata = replace(self.metadata, state_dict_metadata=found)
 
 
-def load_tensors(saved: Saved, tensors: dict[str, Any], worker: Worker) -> None:
+def load_tensors(
+    saved: Saved, tensors: dict[str, Any], worker: Worker, grown: Mapping[str, tuple[int, int]] | None = None
+) -> None:
     """Loads into the given tensors, in place, after holding their names and sizes against the checkpoint's.
 
-    Of a sharded table that has more rows now, the first ones are loaded.
+    Args:
+        saved: the checkpoint.
+        tensors: nested by name.
+        worker: this one.
+        grown: embedding tables that have more rows now, with the rows of before and of now; the first are loaded.
 
     Raises:
         UserError: a name or a size differs, or a file of the checkpoint is damaged.
     """
     source = reader(storage.join(saved.uri, DATA))
     try:
-        check_tensors(saved, tensors, source.read_metadata().state_dict_metadata)
+        check_tensors(saved, tensors, source.read_metadata().state_dict_metadata, grown or {})
         dcp.load(tensors, storage_reader=source, process_group=worker.control, planner=_GrowingPlanner())
     except CheckpointException as error:  # derives from BaseException
         first = next(iter(error.failures.values()))[0]
@@ -242,7 +257,9 @@ def load_tensors(saved: Saved, tensors: dict[str, Any], worker: Worker) -> None:
         raise UserError(f"The checkpoint {saved.uri} cannot be read: {error}. Use another one.") from error
 
 
-def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) -> None:
+def check_tensors(
+    saved: Saved, tensors: dict[str, Any], found: dict[str, Any], grown: Mapping[str, tuple[int, int]]
+) -> None:
     """Raises UserError where the model has a tensor that the checkpoint lacks or holds in another size."""
     from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 
@@ -253,7 +270,7 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
         there = found.get(name)
         if there is None:
             problems.append(f"{name}: not in the checkpoint")
-        elif isinstance(there, TensorStorageMetadata) and not _fits(tuple(there.size), value):
+        elif isinstance(there, TensorStorageMetadata) and not _fits(name, tuple(there.size), value, grown):
             problems.append(f"{name}: {tuple(there.size)} in the checkpoint, {tuple(value.size())} in the model")
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
@@ -264,10 +281,15 @@ def check_tensors(saved: Saved, tensors: dict[str, Any], found: dict[str, Any]) 
         )
 
 
-def _fits(there: tuple[int, ...], value: Any) -> bool:
-    """Whether a saved tensor is as large as this one, or a sharded table with fewer rows."""
+def _fits(name: str, there: tuple[int, ...], value: Any, grown: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a saved tensor is as large as this one, or has the rows that its table had.
+
+    Row-wise moments of a table that is cut by columns are longer than the table: such a table cannot grow.
+    """
     size = tuple(value.size())
-    return there == size or (isinstance(value, ShardedTensor) and there[1:] == size[1:] and there[0] < size[0])
+    pairs = [rows for table, rows in grown.items() if f".{table}." in name]
+    is_grown = isinstance(value, ShardedTensor) and there[1:] == size[1:] and (there[0], size[0]) in pairs
+    return there == size or is_grown
 
 
 def load_own(saved: Saved, saved_workers: int, like: dict[str, torch.Tensor], worker: Worker) -> list[dict]:

@@ -129,6 +129,12 @@ def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 _WITHOUT_EFFECT = ("loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s")
 
 
+def grown_tables(state: dict[str, Any], settings: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Embedding tables that have more rows than those of a checkpoint: rows of before and of now."""
+    before, now = state["table"]["table_rows"], settings["table"]["table_rows"]
+    return {name: (before[name], rows) for name, rows in now.items() if rows > before[name]}
+
+
 def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
     """The parts of an experiment that decide what a model computes from its weights."""
     features = [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]]

@@ -12,6 +12,7 @@ from models.labels import axis_labels
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import Saved, load_tensors
+from pipeline.training.checks import grown_tables
 from pipeline.training.inputs import model_inputs
 from pipeline.training.module import DenseStep
 from pipeline.training.worker import Worker
@@ -70,7 +71,8 @@ def load_grown(
         for owner, state in moments.items()
         if owner in before.tensors or any(isinstance(value, ShardedTensor) for value in state.values())
     }
-    load_tensors(saved, {"model": old_weights, "optimizer": {"state": old_moments}}, worker)
+    rows = grown_tables(state, settings)
+    load_tensors(saved, {"model": old_weights, "optimizer": {"state": old_moments}}, worker, rows)
     try:
         carried = carry_over(dense(old_weights), before.labels, dense(weights), now.labels)
         flat_old, flat_new = flat(old_moments), flat(moments)

@@ -75,7 +75,7 @@ def run_worker(config: dict[str, Any]) -> Any:
     link = config["link"]
     told: list[Any] = [ray.get(link.begin.remote()) if place[0] == 0 else None]
     dist.broadcast_object_list(told, src=0)
-    attempt, refusal = told[0]
+    attempt, has_saved, refusal = told[0]
     if refusal is not None:  # Ray starts the workers again after a user's mistake, too: it would come again
         return None
     if config["is_range"]:
@@ -83,12 +83,15 @@ def run_worker(config: dict[str, Any]) -> Any:
         if usable < place[1] and not regroup(usable, backend(config["device"])):
             return None
         place = [place[0], usable, place[2], min(place[3], usable)]
-    worker = replace(this_worker(config["device"], *place), attempt=attempt)
+    worker = this_worker(config["device"], *place)
+    worker = replace(worker, attempt=attempt, has_saved=has_saved, on_saved=link.saved.remote)
     join_link(link, worker.stop)
     try:
         return config["body"](worker)
+    except storage.StoreError:  # may answer again when the workers start again
+        raise
     except UserError as error:
-        ray.get(link.refuse.remote(str(error)))
+        ray.get(link.refuse.remote(attempt, str(error)))
         raise
 
 

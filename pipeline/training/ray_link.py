@@ -24,18 +24,24 @@ class Link:
         self._lines: list[str] = []
         self._is_stopping = False
         self._starts = 0
+        self._has_saved = False
         self._refusal: str | None = None
 
-    def begin(self) -> tuple[int, str | None]:
-        """Counts a start of the workers: how many there were before, and the user's mistake that ended one of them."""
+    def begin(self) -> tuple[int, bool, str | None]:
+        """Counts a start of the workers: how many there were before, whether one of them got to save a checkpoint, and
+        the user's mistake that ended one of them."""
         self._starts += 1
         if self._starts > 1 and self._refusal is None:
             self._lines.append(f"The workers were started again (restart {self._starts - 1}).")
-        return self._starts - 1, self._refusal
+        return self._starts - 1, self._has_saved, self._refusal
 
-    def refuse(self, message: str) -> None:
-        """Takes a user's mistake, which no restart mends."""
-        self._refusal = self._refusal or message
+    def saved(self) -> None:
+        self._has_saved = True
+
+    def refuse(self, attempt: int, message: str) -> None:
+        """Takes a user's mistake, which no restart mends. One of an earlier start, cut off since, says nothing."""
+        if attempt == self._starts - 1:
+            self._refusal = self._refusal or message
 
     def refusal(self) -> str | None:
         return self._refusal

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import _remote_device
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
 from pipeline.training.checkpoint import Saved, SaveFailedError, save_checkpoint
@@ -111,10 +113,18 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: copied(part) for name, part in value.items()}
     if isinstance(value, ShardedTensor):
-        shards = [Shard(copied(shard.tensor), shard.metadata) for shard in value.local_shards()]
+        shards = [Shard(copied(shard.tensor), _on_cpu(shard.metadata)) for shard in value.local_shards()]
+        whole = value.metadata()
+        metadata = replace(whole, shards_metadata=[_on_cpu(part) for part in whole.shards_metadata])
         return ShardedTensor._init_from_local_shards_and_global_metadata(
-            shards, value.metadata(), process_group=value._process_group
+            shards, metadata, process_group=value._process_group
         )
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     return value
+
+
+def _on_cpu(part: ShardMetadata) -> ShardMetadata:
+    """The same part of a tensor, in the memory of its worker's CPU."""
+    rank = part.placement.rank() if part.placement is not None else None
+    return replace(part, placement=_remote_device(f"rank:{rank}/cpu"))

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import Growth
 from pipeline.training.checkpoint import Saved, load_own, load_tensors
-from pipeline.training.checks import changes, check_going_on, check_model
+from pipeline.training.checks import changes, check_going_on, check_model, grown_tables
 from pipeline.training.grow import load_grown
 from pipeline.training.progress import Progress
 from pipeline.training.saving import Saver
@@ -61,14 +61,16 @@ class RunState:
         gained = check_going_on(saved, state, settings, progress, train)
         self.progress, tensors = progress, self._tensors()
         seed = settings["experiment"]["training"]["seed"]
-        grown = [f"the embedding table {line}" for line in _grown_tables(state, settings)]
+        self.worker.pulse.at(f"loading {saved.uri}")
+        rows = grown_tables(state, settings)
+        grown = [f"the embedding table {name}: {old:,} -> {new:,} rows" for name, (old, new) in rows.items()]
         if gained:
             grown += load_grown(saved, tensors, state, settings, self.worker)
             self._take_over(tensors)
             self.progress.forget_partitions()
             seed_worker(seed, self.progress.step, self.worker)
             return Restored([], gained, grown)
-        load_tensors(saved, tensors, self.worker)
+        load_tensors(saved, tensors, self.worker, rows)
         self._take_over(tensors)
         same_workers = state["workers"] == self.worker.workers
         states = load_own(saved, state["workers"], self._own(), self.worker)
@@ -97,14 +99,15 @@ def restore_weights(model: ShardedModel, saved: Saved, settings: dict[str, Any],
     Raises:
         UserError: the checkpoint belongs to another table or model.
     """
-    gained = check_model(saved, saved.state(), settings)
+    state = saved.state()
+    gained = check_model(saved, state, settings)
     if gained:
         raise UserError(
             f"The checkpoint {saved.uri} knows nothing of {gained}, which the experiment has now: run `manygate train` "
             "first, which takes it over and trains what is new."
         )
     tensors = {"model": model.module.state_dict()}
-    load_tensors(saved, tensors, worker)
+    load_tensors(saved, tensors, worker, grown_tables(state, settings))
     model.module.load_state_dict(tensors["model"])
 
 
@@ -123,11 +126,6 @@ def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> 
         },
         "versions": {name: version(name) for name in ("torch", "torchrec", "pyarrow")},
     }
-
-
-def _grown_tables(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    before, now = state["table"]["table_rows"], settings["table"]["table_rows"]
-    return [f"{name}: {before[name]:,} -> {rows:,} rows" for name, rows in now.items() if rows > before[name]]
 
 
 def seed_worker(seed: int, step: int, worker: Worker) -> None:

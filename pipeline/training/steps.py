@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,6 +20,10 @@ class Step(Protocol):
 
     def paused(self) -> AbstractContextManager[None]:
         """While the model is used for something else, such as validation."""
+        ...
+
+    def forget(self) -> None:
+        """Drops batches that were read ahead: what comes next is another stretch of data."""
         ...
 
 
@@ -41,6 +46,9 @@ class PlainStep:
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def forget(self) -> None:
+        pass
+
 
 class PipelinedStep:
     """TorchRec's sparse pipeline: while a batch is trained on, the ids of the next are already exchanged.
@@ -49,7 +57,8 @@ class PipelinedStep:
     """
 
     def __init__(self, model: ShardedModel, device: torch.device) -> None:
-        self._pipeline = TrainPipelineSparseDist(model.module, model.optimizer, device, execute_all_batches=True)
+        self._new = partial(TrainPipelineSparseDist, model.module, model.optimizer, device, execute_all_batches=True)
+        self._pipeline = self._new()
 
     def __call__(self, batches: Iterator[Batch]) -> StepOutput | None:
         try:
@@ -64,6 +73,10 @@ class PipelinedStep:
             yield
         finally:
             self._pipeline.attach()
+
+    def forget(self) -> None:
+        self._pipeline.detach()
+        self._pipeline = self._new()
 
 
 def choose_step(loop: str, model: ShardedModel, device: torch.device) -> Step:

@@ -26,6 +26,10 @@ from pipeline.training.stop import StopRequest, sigterm_sets
 log = logging.getLogger(__name__)
 
 
+Best = tuple[float | None, int | None]
+"""Value of the early-stopping metric, and its step."""
+
+
 class Validation(Protocol):
     """Evaluates the model as it is; given from above, for training knows no metrics."""
 
@@ -85,7 +89,8 @@ class Trainer:
         check = partial(check_claim, experiment.folder, token)
         self._saver = Saver(self._folder, self._worker, self._checkpoint.background, check)
         self._saved_step = state.progress.step if state.progress.step else None
-        self._best_before: int | None = None  # before the save that is under way
+        self._best_before: Best = (None, None)  # before the save that is under way
+        self._unsaved_best: Best = (None, None)  # of a save that failed
         self._logged_at = time.perf_counter()
         self._logged_step = state.progress.step
 
@@ -106,6 +111,7 @@ class Trainer:
                 with closing(batches):
                     ending = self._train_on(batches)
             self._save_end()
+        self._step.forget()
         return ending
 
     def _train_on(self, batches: Iterator[Batch]) -> Ending | None:
@@ -138,7 +144,7 @@ class Trainer:
         is_validated = is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)
         if is_validated:
             self._settle()  # what was best so far is known then
-        is_best, best_before = False, progress.best_step
+        is_best, best_before = False, (progress.best, progress.best_step)
         if self._validation and is_validated:
             is_best = self._validate(self._validation)
         if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
@@ -191,11 +197,11 @@ class Trainer:
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
-    def _save(self, best_before: int | None) -> None:
+    def _save(self, best_before: Best) -> None:
         """Begins to save; a failure costs this checkpoint and not the run.
 
         Args:
-            best_before: the best step before the one that is saved now.
+            best_before: what was best before the step that is saved now.
         """
         self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
         start, step = time.perf_counter(), self._progress.step
@@ -205,6 +211,7 @@ class Trainer:
         best_step = self._progress.best_step
 
         def done(saved: Saved, seconds: float) -> None:
+            self._worker.on_saved()
             self._prune(best_step)
             assert self._run_log is not None
             self._run_log.say(f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}")
@@ -224,14 +231,18 @@ class Trainer:
         step, is_saved = settled
         if is_saved:
             self._saved_step = step
-        elif self._progress.best_step == step:
-            self._progress.best_step = self._best_before  # the best one that can be loaded
+        elif self._progress.best_step == step:  # what is best is the best one that can be loaded
+            self._unsaved_best = (self._progress.best, step)
+            self._progress.best, self._progress.best_step = self._best_before
 
     def _save_end(self) -> None:
         """Sees to it that the last step is saved."""
         self._settle()
-        if self._saved_step != self._progress.step:
-            self._save(self._progress.best_step)
+        progress, before = self._progress, (self._progress.best, self._progress.best_step)
+        if self._saved_step != progress.step:
+            if self._unsaved_best[1] == progress.step:  # a save that failed is tried once more
+                progress.best, progress.best_step = self._unsaved_best
+            self._save(before)
             self._settle()
         if self._saved_step != self._progress.step:
             raise UserError(

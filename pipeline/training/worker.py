@@ -43,7 +43,9 @@ class Worker:
     control: dist.ProcessGroup  # on CPU, for small values, beside the one that the model uses
     stop: threading.Event = field(default_factory=threading.Event)  # set when this worker is told to stop
     pulse: Pulse = field(default_factory=Pulse)
-    attempt: int = 0  # times that this run's workers have been started again by themselves
+    attempt: int = 0  # times that the workers of this command have been started again by themselves
+    has_saved: bool = False  # whether an earlier attempt has saved a checkpoint
+    on_saved: Callable[[], object] = lambda: None  # called on the first worker when this one has
 
     @property
     def is_first(self) -> bool:

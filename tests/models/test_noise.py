@@ -11,7 +11,7 @@ SHAPE = torch.Size((2, 4000, 3, 5))
 
 
 def test_draws_are_standard_normal_and_do_not_correlate() -> None:
-    keys = torch.from_numpy(noise_keys(0, 0, [3], 17, 1, 4000).ravel())
+    keys = torch.from_numpy(noise_keys((0, 0), 0, [3], 17, 1, 4000).ravel())
     drawn = [normal(keys, number, SHAPE).numpy() for number in range(3)]
     assert stats.kstest(drawn[0].ravel(), "norm").pvalue > 0.01
     assert stats.kstest(gumbel(keys, 3, SHAPE).numpy().ravel(), "gumbel_r").pvalue > 0.01
@@ -39,10 +39,11 @@ def test_extreme_keys_give_finite_numbers() -> None:
 
 def test_keys_follow_seed_epoch_and_lane_and_never_the_workers() -> None:
     """Rows 6..11 of lanes 0 to 3: two workers have those of one, lane by lane; nothing repeats."""
-    one = noise_keys(5, 1, [0, 1, 2, 3], 6, 2, 3)
+    one = noise_keys((5, 0), 1, [0, 1, 2, 3], 6, 2, 3)
     assert one.shape == (2, 4, 3)
-    assert (noise_keys(5, 1, [1, 3], 6, 2, 3) == one[:, 1::2]).all()
-    assert (noise_keys(5, 1, [0, 1, 2, 3], 9, 1, 3) == one[1:]).all()
-    others = [one, noise_keys(4, 1, [0, 1], 6, 2, 3), noise_keys(5, 0, [0, 1], 6, 2, 3)]
+    assert (noise_keys((5, 0), 1, [1, 3], 6, 2, 3) == one[:, 1::2]).all()
+    assert (noise_keys((5, 0), 1, [0, 1, 2, 3], 9, 1, 3) == one[1:]).all()
+    others = [one, noise_keys((4, 0), 1, [0, 1], 6, 2, 3), noise_keys((5, 0), 0, [0, 1], 6, 2, 3)]
+    others.append(noise_keys((5, 12), 1, [0, 1], 6, 2, 3))
     everything = np.concatenate([keys.ravel() for keys in others])
     assert len(set(everything.tolist())) == len(everything)

@@ -23,6 +23,9 @@ SECTIONS: dict[str, Any] = {
 }
 
 
+SPLITS_TO_3 = {"train": [1, 3], "valid": [5, 5], "test": [6, 6]}
+
+
 def with_days(folder: Path, first: int, last: int, users: int = synthetic.USERS, **sections: Any) -> Experiment:
     """The run of a folder as it is when its train split has these days, with its table."""
     splits = {"train": [first, last], "valid": [5, 5], "test": [6, 6]}
@@ -87,6 +90,24 @@ def test_days_that_were_trained_on_may_leave_and_others_may_not(tmp_path: Path) 
         train(with_days(tmp_path / "b", 2, 3, **longer))
 
 
+@pytest.mark.parametrize("loop", ["plain", "pipelined"])
+def test_loops_agree_over_several_spans(tmp_path: Path, loop: str) -> None:
+    """A span that ends in the middle of an epoch leaves nothing behind that was read ahead."""
+    sections = {**SECTIONS, "training": {**SECTIONS["training"], "max_steps": 5, "loop": loop}}
+    plain = with_days(tmp_path / "plain", 1, 2, **SECTIONS | {"training": {**SECTIONS["training"], "max_steps": 5}})
+    first = with_days(tmp_path / "first", 1, 2, **sections)
+    for run in (plain, first):
+        train(run)
+    plain = with_days(tmp_path / "plain", 1, 3, **SECTIONS | {"training": {**SECTIONS["training"], "max_steps": 5}})
+    train(plain)
+    # Both spans in one process: stopped in the first, with the days of the second there.
+    both = continued(first, tmp_path / "both", 4, logs={"splits": SPLITS_TO_3}, **sections)
+    with_days(tmp_path / "both", 1, 3, **sections)
+    train(both)
+    assert progress(both)["position"] == {"epoch": 1, "step": 2}
+    assert_identical(tensors(plain, 10, tmp_path), tensors(both, 10, tmp_path))
+
+
 def test_the_best_is_looked_for_anew(tmp_path: Path) -> None:
     stopping = {"early_stopping": {"metric": "click.log_loss", "patience": 1}, "sparse_optimizer": {"lr": 3.0}}
     sections = {**SECTIONS, "training": {**SECTIONS["training"], **stopping, "epochs": 50}}
@@ -121,6 +142,16 @@ def test_tables_grow_and_keep_old_rows_and_moments(
     assert one[momentum].shape == (50,)
     assert torch.equal(one[momentum][:30][untouched], before[momentum][untouched])
     assert (one[momentum][30:] == 0).any() and (one[weight][30:] != 0).all()
+
+
+def test_a_table_that_is_cut_by_columns_is_not_loaded_into_wrong_rows(tmp_path: Path, two_workers: WorkerPool) -> None:
+    """Its row-wise moments are one for each row of each cut, one cut after the other: refused and not mixed."""
+    features = with_days(tmp_path / "x", 1, 2).model_dump(mode="json")["features"]
+    features[0] |= {"dim": 256, "sharding": "column_wise"}
+    sections = {**SECTIONS, "features": features, "training": {"max_steps": 4}, "model": {"bottom": {"kind": "concat"}}}
+    two_workers.run(run_on, with_days(tmp_path, 1, 2, users=30, **sections))
+    with pytest.raises(UserError, match=r"user.momentum1: \(60,\) in the checkpoint, \(100,\) in the model"):
+        two_workers.run(run_on, with_days(tmp_path, 1, 3, **sections))
 
 
 GROWN = {

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import jobs.predict
-from jobs.train import fresh_state, run, split_validation, train_reader
+from jobs.train import choice_of_attempt, fresh_state, run, split_validation, train_reader
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
@@ -25,7 +26,7 @@ from pipeline.training.checkpoint import claim, complete_checkpoints
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.state import run_settings
 from pipeline.training.stop import EXIT_CODE
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import Criterion, Trainer
 from pipeline.training.worker import Worker
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
@@ -159,7 +160,11 @@ def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
     experiment = new_run(tmp_path)
     manifest = read_manifest(experiment.folder + "/table")
     derived = {"_rates", "_step", "_stop", "_saved_step", "_logged_at", "_logged_step", "_run_log", "_progress"}
-    derived |= {"_saver", "_best_before"}  # a save that is under way ends before the next state is taken
+    derived |= {
+        "_saver",
+        "_best_before",
+        "_unsaved_best",
+    }  # a save that is under way ends before the next state is taken
     given = {"_settings", "_training", "_checkpoint", "_folder", "_worker", "_validation", "_criterion"}
     with one_worker() as worker:
         state = fresh_state(experiment, manifest, worker)
@@ -203,6 +208,64 @@ def test_a_file_that_is_cut_short_costs_a_checkpoint_and_not_the_run(
     steps = [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)]
     assert steps == [15, 20, 24], "step 10 and 5 were cut short, and each cost nothing but itself"
     assert_identical(tensors(straight, 24, tmp_path), tensors(experiment, 24, tmp_path))
+
+
+def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
+    """Saves of new bests fail at steps 4 and 8, the last one; that of step 8 works when it is tried once more."""
+    sections = {"training": {"max_steps": 8, "validate_every_steps": 2}, "checkpoint": {"keep_last": 100}}
+    experiment = new_run(tmp_path, **sections)
+    manifest = read_manifest(experiment.table_folder)
+    folder, scores, validated = Path(experiment.checkpoint_folder), [0.5, 0.6, 0.55, 0.7], []
+
+    def blocked(step: int) -> Path:
+        return folder / f"step-{step:08d}"
+
+    def validate() -> dict[str, Any]:
+        validated.append(scores[len(validated)])
+        step = 2 * len(validated)
+        if step in (4, 8):
+            blocked(step).write_text("in the way")
+        return {"tasks": {}}
+
+    class Retrying(RunLog):
+        def flush(self) -> None:
+            super().flush()
+            if len(validated) == 4 and self.flushes:
+                blocked(8).unlink()
+            self.flushes += len(validated) == 4
+
+        flushes = 0
+
+    criterion = Criterion(lambda _: validated[-1], lambda new, best: best is None or new > best)
+    with one_worker() as worker:
+        state = fresh_state(experiment, manifest, worker)
+        settings = run_settings(experiment, manifest, worker)
+        run_log = Retrying(experiment.folder, 0)
+        trainer = Trainer(experiment, state, settings, run_log, validate, criterion)
+        trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+    saved = complete_checkpoints(experiment.checkpoint_folder)
+    assert [checkpoint.step for checkpoint in saved] == [2, 6, 8]
+    at = {checkpoint.step: checkpoint.state()["progress"] for checkpoint in saved}
+    assert (at[6]["best"], at[6]["best_step"]) == (0.55, 6), "0.6 of step 4 cannot be loaded"
+    assert (at[8]["best"], at[8]["best_step"]) == (0.7, 8)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "has_saved", "resume", "choice"),
+    [
+        (0, False, "never", "never"),
+        (0, False, "/a/path", "/a/path"),
+        (1, False, "/a/path", "/a/path"),
+        (1, True, "/a/path", "auto"),
+        (1, False, "never", "auto"),
+        (2, True, "auto", "auto"),
+    ],
+)
+def test_workers_started_again_go_on_with_what_their_run_has_saved(
+    attempt: int, has_saved: bool, resume: str, choice: str
+) -> None:
+    with one_worker() as worker:
+        assert choice_of_attempt(replace(worker, attempt=attempt, has_saved=has_saved), resume) == choice
 
 
 def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:

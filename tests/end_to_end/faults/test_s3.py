@@ -237,7 +237,7 @@ def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, t
     with pytest.raises(UserError) as caught:
         lane.take(1)
     assert f"did not serve {remote.table_folder}/{file}" in str(caught.value)
-    assert "Make the table again" not in str(caught.value)
+    assert "--overwrite" not in str(caught.value)
 
 
 def test_a_request_that_is_never_answered_is_made_again(store: ObjectStore) -> None:
