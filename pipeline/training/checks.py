@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.config.experiment import Experiment
 from pipeline.config.training import Training
 from pipeline.errors import UserError
 from pipeline.table.settings import Growth, differences, growth
@@ -138,11 +139,21 @@ def grown_tables(state: dict[str, Any], settings: dict[str, Any]) -> dict[str, t
 def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
     """The parts of an experiment that decide what a model computes from its weights."""
     features = [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]]
+    model = {slot: section for slot, section in experiment["model"].items() if slot != "objective"}
     return {
-        "fixed": {"model": experiment["model"], "features": features},
+        "fixed": {"model": model, "objective": _objective_of(experiment), "features": features},
         "scenarios": experiment["scenarios"],
         "tasks": [{k: v for k, v in task.items() if k != "weight"} for task in experiment["tasks"]],
     }
+
+
+def _objective_of(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The objective with its core task by name: without one it is the last task, which another may have become."""
+    rule = Experiment.model_validate(experiment).model.core_rule
+    objective = {**experiment["model"]["objective"], "gradients": None}
+    if rule is not None:
+        objective["gradients"] = {**rule.model_dump(), "core": rule.core or experiment["tasks"][-1]["name"]}
+    return objective
 
 
 def _rows(rows: int | None) -> str:

@@ -202,6 +202,20 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     assert evaluation is not None and list(evaluation["tasks"]) == ["click", "share", "buy", "value"]
 
 
+def test_a_task_after_the_core_task_does_not_become_the_core(tmp_path: Path) -> None:
+    """The default is the last task: a new one at the end would change what all others are turned towards."""
+    last = {"name": "share", "column": "sh", "kind": "binary", "after": "click"}
+    tasks = [task for task in GROWN["tasks"] if task["name"] != "share"]
+    model: dict[str, Any] = {"bottom": {"kind": "concat"}, "trunk": {"kind": "htlnet", "hidden": [16]}}
+    short = {"training": {"max_steps": 1}, "tasks": tasks}
+    train(with_days(tmp_path, 1, 2, **{**short, "model": model}))
+    longer = {**short, "tasks": [*tasks, last]}
+    with pytest.raises(UserError, match='objective.gradients.core: "value" -> "share"'):
+        train(with_days(tmp_path, 1, 2, **{**longer, "model": model}))
+    named = {**model, "objective": {"gradients": {"kind": "core", "core": "value"}}}
+    assert train(with_days(tmp_path, 1, 2, **{**longer, "model": named})) == "finished"
+
+
 def test_a_model_does_not_shrink(tmp_path: Path) -> None:
     train(with_days(tmp_path, 1, 2, **GROWN))
     with pytest.raises(UserError, match="is of another model: scenarios.tab.values: .*; tasks.share: removed"):
