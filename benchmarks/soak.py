@@ -38,8 +38,8 @@ MOST_INSIDE = 2  # kills that one command is to survive: fewer than training.max
 LATER_S = 0.3  # after a line, so that a checkpoint may be under way
 RAY_IS_UP = "Ray: started"  # as cluster.connect says it
 TOLD = 1500  # characters of a failed command's output
-# All experts, and noise in their shares: where two experts are equally near, rounding decides which is selected, and
-# the sums of other numbers of workers round differently.
+# All experts, and noise in their shares: where two experts are equally near, rounding would decide which is selected,
+# and the sums of other numbers of workers round differently.
 SMOOTH = ("model.trunk.top_specific=8", "model.trunk.top_shared=8", "model.trunk.noise_in_mixture=true")
 
 

@@ -20,6 +20,10 @@ NAME = "soak"
 DAYS = ("20220425", "20220426", "20220504", "20220505")
 ROWS = 600  # of each day
 SIDE_TABLES = ("user_features", "video_features", "user_history")
+# Of runs on other numbers of workers. Rounding grows in 150 steps of Adam: initial weights that differ by one part in
+# 8 million bring losses 7 in 10,000 apart and the moments of a tensor 6 in 100. A batch that is lost or comes twice
+# changes the loss of its line by some 10 in 100, and moments that are lost are 100 in 100 away.
+LOSSES_APART, FAR = 2e-3, 0.1
 SEQUENCES = ("watched", "liked", "viewed_long")
 KEYS = (
     f"name={NAME}",
@@ -71,7 +75,7 @@ def run_difference(expected: Path, found: Path, scratch: Path, is_exact: bool) -
         expected: folder of one.
         found: folder of the other.
         scratch: folder for the tensors in another form.
-        is_exact: bit by bit; else, for runs of other numbers of workers, up to the rounding of their sums.
+        is_exact: bit by bit; else, for runs of other numbers of workers, up to what rounding grows to.
     """
     last, step = last_step(expected), last_step(found)
     if last != step:
@@ -107,10 +111,11 @@ def tensor_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]
     if one.keys() != two.keys():
         return f"the checkpoints have other tensors: {sorted(one.keys() ^ two.keys())[:3]}"
     for name, value in one.items():
-        same = torch.equal(value, two[name]) if is_exact else torch.allclose(two[name], value, rtol=2e-4, atol=2e-6)
-        if not same:
-            most = (two[name].double() - value.double()).abs().max().item()
-            return f"the tensor {name} differs, by up to {most:.3g}"
+        if is_exact and torch.equal(value, two[name]):
+            continue
+        distance = (two[name].double() - value.double()).norm().item()
+        if is_exact or distance > FAR * value.double().norm().item():
+            return f"the tensor {name} differs, by {distance:.3g} in length"
     return None
 
 
@@ -137,7 +142,7 @@ def losses_agree(one: dict[str, Any], two: dict[str, Any]) -> bool:
     if one["kind"] != "train":
         return True
     pairs = [(values["loss"], two["tasks"][task]["loss"]) for task, values in one["tasks"].items()]
-    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs)
+    return all(math.isclose(a, b, rel_tol=LOSSES_APART) for a, b in pairs)
 
 
 def damage_newest(run: Path, damaged: set[Path], rng: random.Random) -> str | None:

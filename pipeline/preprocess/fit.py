@@ -88,7 +88,8 @@ def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
     for name in vocabularies(sections):
         logger.info("encoder %s: %s rows", name, f"{sizes[name]:,}")
     fitted_on = {files.partition.value: files.sizes for files in partitions}
-    lineage = fingerprint({**without_paths(table_settings(sections)), "files": fitted_on})
+    decisive = {**without_paths(table_settings(sections)), "table": None}  # how rows are laid out decides no id
+    lineage = fingerprint({**decisive, "files": fitted_on})
     write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
 
 
