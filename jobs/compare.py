@@ -303,7 +303,7 @@ def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
     """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
     saved = find_checkpoint(experiment.checkpoint_folder, "latest")
     progress = Progress.from_dict(saved.state()["progress"]) if saved is not None else None
-    if progress is not None and {**progress.earlier, **progress.span.partitions} != manifest.digests("train"):
+    if progress is not None and progress.partitions != manifest.digests("train"):
         raise UserError(
             f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
             "now: delete that folder to train it anew, so that all runs are of one table."

@@ -93,7 +93,7 @@ def train_spans(experiment: Experiment, state: RunState, settings: dict[str, Any
 def go_on_with_new_partitions(experiment: Experiment, state: RunState, manifest: Manifest) -> bool:
     """Begins a span of the partitions of the train split that no span has trained on; False where there are none."""
     train, progress = manifest.digests("train"), state.progress
-    known = {**progress.earlier, **progress.span.partitions}
+    known = progress.partitions
     new = {value: digest for value, digest in train.items() if known.get(value) != digest}
     if not new:
         return False

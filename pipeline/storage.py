@@ -109,14 +109,20 @@ def _from_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 def join(uri: str, *parts: str) -> str:
     """The URI of something below a folder; options that a URI ends with (`?region=...`) stay at its end."""
-    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return "/".join([path.rstrip("/"), *parts]) + mark + options
+    path, options = _without_options(uri)
+    return "/".join([path.rstrip("/"), *parts]) + options
 
 
 def parent(uri: str) -> str:
     """The URI of the folder that something lies in."""
+    path, options = _without_options(uri)
+    return path.rstrip("/").rpartition("/")[0] + options
+
+
+def _without_options(uri: str) -> tuple[str, str]:
+    """A URI without the options that it ends with, and those with their `?`."""
     path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return path.rstrip("/").rpartition("/")[0] + mark + options
+    return path, mark + options
 
 
 def absolute(uri: str) -> str:

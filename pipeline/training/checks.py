@@ -85,8 +85,7 @@ def check_going_on(
 
 
 def _check_partitions(saved: Saved, progress: Progress, train: dict[str, str], is_over: bool) -> None:
-    known = {**progress.earlier, **progress.span.partitions}
-    other = sorted(value for value, digest in known.items() if train.get(value, digest) != digest)
+    other = sorted(value for value, digest in progress.partitions.items() if train.get(value, digest) != digest)
     if other:
         raise UserError(
             f"The checkpoint {saved.uri} was trained on partition {', '.join(other[:5])}, of which the feature table "

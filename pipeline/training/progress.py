@@ -36,6 +36,11 @@ class Progress:
     stale_validations: int = 0  # since the best one
 
     @property
+    def partitions(self) -> dict[str, str]:
+        """All partitions that the run has begun to train on, as in Span."""
+        return {**self.earlier, **self.span.partitions}
+
+    @property
     def step_in_span(self) -> int:
         return self.step - self.span.first_step
 
@@ -48,7 +53,7 @@ class Progress:
 
     def go_on_with(self, span: Span) -> None:
         """Begins another span. What is best is looked for anew: the valid split may have moved on, too."""
-        self.earlier = {**self.earlier, **self.span.partitions}
+        self.earlier = self.partitions
         self.span, self.position = span, Position()
         self.best = self.best_step = None
         self.stale_validations = 0

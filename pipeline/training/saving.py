@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,9 +65,8 @@ class Saver:
         if self._in_background:
             tensors, own = copied(tensors), copied(own)
         self._step, self._error = step, None
-        self._thread = threading.Thread(
-            target=self._save, args=(step, tensors, own, state, done), name="manygate-save", daemon=True
-        )
+        save = partial(save_checkpoint, self._folder, step, tensors, own, state, self._worker, self._check)
+        self._thread = threading.Thread(target=self._save, args=(save, done), name="manygate-save", daemon=True)
         self._thread.start()
         if not self._in_background:
             self._thread.join()
@@ -87,23 +87,16 @@ class Saver:
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
-    def _save(
-        self,
-        step: int,
-        tensors: dict[str, Any],
-        own: dict[str, torch.Tensor],
-        state: dict[str, Any],
-        done: Callable[[Saved, float], None],
-    ) -> None:
+    def _save(self, save: Callable[[], Saved], done: Callable[[Saved, float], None]) -> None:
         start = time.perf_counter()
         try:
-            saved = save_checkpoint(self._folder, step, tensors, own, state, self._worker, self._check)
+            saved = save()
             if self._worker.is_first:
                 done(saved, time.perf_counter() - start)
         except SaveFailedError as error:
             self._error = error
             if self._worker.is_first:
-                log.warning("The checkpoint of step %d could not be saved: %s", step, error)
+                log.warning("The checkpoint of step %d could not be saved: %s", self._step, error)
         except BaseException as error:  # noqa: BLE001 - raised again by `settle`
             self._error = error
 
