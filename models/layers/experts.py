@@ -18,8 +18,9 @@ def mixture(experts: GroupedMLP, z: Tensor, shares: Tensor) -> Tensor:
         ``(gates, rows, h)``.
     """
     outputs = experts(z.flatten(0, -2)).transpose(0, 1)  # (rows of all inputs, experts, h)
-    outputs = outputs.unflatten(0, z.shape[:-1])
-    return (shares.to(outputs.dtype).unsqueeze(-2) @ outputs).squeeze(-2)
+    if z.dim() == 2:
+        return torch.bmm(shares.to(outputs.dtype).transpose(0, 1), outputs).transpose(0, 1)
+    return torch.bmm(shares.to(outputs.dtype).flatten(0, 1).unsqueeze(1), outputs).view(*z.shape[:-1], -1)
 
 
 def sparse_mixture(experts: GroupedMLP, z: Tensor, shares: Tensor, selected: Tensor) -> Tensor:

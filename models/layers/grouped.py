@@ -14,6 +14,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
 from models.labels import label
+from models.layers.affine import affine, grouped_affine
 from models.layers.mlp import start_before_relu
 
 
@@ -63,15 +64,15 @@ class GroupedLinear(nn.Module):
         """Weight ``(groups, in, out)`` and bias ``(groups, out)`` as they are applied."""
         return self.weight, self.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
         weight, bias = self.weights()
         if x.dim() == 2:  # as one large multiplication
             groups, in_dim, out_dim = weight.shape
             joined = weight.transpose(1, 2).reshape(groups * out_dim, in_dim)
-            out = linear(x, joined, bias.reshape(-1) if bias is not None else None)
+            out = affine(x, joined, bias.reshape(-1) if bias is not None else None, relu)
             return out.view(len(x), groups, out_dim).transpose(0, 1)
-        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+        return grouped_affine(x, weight, bias, relu)
 
     def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
         """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
@@ -95,15 +96,15 @@ class GroupedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
         for layer in self.layers:
-            x = self._activate(layer(x))
+            x = self._drop(layer(x, relu=True))
         return x
 
     def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
         """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
         for layer in self.layers:
             assert isinstance(layer, GroupedLinear)
-            x = self._activate(layer.ragged(x, sizes))
+            x = self._drop(layer.ragged(x, sizes).relu())
         return x
 
-    def _activate(self, x: Tensor) -> Tensor:
-        return drop(x.relu(), self._dropout, self.training)
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop(x, self._dropout, self.training)

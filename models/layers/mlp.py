@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.layers.affine import Linear
+
 
 def start_before_relu(weight: Tensor, in_dim: int) -> None:
     """Initial weights that keep the size of a signal through any number of ReLU layers (He et al., ICCV 2015).
@@ -19,7 +21,7 @@ def mlp(in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequenti
     """ReLU layers of the widths `hidden`, ``(..., in_dim)`` to ``(..., hidden[-1])``; the identity where empty."""
     layers: list[nn.Module] = []
     for width in hidden:
-        linear = nn.Linear(in_dim, width)
+        linear = Linear(in_dim, width)
         start_before_relu(linear.weight, in_dim)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]

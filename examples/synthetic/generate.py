@@ -1,0 +1,219 @@
+"""Makes a log of any size with planted effects, for benchmarks and for trying a cluster: seeded, in parallel with Ray.
+
+    python -m examples.synthetic.generate examples/synthetic/log --rows 200000
+
+A row depends on the settings and on its file's number alone: the log is the same on any number of machines.
+"""
+
+import argparse
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from cluster.connect import connect
+from pipeline import storage
+
+FIRST_DAY = 20260101
+MAX_DAYS = 31
+FILE_ROWS = 250_000
+LONGEST_TAGS, LONGEST_BEHAVIOUR = 5, 50
+NUMERICS = 13
+MISSING = 0.05  # share of each number's rows that have none
+TASKS = ("click", "buy", "watch_ms")
+
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is generated."""
+
+    output: str  # folder or URI
+    rows: int
+    days: int = 10
+    categoricals: int = 26
+    ids: int = 100_000  # of each categorical
+    zipf: float = 1.2
+    scenarios: int = 4
+    behaviours: int = 1  # lists of earlier items, up to LONGEST_BEHAVIOUR each
+    seed: int = 0
+
+    @property
+    def files(self) -> list[tuple[int, int]]:
+        """Number of rows, and day from 0, of each file."""
+        rows = [FILE_ROWS] * (self.rows // FILE_ROWS) + [self.rows % FILE_ROWS] * (self.rows % FILE_ROWS > 0)
+        if len(rows) < self.days:  # a small log has a file a day
+            rows = [self.rows // self.days + (day < self.rows % self.days) for day in range(self.days)]
+        return [(count, number % self.days) for number, count in enumerate(rows)]
+
+
+class World:
+    """What holds for all rows: how often ids occur, and what each is worth to each task in each scenario.
+
+    The log-odds of a task are a sum over the features of an id's own effect, times how much the feature matters in the
+    scenario, plus the scenario's own level. Tasks share half of their effects, and scenarios two thirds: there is
+    something to share, and something that gets lost where all is shared.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        rng = np.random.default_rng([settings.seed, 0])
+        s, count = settings, settings.categoricals
+        odds = 1 / np.arange(1, s.ids + 1) ** s.zipf
+        self.cumulative = np.cumsum(odds / odds.sum())
+        common = rng.normal(size=(1, count, s.ids))
+        own = rng.normal(size=(len(TASKS), count, s.ids))
+        self.effects = ((common + own) / math.sqrt(2)).astype(np.float32)  # (tasks, features, ids)
+        shared, apart = rng.normal(size=(1, count)), rng.normal(size=(s.scenarios, count))
+        weights = (math.sqrt(2) * shared + apart) / math.sqrt(3 * count)
+        self.weights = weights.astype(np.float32)  # (scenarios, features)
+        self.levels = rng.normal(0, 0.5, (len(TASKS), s.scenarios)).astype(np.float32)
+        self.numeric_weights = (rng.normal(size=NUMERICS) / math.sqrt(2 * NUMERICS)).astype(np.float32)
+        self.traffic = np.cumsum(rng.dirichlet(np.full(s.scenarios, 3.0)))
+        self.texts = [pa.array([f"{feature:02d}-{i:06x}" for i in range(s.ids)]) for feature in range(count)]
+
+    def draw_ids(self, rng: np.random.Generator, count: int) -> NDArray[np.int32]:
+        """Ids by the Zipf law; 0 is the most frequent."""
+        drawn = np.searchsorted(self.cumulative, rng.random(count), side="right")
+        return np.minimum(drawn, len(self.cumulative) - 1).astype(np.int32)
+
+
+def make_rows(settings: Settings, world: World, file: int, rows: int) -> pa.Table:
+    """The rows of one file."""
+    rng = np.random.default_rng([settings.seed, 1, file])
+    scenario = np.minimum(np.searchsorted(world.traffic, rng.random(rows)), settings.scenarios - 1)
+    score = world.levels[:, scenario]  # (tasks, rows)
+    columns: dict[str, pa.Array] = {
+        "row": pa.array(file * FILE_ROWS + np.arange(rows)),
+        "channel": pa.array(scenario.astype(np.int8)),
+    }
+    for feature, texts in enumerate(world.texts):
+        ids = world.draw_ids(rng, rows)
+        score = score + world.weights[scenario, feature] * world.effects[:, feature][:, ids]
+        columns[f"c{feature + 1:02d}"] = in_words(ids, texts)
+    for number in range(NUMERICS):
+        values = rng.normal(size=rows).astype(np.float32)
+        score = score + world.numeric_weights[number] * values
+        columns[f"n{number + 1:02d}"] = pa.array(np.exp(values), mask=rng.random(rows) < MISSING)
+    for number in range(2):
+        ids, lengths = lists(world, rng, rows, LONGEST_TAGS)
+        score = score + 0.5 * means(world.effects[:, number], ids, lengths)
+        columns[f"tags{number + 1}"] = in_lists(ids, lengths, world.texts[number])
+    for number in range(settings.behaviours):
+        ids, lengths = lists(world, rng, rows, LONGEST_BEHAVIOUR)
+        score = score + 0.5 * means(world.effects[:, number], ids, lengths)
+        columns[f"seen{number + 1}"] = in_lists(ids, lengths, world.texts[number])
+    return pa.table(columns | outcomes(score, rng))
+
+
+def outcomes(score: Numbers, rng: np.random.Generator) -> dict[str, pa.Array]:
+    """A click; after a click perhaps a purchase; and how long was watched, which is 0 without a click."""
+    click, buy, watch = score
+    clicked = rng.random(len(click)) < 1 / (1 + np.exp(0.5 - 1.5 * click))
+    bought = clicked & (rng.random(len(click)) < 1 / (1 + np.exp(1.5 - 1.5 * buy)))
+    milliseconds = np.exp(8 + watch + 0.5 * rng.normal(size=len(click))) * clicked
+    return {
+        "click": pa.array(clicked.astype(np.int8)),
+        "buy": pa.array(bought.astype(np.int8)),
+        "watch_ms": pa.array(milliseconds.astype(np.int64)),
+    }
+
+
+def lists(
+    world: World, rng: np.random.Generator, rows: int, longest: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Ids one list after the other, and each list's length."""
+    lengths = rng.integers(0, longest + 1, rows, dtype=np.int32)
+    return world.draw_ids(rng, int(lengths.sum())), lengths
+
+
+def means(effects: Numbers, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Numbers:
+    """Mean effect ``(tasks, rows)`` of lists of ids, times the square root of their length; 0 for an empty one."""
+    ends = np.cumsum(lengths)
+    sums = np.concatenate([np.zeros((len(effects), 1)), np.cumsum(effects[:, ids], axis=1, dtype=np.float64)], axis=1)
+    return ((sums[:, ends] - sums[:, ends - lengths]) / np.sqrt(np.maximum(lengths, 1))).astype(np.float32)
+
+
+def in_words(ids: NDArray[np.int32], texts: pa.Array) -> pa.DictionaryArray:
+    """Texts of ids, with a dictionary of those alone that occur."""
+    occurs = np.zeros(len(texts), bool)
+    occurs[ids] = True
+    codes = (np.cumsum(occurs) - 1).astype(np.int32)[ids]
+    return pa.DictionaryArray.from_arrays(pa.array(codes), texts.filter(pa.array(occurs)))
+
+
+def in_lists(ids: NDArray[np.int32], lengths: NDArray[np.int32], texts: pa.Array) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), in_words(ids, texts))
+
+
+@ray.remote
+def write_file(settings: Settings, world: World, file: int) -> int:
+    """Writes one file; returns its rows."""
+    rows, day = settings.files[file]
+    path = storage.join(settings.output, f"date={FIRST_DAY + day}", f"part-{file:05d}.parquet")
+    filesystem, resolved = storage.place(path)
+    pq.write_table(make_rows(settings, world, file, rows), resolved, filesystem=filesystem, row_group_size=FILE_ROWS)
+    return rows
+
+
+def generate(settings: Settings) -> int:
+    """Writes the log; returns its rows. Connects to Ray."""
+    connect()
+    world = ray.put(World(settings))
+    tasks = (write_file.remote(settings, world, file) for file in range(len(settings.files)))
+    return sum(few_at_a_time(tasks))
+
+
+def few_at_a_time(tasks: Iterator["ray.ObjectRef[int]"]) -> Iterator[int]:
+    """Results of tasks, of which no more are under way than the cluster can run: each takes about 1 GB."""
+    limit = int(ray.cluster_resources().get("CPU", 1))
+    waiting: list[ray.ObjectRef[int]] = []
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) >= limit:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+    yield from ray.get(waiting)
+
+
+def main() -> None:
+    """Generates what the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("output", help="folder or URI of the log, not there yet")
+    parser.add_argument("--rows", type=positive, default=200_000)
+    parser.add_argument("--days", type=positive, default=10, help=f"at most {MAX_DAYS}")
+    parser.add_argument("--categoricals", type=positive, default=26)
+    parser.add_argument("--ids", type=positive, default=100_000, help="of each categorical")
+    parser.add_argument("--zipf", type=float, default=1.2, help="exponent of the law by which ids occur")
+    parser.add_argument("--scenarios", type=positive, default=4)
+    parser.add_argument("--behaviours", type=int, default=1, help="lists of earlier items a row")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = vars(parser.parse_args())
+    settings = Settings(**arguments | {"output": storage.absolute(arguments["output"])})
+    if settings.days > min(MAX_DAYS, settings.rows):
+        parser.error(f"--days: at most {MAX_DAYS}, and a row a day")
+    if settings.categoricals < max(2, settings.behaviours):
+        parser.error("--categoricals: at least 2, and one for each of --behaviours")
+    if storage.is_folder(settings.output) and storage.list_folder(settings.output):
+        parser.error(f"{settings.output} is not empty: delete it, or name another folder")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(f"{generate(settings):,} rows in {settings.output}")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+if __name__ == "__main__":
+    main()

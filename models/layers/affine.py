@@ -1,0 +1,135 @@
+"""Linear layers at the rate of the machine.
+
+On CPUs PyTorch multiplies float32 matrices with MKL, which leaves half of the vector width of AMD's processors unused,
+and convolves with oneDNN, which uses all of it. A linear layer is a convolution of one pixel: rows are taken as images
+whose channels lie last, as they do anyway, so that nothing is copied. docs/performance.md has the figures.
+"""
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear
+
+IMAGES = 16
+"""Fewer images than these PyTorch leaves to MKL where it runs on one thread."""
+SMALLEST = 2**22
+"""Multiplications from which a convolution is worth what it takes to set up."""
+
+HAS_FAST_CONVOLUTIONS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `affine`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, self.bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """``x W^T + b``, as `torch.nn.functional.linear`, followed by a ReLU where wanted.
+
+    Args:
+        x: ``(..., in)``.
+        weight: ``(out, in)``.
+        bias: ``(out,)`` or None.
+    """
+    rows = x.shape[:-1].numel()
+    if not _convolves(x, rows, rows * weight.numel()):
+        out = linear(x, weight, bias)
+        return out.relu() if relu else out
+    out = _convolve(x.reshape(rows, -1), weight.unsqueeze(0), bias, relu)
+    return out.view(*x.shape[:-1], len(weight))
+
+
+def grouped_affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """``x_g W_g + b_g`` for every group g, followed by a ReLU where wanted.
+
+    Args:
+        x: ``(groups, rows, in)``.
+        weight: ``(groups, in, out)``.
+        bias: ``(groups, out)`` or None.
+
+    Returns:
+        ``(groups, rows, out)``.
+    """
+    groups, rows, _ = x.shape
+    side_by_side = x.transpose(0, 1)
+    if side_by_side.is_contiguous() and _convolves(x, rows, rows * weight.numel()):
+        flat = bias.flatten() if bias is not None else None
+        out = _convolve(side_by_side.flatten(1), weight.transpose(1, 2), flat, relu)
+        return out.unflatten(1, (groups, -1)).transpose(0, 1)
+    out = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+    return out.relu() if relu else out
+
+
+def _convolves(x: Tensor, rows: int, multiplications: int) -> bool:
+    is_fitting = x.device.type == "cpu" and rows % IMAGES == 0 and multiplications >= SMALLEST
+    return HAS_FAST_CONVOLUTIONS and is_fitting
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """Rows ``(rows, groups * in)`` through ``(groups, out, in)``: ``(rows, groups * out)``."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
+    out: Tensor = _Convolution.apply(x, weight, bias, relu)
+    return out
+
+
+class _Convolution(torch.autograd.Function):
+    """A grouped convolution both ways, and the ReLU in place.
+
+    oneDNN's gradient of the weights is slow where there are groups, a fifth of its usual rate: those are products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        out = _rows(conv2d(_images(x), _kernel(weight), bias, groups=len(weight)))
+        if relu:
+            out.relu_()
+        ctx.save_for_backward(x, weight, out if relu else None)
+        ctx.has_bias = bias is not None
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        x, weight, out = ctx.saved_tensors
+        if out is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        gradient = gradient.contiguous()
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = _rows(conv2d(_images(gradient), _kernel(weight.transpose(1, 2)), groups=len(weight)))
+        return to_x, _to_weight(x, weight, gradient), gradient.sum(0) if ctx.has_bias else None, None
+
+
+def _to_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of the weights, ``(groups, out, in)``."""
+    groups, out_dim, in_dim = weight.shape
+    if groups > 1:
+        pairs = zip(gradient.split(out_dim, dim=1), x.split(in_dim, dim=1), strict=True)
+        return torch.stack([its.T @ mine for its, mine in pairs])  # a batched product would copy both
+    images, kernel, ones = (_images(gradient), _images(x)), _kernel(weight), [1, 1]
+    only_weight = [False, True, False]
+    convolution_backward = torch.ops.aten.convolution_backward
+    return convolution_backward(*images, kernel, None, ones, [0, 0], ones, False, [0, 0], 1, only_weight)[1].view_as(
+        weight
+    )
+
+
+def _kernel(weight: Tensor) -> Tensor:
+    """``(groups, out, in)`` as a kernel of one pixel."""
+    return weight.flatten(0, 1)[:, :, None, None]
+
+
+def _images(rows: Tensor) -> Tensor:
+    """Rows ``(rows, channels)`` as images ``(images, channels, rows / images, 1)`` with their channels last."""
+    return rows.view(IMAGES, -1, 1, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """The inverse of `_images`."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
