@@ -1,4 +1,4 @@
-"""Arrow columns of many rows to tensors of one batch, without a Python loop over rows or values."""
+"""Rows of many batches, gathered column by column into the memory that their tensors use. No Python loop over rows."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torchrec import KeyedJaggedTensor
 
+from pipeline.loading.lane import Rows
 from pipeline.table.manifest import KEY, LABEL, SCENARIO
 
 
@@ -34,74 +35,172 @@ class BatchColumns:
         ]
 
 
-class RaggedColumn:
-    """A column of ids: values end to end, and where each row begins."""
+@dataclass(frozen=True)
+class LaneRows:
+    """The next rows of every lane of a worker: `steps` batches of `rows_per_lane` rows of each lane in turn.
 
-    def __init__(self, column: pa.Array) -> None:
-        if pa.types.is_list(column.type):
-            self.offsets = column.offsets.to_numpy()
-            self.values = column.values.to_numpy()
-        else:
-            self.offsets = None
-            self.values = column.to_numpy()
+    Where a lane has ended, rows of zeros and empty lists stand.
+    """
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Values of the rows from start to stop."""
-        if self.offsets is None:
-            return self.values[start:stop]
-        return self.values[self.offsets[start] : self.offsets[stop]]
+    lanes: list[list[Rows]]
+    steps: int
+    rows_per_lane: int
 
-    def lengths(self, start: int, stop: int) -> np.ndarray:
-        """Number of values of each of those rows."""
-        if self.offsets is None:
-            return np.ones(stop - start, np.int32)
-        return np.diff(self.offsets[start : stop + 1])
+    @property
+    def batch_rows(self) -> int:
+        return len(self.lanes) * self.rows_per_lane
+
+    def is_real(self) -> np.ndarray:
+        """Whether each row is one of the table, ``(steps, batch_rows)``."""
+        counts = np.array([sum(map(len, pieces)) for pieces in self.lanes])
+        within = np.arange(self.steps * self.rows_per_lane).reshape(self.steps, 1, self.rows_per_lane)
+        return (within < counts[:, None]).reshape(self.steps, -1)
+
+    def gather(self, column: str, out: np.ndarray) -> None:
+        """Gathers a column of numbers into ``(steps, batch_rows)``."""
+        target = out.reshape(self.steps, len(self.lanes), self.rows_per_lane)
+        assert np.shares_memory(target, out)
+        rows = np.empty(self.steps * self.rows_per_lane, out.dtype)
+        for lane, pieces in enumerate(self.lanes):
+            start = 0
+            for piece in pieces:
+                rows[start : start + len(piece)] = piece.number(column)
+                start += len(piece)
+            rows[start:] = 0
+            target[:, lane] = rows.reshape(self.steps, -1)
+
+    def gather_lists(self, column: str) -> list["LaneLists"]:
+        """Gathers a column of lists, lane by lane."""
+        return [LaneLists.of([piece.column(column) for piece in pieces], self) for pieces in self.lanes]
+
+
+@dataclass(frozen=True)
+class LaneLists:
+    """Lists of ids of one lane, end to end."""
+
+    values: np.ndarray
+    offsets: np.ndarray  # (rows + 1,)
+
+    @staticmethod
+    def of(parts: list[pa.ListArray], rows: LaneRows) -> "LaneLists":
+        offsets = np.zeros(rows.steps * rows.rows_per_lane + 1, np.int64)
+        at = 0
+        for part in parts:
+            ends = part.offsets.to_numpy()[1:]
+            offsets[at + 1 : at + 1 + len(part)] = offsets[at] + ends - part.offsets[0].as_py()
+            at += len(part)
+        offsets[at + 1 :] = offsets[at]
+        values = [part.flatten().to_numpy() for part in parts]
+        return LaneLists(np.concatenate(values) if values else np.empty(0, np.int32), offsets)
+
+
+class KeyedColumns:
+    """Columns of ids, single ones and lists, as the KeyedJaggedTensors of batches."""
+
+    def __init__(self, names: tuple[str, ...], lists: frozenset[str], rows: LaneRows) -> None:
+        self._names = list(names)
+        self._rows = rows
+        singles = [name for name in names if name not in lists]
+        self._singles = np.empty((rows.steps, len(singles), rows.batch_rows), np.int32)
+        self._place = {name: place for place, name in enumerate(singles)}
+        for name, place in self._place.items():
+            rows.gather(name, self._singles[:, place])
+        self._lists = {name: rows.gather_lists(name) for name in names if name in lists}
+        # Of single ids padding has one too. Where there are no lists, all batches share their lengths.
+        self._lengths = np.ones((rows.steps if self._lists else 1, len(names), rows.batch_rows), np.int32)
+        for name, lanes in self._lists.items():
+            column = self._lengths[:, self._names.index(name)]
+            for lane, mine in enumerate(lanes):
+                start = lane * rows.rows_per_lane
+                lengths = np.diff(mine.offsets).reshape(rows.steps, -1)
+                column[:, start : start + rows.rows_per_lane] = lengths
+
+    def batch(self, step: int) -> KeyedJaggedTensor | None:
+        if not self._names:
+            return None
+        lengths = self._lengths[step if self._lists else 0]
+        return KeyedJaggedTensor(
+            keys=self._names,
+            values=torch.from_numpy(self._values(step)),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
+            stride=self._rows.batch_rows,
+            length_per_key=lengths.sum(1).tolist() if self._lists else [self._rows.batch_rows] * len(self._names),
+        )
+
+    def _values(self, step: int) -> np.ndarray:
+        if not self._lists:
+            return self._singles[step].reshape(-1)  # as it lies
+        start, stop = step * self._rows.rows_per_lane, (step + 1) * self._rows.rows_per_lane
+        parts: list[np.ndarray] = []
+        for name in self._names:
+            if name in self._place:
+                parts.append(self._singles[step, self._place[name]])
+            else:
+                parts += [mine.values[mine.offsets[start] : mine.offsets[stop]] for mine in self._lists[name]]
+        return np.concatenate(parts, dtype=np.int32)
 
 
 class ColumnBlock:
-    """Contiguous rows of many batches, opened once; every batch is then a few slices."""
+    """What the batches of some rows hold."""
 
-    def __init__(self, rows: pa.Table, columns: BatchColumns) -> None:
-        single = {name: rows[name].combine_chunks() for name in columns.read}
-        self._ids = [RaggedColumn(single[name]) for name in columns.ids]
-        self._sequences = [RaggedColumn(single[name]) for name in columns.sequences]
-        self._numerics = [single[name].to_numpy() for name in columns.numerics]
-        self._labels = [single[LABEL + name].to_numpy() for name in columns.tasks]
-        self._scenarios = [single[SCENARIO + name].to_numpy() for name in columns.scenarios]
-        self._columns = columns
-        self._keys = rows.select([KEY + key for key in columns.keys]).rename_columns(list(columns.keys))
+    def __init__(self, columns: BatchColumns, lists: frozenset[str], rows: LaneRows, no_keys: pa.Table) -> None:
+        """Gathers all columns.
 
-    def ids(self, start: int, stop: int) -> KeyedJaggedTensor | None:
-        return _keyed(self._columns.ids, self._ids, start, stop)
+        Args:
+            columns: of the batches.
+            lists: those of them that hold lists.
+            rows: of the batches.
+            no_keys: one row of the key columns, of nulls, which stands for padding.
+        """
+        self.is_real = rows.is_real()
+        self._ids = KeyedColumns(columns.ids, lists, rows)
+        self._sequences = KeyedColumns(columns.sequences, lists, rows)
+        self._numerics = _matrix(list(columns.numerics), rows, np.float32)
+        self._labels = _matrix([LABEL + name for name in columns.tasks], rows, np.float32)
+        self._scenarios = _matrix([SCENARIO + name for name in columns.scenarios], rows, np.int64, np.int32)
+        self._keys = _key_rows(columns.keys, rows, self.is_real, no_keys) if columns.keys else None
 
-    def sequences(self, start: int, stop: int) -> KeyedJaggedTensor | None:
-        return _keyed(self._columns.sequences, self._sequences, start, stop)
+    def ids(self, step: int) -> KeyedJaggedTensor | None:
+        return self._ids.batch(step)
 
-    def numerics(self, start: int, stop: int) -> torch.Tensor:
-        return _matrix(self._numerics, start, stop, np.float32)
+    def sequences(self, step: int) -> KeyedJaggedTensor | None:
+        return self._sequences.batch(step)
 
-    def labels(self, start: int, stop: int) -> torch.Tensor:
-        return _matrix(self._labels, start, stop, np.float32)
+    def numerics(self, step: int) -> torch.Tensor:
+        return torch.from_numpy(self._numerics[step])
 
-    def scenarios(self, start: int, stop: int) -> torch.Tensor:
-        return _matrix(self._scenarios, start, stop, np.int64)
+    def labels(self, step: int) -> torch.Tensor:
+        return torch.from_numpy(self._labels[step])
 
-    def keys(self, start: int, stop: int) -> pa.Table | None:
-        return self._keys.slice(start, stop - start) if self._columns.keys else None
+    def scenarios(self, step: int) -> torch.Tensor:
+        return torch.from_numpy(self._scenarios[step])
 
-
-def _keyed(names: tuple[str, ...], columns: list[RaggedColumn], start: int, stop: int) -> KeyedJaggedTensor | None:
-    if not names:
-        return None
-    values = np.concatenate([column.rows(start, stop) for column in columns], dtype=np.int64)
-    lengths = np.concatenate([column.lengths(start, stop) for column in columns], dtype=np.int32)
-    return KeyedJaggedTensor(
-        keys=list(names), values=torch.from_numpy(values), lengths=torch.from_numpy(lengths), stride=stop - start
-    )
+    def keys(self, step: int) -> pa.Table | None:
+        rows = self.is_real.shape[1]
+        return self._keys.slice(step * rows, rows) if self._keys is not None else None
 
 
-def _matrix(columns: list[np.ndarray], start: int, stop: int, dtype: type[np.generic]) -> torch.Tensor:
-    out = np.empty((stop - start, len(columns)), dtype)
-    for i, column in enumerate(columns):
-        out[:, i] = column[start:stop]
-    return torch.from_numpy(out)
+def _matrix(
+    names: list[str], rows: LaneRows, dtype: type[np.generic], stored: type[np.generic] | None = None
+) -> np.ndarray:
+    """Columns of numbers side by side, ``(steps, batch_rows, columns)``."""
+    out = np.empty((rows.steps, rows.batch_rows, len(names)), dtype)
+    column = np.empty((rows.steps, rows.batch_rows), stored or dtype)
+    for i, name in enumerate(names):
+        rows.gather(name, column)
+        out[:, :, i] = column
+    return out
+
+
+def _key_rows(names: tuple[str, ...], rows: LaneRows, is_real: np.ndarray, no_keys: pa.Table) -> pa.Table:
+    """Key columns of all rows of all batches, one batch after the other."""
+    counts = np.array([sum(map(len, pieces)) for pieces in rows.lanes])
+    starts = np.cumsum(counts) - counts
+    within = np.arange(rows.steps * rows.rows_per_lane).reshape(rows.steps, 1, rows.rows_per_lane)
+    at = (starts[:, None] + within).reshape(rows.steps, -1)
+    index = pa.array(np.where(is_real, at, counts.sum()).reshape(-1))
+    columns = {}
+    for name in names:
+        chunks = [piece.column(KEY + name) for pieces in rows.lanes for piece in pieces]
+        columns[name] = pa.chunked_array([*chunks, *no_keys[name].chunks], no_keys[name].type)
+    return pa.table(columns).combine_chunks().take(index)

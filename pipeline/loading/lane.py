@@ -1,7 +1,10 @@
 """One lane of a feature table as a stream of rows in the order of an epoch."""
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -10,8 +13,43 @@ from pipeline.errors import UserError
 from pipeline.loading.order import RowGroup, Shuffle, Window, epoch_windows, window_permutation
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some of the rows of a window, in the order in which they are to be read."""
+
+    table: pa.Table  # of the whole window, in one chunk a column
+    numbers: dict[str, np.ndarray]  # its columns of numbers without nulls
+    start: int
+    stop: int
+
+    @staticmethod
+    def of(table: pa.Table) -> "Rows":
+        """All rows of a window."""
+        single = {name: table[name].chunk(0) for name in table.column_names}
+        plain = (name for name, c in single.items() if pa.types.is_primitive(c.type) and not c.null_count)
+        return Rows(table, {name: single[name].to_numpy() for name in plain}, 0, table.num_rows)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """The rows from `start` to `stop`, counted from the first of these."""
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def number(self, column: str) -> np.ndarray:
+        """A column of numbers without nulls."""
+        return self.numbers[column][self.start : self.stop]
+
+    def column(self, column: str) -> pa.Array:
+        """A column of any type."""
+        return self.table[column].chunk(0).slice(self.start, len(self))
+
+
 class LaneStream:
-    """Gives a lane's rows in the order of one epoch, from any row on, without reading what lies before."""
+    """Gives a lane's rows in the order of one epoch, from any row on, without reading what lies before.
+
+    While a window is used the next one is read: two of them are in memory.
+    """
 
     def __init__(
         self,
@@ -22,41 +60,49 @@ class LaneStream:
         shuffle: Shuffle | None,
         epoch: int,
         start_row: int,
+        threads: Executor,
     ) -> None:
         self._table = table
         self._columns = columns
         self._lane = lane
         self._shuffle = shuffle
         self._epoch = epoch
+        self._threads = threads
         self._pieces = self._read(epoch_windows(groups, shuffle, epoch, lane), start_row)
-        self._buffer: list[pa.Table] = []
+        self._rest: Rows | None = None
 
-    def take(self, rows: int) -> list[pa.Table]:
+    def take(self, rows: int) -> list[Rows]:
         """The next `rows` rows, in pieces; fewer only at the end of the lane."""
-        while sum(piece.num_rows for piece in self._buffer) < rows:
-            piece = next(self._pieces, None)
+        taken = []
+        while rows > 0:
+            piece = self._rest or next(self._pieces, None)
             if piece is None:
                 break
-            self._buffer.append(piece)
-        taken = []
-        while rows > 0 and self._buffer:
-            piece = self._buffer.pop(0)
-            taken.append(piece.slice(0, rows))
-            if piece.num_rows > rows:
-                self._buffer.insert(0, piece.slice(rows))
-            rows -= taken[-1].num_rows
+            count = min(rows, len(piece))
+            taken.append(piece.part(0, count))
+            self._rest = piece.part(count, len(piece)) if count < len(piece) else None
+            rows -= count
         return taken
 
-    def _read(self, windows: list[Window], start_row: int) -> Iterator[pa.Table]:
-        for window in windows:
-            if start_row >= window.rows:
-                start_row -= window.rows
-                continue
-            rows = pa.concat_tables([self._read_group(group) for group in window.groups]).combine_chunks()
-            if self._shuffle is not None:
-                rows = rows.take(pa.array(window_permutation(window, self._shuffle, self._epoch, self._lane)))
-            yield rows.slice(start_row)
+    def _read(self, windows: list[Window], start_row: int) -> Iterator[Rows]:
+        first = 0
+        while first < len(windows) and start_row >= windows[first].rows:
+            start_row -= windows[first].rows
+            first += 1
+        ahead = [self._threads.submit(self._read_window, window) for window in windows[first : first + 1]]
+        for number in range(first, len(windows)):
+            rows = ahead.pop().result()
+            if number + 1 < len(windows):
+                ahead.append(self._threads.submit(self._read_window, windows[number + 1]))
+            yield rows.part(start_row, len(rows))
             start_row = 0
+
+    def _read_window(self, window: Window) -> Rows:
+        table = pa.concat_tables([self._read_group(group) for group in window.groups]).combine_chunks()
+        if self._shuffle is not None:
+            # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.
+            table = table.take(pa.array(window_permutation(window, self._shuffle, self._epoch, self._lane)))
+        return Rows.of(table)
 
     def _read_group(self, group: RowGroup) -> pa.Table:
         uri = storage.join(self._table, group.path)

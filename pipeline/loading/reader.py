@@ -1,6 +1,7 @@
 """Feature table to batches: one worker's share of every global batch."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import torch
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
-from pipeline.loading.columns import BatchColumns, ColumnBlock
+from pipeline.loading.columns import BatchColumns, ColumnBlock, LaneRows
 from pipeline.loading.lane import LaneStream
 from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_rows, noise_keys, steps_per_epoch
 from pipeline.table.manifest import KEY, Manifest
@@ -70,46 +71,59 @@ class Reader:
         self._workers = workers
         self._noise_seed = (seed or 0, first_step)
         self._shuffle = None if seed is None else Shuffle(seed, -(-shuffle_rows // manifest.lanes))
-        self._pad = padding_row(table, manifest, split, columns)
+        self._lists = frozenset(column.name for column in manifest.columns if column.type.startswith("list"))
+        self._no_keys = null_keys(table, manifest, split, columns)
         self.steps_per_epoch = steps_per_epoch(self._lane_rows, self._rows_per_lane)
         self.rows = sum(self._lane_rows)
 
     def epoch(self, position: Position) -> Iterator[Batch]:
         """The batches from a position to the end of its epoch. A new iterator, independent of any other."""
         g = self._rows_per_lane
-        streams = [
-            LaneStream(self._table, groups, self._columns.read, lane, self._shuffle, position.epoch, position.step * g)
-            for lane, groups in zip(self._lanes, self._groups, strict=True)
-        ]
-        step = position.step
-        steps_a_block = max(1, BLOCK_ROWS // (g * len(self._lanes)))
-        while step < self.steps_per_epoch:
-            steps = min(steps_a_block, self.steps_per_epoch - step)
-            rows, is_real = interleave([stream.take(steps * g) for stream in streams], self._pad, steps, g)
-            keys = noise_keys(self._noise_seed, position.epoch, self._lanes, step * g, steps, g).ravel()
-            yield from self._cut(ColumnBlock(rows, self._columns), is_real, keys, Position(position.epoch, step), steps)
-            step += steps
+        threads = ThreadPoolExecutor(torch.get_num_threads(), "manygate-read")
+        try:
+            streams = [
+                LaneStream(
+                    self._table,
+                    groups,
+                    self._columns.read,
+                    lane,
+                    self._shuffle,
+                    position.epoch,
+                    position.step * g,
+                    threads,
+                )
+                for lane, groups in zip(self._lanes, self._groups, strict=True)
+            ]
+            step = position.step
+            steps_a_block = max(1, BLOCK_ROWS // (g * len(self._lanes)))
+            while step < self.steps_per_epoch:
+                steps = min(steps_a_block, self.steps_per_epoch - step)
+                rows = LaneRows([stream.take(steps * g) for stream in streams], steps, g)
+                block = ColumnBlock(self._columns, self._lists, rows, self._no_keys)
+                yield from self._cut(block, Position(position.epoch, step), steps)
+                step += steps
+        finally:
+            threads.shutdown(cancel_futures=True)
 
-    def _cut(
-        self, block: ColumnBlock, is_real: np.ndarray, keys: np.ndarray, first: Position, steps: int
-    ) -> Iterator[Batch]:
-        size = self._rows_per_lane * len(self._lanes)
+    def _cut(self, block: ColumnBlock, first: Position, steps: int) -> Iterator[Batch]:
+        g = self._rows_per_lane
+        weights = block.is_real.astype(np.float32)
+        keys = noise_keys(self._noise_seed, first.epoch, self._lanes, first.step * g, steps, g).reshape(steps, -1)
         for i in range(steps):
-            start, stop = i * size, (i + 1) * size
             step = first.step + i
             is_last = step + 1 == self.steps_per_epoch
-            total = global_weight(self._lane_rows, self._rows_per_lane, step)
+            total = global_weight(self._lane_rows, g, step)
             yield Batch(
-                ids=block.ids(start, stop),
-                sequences=block.sequences(start, stop),
-                numerics=block.numerics(start, stop),
-                labels=block.labels(start, stop),
-                scenarios=block.scenarios(start, stop),
-                weights=torch.from_numpy(is_real[start:stop].astype(np.float32)),
+                ids=block.ids(i),
+                sequences=block.sequences(i),
+                numerics=block.numerics(i),
+                labels=block.labels(i),
+                scenarios=block.scenarios(i),
+                weights=torch.from_numpy(weights[i]),
                 weight_total=torch.tensor(total / self._workers, dtype=torch.float32),
-                noise_keys=torch.from_numpy(keys[start:stop]),
+                noise_keys=torch.from_numpy(keys[i]),
                 position=Position(first.epoch + 1, 0) if is_last else Position(first.epoch, step + 1),
-                keys=block.keys(start, stop),
+                keys=block.keys(i),
             )
 
 
@@ -128,38 +142,12 @@ def check_division(lanes: int, workers: int, global_batch_size: int) -> None:
         )
 
 
-def interleave(lanes: list[list[pa.Table]], pad: pa.Table, steps: int, g: int) -> tuple[pa.Table, np.ndarray]:
-    """Rows of several lanes in the order of batches: step by step, g rows of each lane in turn.
-
-    Args:
-        lanes: pieces of each lane's next rows; fewer than ``steps * g`` where a lane has ended.
-        pad: the row that stands where a lane has no more.
-        steps: batches to make.
-        g: rows of a lane in a batch.
-
-    Returns:
-        A table of ``steps * lanes * g`` rows, and for each row whether it is a real one.
-    """
-    counts = np.array([sum(piece.num_rows for piece in pieces) for pieces in lanes])
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    rows = pa.concat_tables([*(piece for pieces in lanes for piece in pieces), pad]).combine_chunks()
-    within = np.arange(steps)[:, None, None] * g + np.arange(g)  # (steps, 1, g)
-    is_real = within < counts[:, None]  # (steps, lanes, g)
-    index = np.where(is_real, starts[:-1, None] + within, starts[-1])
-    return rows.take(pa.array(index.ravel())), is_real.ravel()
-
-
-def padding_row(table: str, manifest: Manifest, split: str, columns: BatchColumns) -> pa.Table:
-    """One row of a table: ids 0, numbers 0, empty lists, null keys."""
+def null_keys(table: str, manifest: Manifest, split: str, columns: BatchColumns) -> pa.Table:
+    """One row of the key columns, of nulls; their types are read from a file of the split."""
+    if not columns.keys:
+        return pa.table({})
     path = next(file.path for p in manifest.split(split) for lane in p.lanes for file in lane)
     uri = storage.join(table, path)
     filesystem, full = storage.resolve(uri)
-    whole = storage.read_again(uri, lambda: pq.read_schema(full, filesystem=filesystem))
-    schema = pa.schema([whole.field(name) for name in columns.read])
-    return pa.table([_padding_value(field) for field in schema], schema=schema)
-
-
-def _padding_value(field: pa.Field) -> pa.Array:
-    if field.name.startswith(KEY):
-        return pa.nulls(1, field.type)
-    return pa.array([[]], field.type) if pa.types.is_list(field.type) else pa.array([0]).cast(field.type)
+    schema = storage.read_again(uri, lambda: pq.read_schema(full, filesystem=filesystem))
+    return pa.table({key: pa.nulls(1, schema.field(KEY + key).type) for key in columns.keys})

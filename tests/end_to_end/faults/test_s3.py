@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,10 +233,9 @@ def test_a_store_that_is_down_is_told(table: Experiment, store: ObjectStore, mon
 def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, table: Experiment) -> None:
     remote = on_s3(table, store, "closed")
     file = "train/day=1/lane-000/unit-00000.parquet"
-    lane = LaneStream(remote.table_folder, [RowGroup(file, 0, 16)], ["user"], 0, None, 0, 0)
     store.faults = Faults(refuse_reads="lane-")
-    with pytest.raises(UserError) as caught:
-        lane.take(1)
+    with ThreadPoolExecutor() as threads, pytest.raises(UserError) as caught:
+        LaneStream(remote.table_folder, [RowGroup(file, 0, 16)], ["user"], 0, None, 0, 0, threads).take(1)
     assert f"did not serve {remote.table_folder}/{file}" in str(caught.value)
     assert "--overwrite" not in str(caught.value)
 

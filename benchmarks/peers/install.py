@@ -1,0 +1,75 @@
+"""Makes the environment of the peers, `.venv-peers`: `python benchmarks/peers/install.py`, with Python 3.11 or 3.12.
+
+The builds of torch, fbgemm and torchrec are those that the product's own environment gets. A second call finds the
+environment again and returns at once; one that was interrupted goes on where it stopped.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a file, by any Python
+
+from cluster.install import (  # noqa: E402
+    InstallError,
+    Step,
+    find_accelerator,
+    installed_versions,
+    make_environment,
+    plan,
+    take,
+    tell,
+    usable_versions,
+    works,
+)
+from cluster.versions import FBGEMM_PACKAGES, PYARROW, PYTHONS, TORCHREC_NEEDS  # noqa: E402
+
+ENVIRONMENT = ROOT / ".venv-peers"
+STAMP = ENVIRONMENT / "peers-installed"
+PEERS = ("torch-rechub==0.9.0", "polars==2.1.0", "numpy==2.4.6", f"pyarrow=={PYARROW}", "psutil==7.2.2")
+
+
+def peers_step(accelerator: str, installed: dict[str, str]) -> Step:
+    """What the peers need beside torch, fbgemm and torchrec; the first two are pinned to what is there."""
+    fbgemm = FBGEMM_PACKAGES[accelerator]
+    pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
+    return Step("torch-rechub and the other dependencies", (("install", *pins, *TORCHREC_NEEDS, *PEERS),))
+
+
+def fingerprint(accelerator: str) -> str:
+    """Changes with everything that decides what is installed."""
+    digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
+    for path in (ROOT / "cluster/versions.py", ROOT / "cluster/install.py", Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def install() -> None:
+    """Brings the environment to what the peers need.
+
+    Raises:
+        InstallError: this Python does not do, or pip could not do a step.
+    """
+    if sys.version_info[:2] not in PYTHONS:
+        raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")
+    accelerator = find_accelerator()
+    wanted = fingerprint(accelerator)
+    if STAMP.exists() and STAMP.read_text() == wanted and works(ENVIRONMENT):
+        tell(f"found again: {ENVIRONMENT} ({accelerator})")
+        return
+    make_environment(ENVIRONMENT)
+    STAMP.unlink(missing_ok=True)
+    log = ENVIRONMENT / "peers-install.log"
+    for step in plan(accelerator, usable_versions(ENVIRONMENT)):
+        take(step, ENVIRONMENT, log)
+    take(peers_step(accelerator, installed_versions(ENVIRONMENT)), ENVIRONMENT, log)
+    STAMP.write_text(wanted)
+    tell(f"done: {ENVIRONMENT} ({accelerator})")
+
+
+if __name__ == "__main__":
+    try:
+        install()
+    except InstallError as error:
+        sys.exit(f"setup: {error}")
