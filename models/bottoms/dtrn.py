@@ -15,6 +15,7 @@ from torch.nn.functional import embedding
 
 from models.inputs import Embedded, ModelInputs
 from models.labels import label
+from models.layers.affine import Linear
 from models.layers.grouped import GroupedLinear
 from models.layers.pooling import averaged
 from models.layers.transformer import ConditionalBlock
@@ -88,11 +89,11 @@ class InterestModule(nn.Module):
         label(self, "task", 0, tasks)
         self.behaviour = nn.Parameter(torch.randn(len(behaviours), width))
         self.blocks = nn.ModuleList(ConditionalBlock(dim, config.heads) for _ in range(config.blocks))
-        self.condition = nn.Linear(2 * width, width)
-        self.norms = nn.Linear(width, config.blocks * 4 * dim)
+        self.condition = Linear(2 * width, width)
+        self.norms = Linear(width, config.blocks * 4 * dim)
         nn.init.zeros_(self.norms.weight)
         nn.init.zeros_(self.norms.bias)
-        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.query, self.key = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)
 
     def forward(self, sequences: dict[str, Tensor], lengths: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
         """Sequences ``(batch, length, dim)`` and the target ``(batch, dim)`` to interests ``(tasks, batch, dim)``."""

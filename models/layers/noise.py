@@ -5,12 +5,17 @@ it and with them on the number of workers.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), its constants as signed numbers.
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+AT_ONCE = 2**16
+"""Numbers that are drawn together: what they go through fits into a cache."""
 
 
 def normal(keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
@@ -24,24 +29,33 @@ def normal(keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
     Returns:
         float32 of that shape; a row's numbers follow from its key, the draw and their place in the row.
     """
-    bits = _bits(keys, draw, shape)
-    radius = ((_upper(bits, 24) + 1) / 2**24).log().mul(-2).sqrt()
-    angle = (bits & (2**24 - 1)).float() * (2 * math.pi / 2**24)
-    return radius * angle.cos()
+    return _drawn(_normal, keys, draw, shape)
 
 
 def gumbel(keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
     """Standard Gumbel numbers, ``-log(-log u)``; as `normal`."""
-    uniform = (_upper(_bits(keys, draw, shape), 23) + 0.5) / 2**23  # never 0 and, with 23 bits, never rounded to 1
-    return -(-uniform.log()).log()
+    return _drawn(_gumbel, keys, draw, shape)
 
 
-def _bits(keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
-    """64 random bits a number."""
+def _normal(bits: Tensor) -> Tensor:
+    radius = _upper(bits, 24).add_(1).div_(2**24).log_().mul_(-2).sqrt_()
+    angle = bits.bitwise_and_(2**24 - 1).float().mul_(2 * math.pi / 2**24)
+    return angle.cos_().mul_(radius)
+
+
+def _gumbel(bits: Tensor) -> Tensor:
+    uniform = _upper(bits, 23).add_(0.5).div_(2**23)  # never 0 and, with 23 bits, never rounded to 1
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _drawn(distribution: Callable[[Tensor], Tensor], keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
+    """Numbers made of 64 random bits each."""
     copies, batch, *rest = shape
     width = math.prod(rest)
-    places = torch.arange(copies * width, device=keys.device).view(copies, 1, width)
-    return _mixed(_mixed(keys + _signed(draw * _STEP)).unsqueeze(1) + places * _STEP).view(shape)
+    places = torch.arange(copies * width, device=keys.device).view(copies, 1, width).mul_(_STEP)
+    starts = _mixed(keys + _signed(draw * _STEP)).unsqueeze(1)
+    parts = [distribution(_mixed(part + places)) for part in starts.split(max(AT_ONCE // (copies * width), 1))]
+    return torch.cat(parts, dim=1).view(shape)
 
 
 def _upper(bits: Tensor, count: int) -> Tensor:
@@ -55,12 +69,12 @@ def _signed(number: int) -> int:
 
 
 def _mixed(values: Tensor) -> Tensor:
-    """Every bit of a number depends on every bit of the given one. Products wrap, as they should."""
-    values = (values ^ _shifted(values, 30)) * _FIRST
-    values = (values ^ _shifted(values, 27)) * _SECOND
-    return values ^ _shifted(values, 31)
+    """Every bit of a number depends on every bit of the given one, in its place. Products wrap, as they should."""
+    values.bitwise_xor_(_shifted(values, 30)).mul_(_FIRST)
+    values.bitwise_xor_(_shifted(values, 27)).mul_(_SECOND)
+    return values.bitwise_xor_(_shifted(values, 31))
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """Shifted right with zeros coming in, also for negative numbers."""
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+    return (values >> bits).bitwise_and_(2 ** (64 - bits) - 1)

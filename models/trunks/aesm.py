@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.labels import combined, expert_names, label, label_outputs
+from models.layers.affine import Linear
 from models.layers.experts import mixture, sparse_mixture
 from models.layers.grouped import GroupedMLP
 from models.layers.noise import normal
@@ -148,7 +149,7 @@ class SelectionLayer(nn.Module):
         self._shape = len(gates), config.experts
         experts = expert_names(config.experts)
         self.experts = GroupedMLP(experts, in_dim, config.hidden, config.dropout)
-        self.gates = nn.Linear(in_dim + indicator_dim, len(gates) * len(experts))
+        self.gates = Linear(in_dim + indicator_dim, len(gates) * len(experts))
         label_outputs(self.gates, combined(gates, experts))
 
     def forward(self, z: Tensor, indicator: Tensor, own: Tensor, noise: Tensor, noise_keys: Tensor) -> Selection:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.labels import combined, expert_names, label_outputs
+from models.layers.affine import Linear
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
@@ -102,7 +103,7 @@ class TaskExtraction(nn.Module):
         self.shared = GroupedMLP(common, in_dim, config.hidden, config.dropout)
         self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, is_gate=True)
         every = (*combined(tasks, own), *common)
-        self.shared_gate = None if is_last else nn.Linear(in_dim, len(every), bias=False)
+        self.shared_gate = None if is_last else Linear(in_dim, len(every), bias=False)
         if self.shared_gate is not None:
             label_outputs(self.shared_gate, every)
 

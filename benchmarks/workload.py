@@ -1,0 +1,136 @@
+"""The load of the benchmarks: 26 categorical features of 100,000 ids by a Zipf law, dim 16, two tasks, batches of 4096;
+MMoE of 8 experts [256, 128] with towers [64] unless another trunk is asked for.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torchrec import KeyedJaggedTensor
+
+from cluster.connect import connect
+from examples.synthetic.generate import FIRST_DAY, Settings, generate
+from models.inputs import ModelInputs
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import parse_experiment
+from pipeline.loading.batch import Batch, Position
+from pipeline.preprocess.job import preprocess
+from pipeline.table.manifest import LABEL, SCENARIO, read_manifest
+from pipeline.training.inputs import model_inputs
+
+CATEGORICALS, IDS, DIM, BATCH, ZIPF = 26, 100_000, 16, 4096, 1.2
+LONGEST = 50
+MMOE = {"kind": "mmoe", "experts": 8, "hidden": [256, 128]}
+NEVER = 10**9
+
+
+def experiment(
+    folder: Path,
+    trunk: dict[str, Any] = MMOE,
+    scenarios: int = 4,
+    sequences: int = 0,
+    precision: str = "fp32",
+    batch: int = BATCH,
+    **training: Any,
+) -> Experiment:
+    """The load as an experiment over `folder`/log and `folder`/table, with the run in `folder`/run."""
+    names = [f"c{i + 1:02d}" for i in range(CATEGORICALS)]
+    features: list[dict[str, Any]] = [
+        {"name": name, "column": name, "kind": "categorical", "ids": {"hash": IDS}, "dim": DIM} for name in names
+    ]
+    for i in range(sequences):
+        seen = {"name": f"seen{i + 1}", "column": f"seen{i + 1}", "shares": names[i], "max_length": LONGEST}
+        features.append({"kind": "sequence", **seen})
+    data = {
+        "name": "run",
+        "output": str(folder),
+        "logs": {"path": str(folder / "log"), "partition": "date", "splits": {"train": [FIRST_DAY, FIRST_DAY + 9]}},
+        "table": {"path": str(folder / "table"), "lanes": 8},
+        "features": features,
+        "scenarios": [{"name": "channel", "column": "channel", "values": list(range(scenarios))}],
+        "tasks": [
+            {"name": "click", "column": "click", "kind": "binary"},
+            {"name": "buy", "column": "buy", "kind": "binary", "after": "click"},
+        ],
+        "model": {
+            "bottom": {"kind": "din", "target": names[0]} if sequences else {"kind": "concat"},
+            "trunk": trunk,
+            "head": {"kind": "towers", "hidden": [64], "conversion": "direct"},
+        },
+        "training": {"global_batch_size": batch, "precision": precision, "epochs": NEVER, **training},
+        "checkpoint": {"every_steps": NEVER},
+        "evaluation": {"batch_size": batch},
+    }
+    return parse_experiment(data, "benchmark")
+
+
+def prepare(folder: Path, rows: int, sequences: int = 0) -> None:
+    """Makes the log and the feature table of the load, unless they are there."""
+    if (folder / "table" / "manifest.json").exists():
+        return
+    generate(Settings(str(folder / "log"), rows, behaviours=sequences, ids=IDS, zipf=ZIPF))
+    made = experiment(folder, sequences=sequences)
+    preprocess(made, made.table_folder, overwrite=True, connect=connect)
+
+
+def export(folder: Path, target: Path) -> None:
+    """The rows of the feature table as arrays, for those who do not read it: `ids`, `labels`, `scenarios`."""
+    table = pq.read_table(folder / "table" / "train")
+    target.mkdir(parents=True, exist_ok=True)
+    names = [f"c{i + 1:02d}" for i in range(CATEGORICALS)]
+    np.save(target / "ids.npy", np.stack([table[name].to_numpy() for name in names], axis=1))
+    np.save(target / "labels.npy", np.stack([table[LABEL + task].to_numpy() for task in ("click", "buy")], axis=1))
+    np.save(target / "scenarios.npy", table[SCENARIO + "channel"].to_numpy().astype(np.int64))
+
+
+def inputs_of(made: Experiment) -> ModelInputs:
+    """What the experiment's model is built for, from its feature table."""
+    return model_inputs(made, read_manifest(made.table_folder).table_rows)
+
+
+def random_inputs(made: Experiment, rows: int = IDS) -> ModelInputs:
+    """The same without a feature table; every embedding table has so many rows."""
+    return model_inputs(made, {f"c{i + 1:02d}": rows + 2 for i in range(CATEGORICALS)})
+
+
+def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> Iterator[Batch]:
+    """Batches of random ids, without end and without a table on disk. Ids are by the Zipf law, spread over the rows."""
+    rng = np.random.default_rng(0)
+    odds = np.cumsum(1 / np.arange(1, IDS + 1) ** ZIPF)
+
+    def draw(table: int, number: int) -> np.ndarray:
+        ranks = np.searchsorted(odds, rng.random(number) * odds[-1])
+        return (ranks.astype(np.int64) * 2_654_435_761 % table).astype(np.int32)
+
+    def keyed(fields: tuple[Any, ...]) -> KeyedJaggedTensor | None:
+        if not fields:
+            return None
+        lengths = [
+            rng.integers(0, field.max_length + 1, rows) if field.kind == "sequence" else np.ones(rows, np.int64)
+            for field in fields
+        ]
+        values = [draw(inputs.table(f.table).rows, int(n.sum())) for f, n in zip(fields, lengths, strict=True)]
+        return KeyedJaggedTensor(
+            keys=[field.name for field in fields],
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
+            stride=rows,
+        )
+
+    for step in count(1):
+        labels = torch.from_numpy((rng.random((rows, len(inputs.tasks))) < 0.3).astype(np.float32))
+        yield Batch(
+            ids=keyed(inputs.pooled_fields),
+            sequences=keyed(inputs.jagged_fields),
+            numerics=torch.empty(rows, 0),
+            labels=labels,
+            scenarios=torch.from_numpy(rng.integers(0, scenarios, (rows, 1))),
+            weights=torch.ones(rows),
+            weight_total=torch.tensor(float(rows)),
+            noise_keys=torch.from_numpy(rng.integers(2**62, size=rows)),
+            position=Position(0, step),
+        )
