@@ -17,17 +17,24 @@ from pipeline.loading.order import RowGroup, Shuffle, Window, epoch_windows, win
 class Rows:
     """Some of the rows of a window, in the order in which they are to be read."""
 
-    table: pa.Table  # of the whole window, in one chunk a column
-    numbers: dict[str, np.ndarray]  # its columns of numbers without nulls
+    others: pa.Table  # all other columns of the whole window, in one chunk each
+    numbers: dict[str, np.ndarray]  # columns of numbers without nulls of the whole window
     start: int
     stop: int
 
     @staticmethod
-    def of(table: pa.Table) -> "Rows":
-        """All rows of a window."""
-        single = {name: table[name].chunk(0) for name in table.column_names}
-        plain = (name for name, c in single.items() if pa.types.is_primitive(c.type) and not c.null_count)
-        return Rows(table, {name: single[name].to_numpy() for name in plain}, 0, table.num_rows)
+    def of(table: pa.Table, order: np.ndarray | None) -> "Rows":
+        """All rows of a window, in the order given or as they stand."""
+        numbers, others = {}, []
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if not pa.types.is_primitive(column.type) or column.null_count:
+                others.append(name)
+                continue
+            # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.
+            values = column.combine_chunks().to_numpy()
+            numbers[name] = values if order is None else values[order]
+        rest = table.select(others).combine_chunks()
+        return Rows(rest if order is None else rest.take(pa.array(order)), numbers, 0, len(table))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -42,7 +49,8 @@ class Rows:
 
     def column(self, column: str) -> pa.Array:
         """A column of any type."""
-        return self.table[column].chunk(0).slice(self.start, len(self))
+        whole = pa.array(self.numbers[column]) if column in self.numbers else self.others[column].chunk(0)
+        return whole.slice(self.start, len(self))
 
 
 class LaneStream:
@@ -98,32 +106,37 @@ class LaneStream:
             start_row = 0
 
     def _read_window(self, window: Window) -> Rows:
-        table = pa.concat_tables([self._read_group(group) for group in window.groups]).combine_chunks()
+        order = None
         if self._shuffle is not None:
-            # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.
-            table = table.take(pa.array(window_permutation(window, self._shuffle, self._epoch, self._lane)))
-        return Rows.of(table)
+            order = window_permutation(window, self._shuffle, self._epoch, self._lane)
+        files: dict[str, list[RowGroup]] = {}
+        for group in window.groups:
+            files.setdefault(group.path, []).append(group)
+        read = {group: rows for path, groups in files.items() for group, rows in self._read_groups(path, groups)}
+        return Rows.of(pa.concat_tables([read[group] for group in window.groups]), order)
 
-    def _read_group(self, group: RowGroup) -> pa.Table:
-        uri = storage.join(self._table, group.path)
-        filesystem, path = storage.resolve(uri)
+    def _read_groups(self, path: str, groups: list[RowGroup]) -> list[tuple[RowGroup, pa.Table]]:
+        """Row groups of one file, which is opened once."""
+        uri = storage.join(self._table, path)
+        filesystem, resolved = storage.resolve(uri)
 
-        def read() -> pa.Table:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
-                return file.read_row_group(group.index, columns=self._columns, use_threads=False)
+        def read() -> list[pa.Table]:
+            with pq.ParquetFile(resolved, filesystem=filesystem) as file:
+                return [file.read_row_group(group.index, columns=self._columns, use_threads=False) for group in groups]
 
         try:
-            rows = storage.read_again(uri, read)
+            tables = storage.read_again(uri, read)
         except storage.StoreError:  # says nothing about the file
             raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"Cannot read {group.path} of the feature table {self._table}: {' '.join(str(error).split())}. Train "
+                f"Cannot read {path} of the feature table {self._table}: {' '.join(str(error).split())}. Train "
                 "again if it was just made anew; else make it so with `manygate preprocess EXPERIMENT --overwrite`."
             ) from error
-        if rows.num_rows != group.rows:
-            raise UserError(
-                f"{group.path} of the feature table {self._table} was changed: row group {group.index} has "
-                f"{rows.num_rows} rows, the manifest says {group.rows}. Make the table again."
-            )
-        return rows
+        for group, rows in zip(groups, tables, strict=True):
+            if rows.num_rows != group.rows:
+                raise UserError(
+                    f"{path} of the feature table {self._table} was changed: row group {group.index} has "
+                    f"{rows.num_rows} rows, the manifest says {group.rows}. Make the table again."
+                )
+        return list(zip(groups, tables, strict=True))

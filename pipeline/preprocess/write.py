@@ -43,6 +43,7 @@ def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int
         Lane, path relative to the feature table, rows, bytes of each file.
     """
     folder = lane_folder(plan, unit.split, unit.partition)
+    encodings = byte_streams(table.schema)
     files = []
     start = 0
     for lane, rows in enumerate(lengths.tolist()):
@@ -51,17 +52,29 @@ def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int
         path = f"{folder}/lane-{lane:03d}/{unit.name}.parquet"
         filesystem, resolved = storage.place(storage.join(plan.table, path))
         with filesystem.open_output_stream(resolved) as stream:
-            # Ids hardly repeat inside a small row group, and plain pages are copied as they are when they are read.
             pq.write_table(
                 table.slice(start, rows),
                 stream,
                 row_group_size=plan.sections.table.row_group_rows,
                 compression="lz4",
-                use_dictionary=False,
+                use_dictionary=False,  # ids hardly repeat inside a small row group
+                column_encoding=encodings,
             )
             files.append((lane, path, rows, int(stream.tell())))
         start += rows
     return files
+
+
+def byte_streams(schema: pa.Schema) -> dict[str, str]:
+    """The encoding of columns of 32 bits: first bytes together, then second ones. The upper bytes of ids are mostly
+    alike, so that files are smaller, and written and read faster, than with whole values one after the other."""
+    encodings = {}
+    for field in schema:
+        is_list = pa.types.is_list(field.type)
+        item = field.type.value_type if is_list else field.type
+        if item in (pa.int32(), pa.float32()):
+            encodings[f"{field.name}.list.element" if is_list else field.name] = "BYTE_STREAM_SPLIT"
+    return encodings
 
 
 def write_quarantine(plan: Plan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> None:
