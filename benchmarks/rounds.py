@@ -7,7 +7,6 @@ A contestant writes a JSON line when it is ready, and one more after every round
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,9 +39,8 @@ class Turns:
         return sys.stdin.readline() != ""
 
     def done(self, samples: float, seconds: float) -> None:
-        """Tells of a round, and the most memory that this process and its children have had."""
-        peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        self._answer({"samples": samples, "seconds": seconds, "peak_bytes": peak * 1024})
+        """Tells of a round."""
+        self._answer({"samples": samples, "seconds": seconds})
 
     def _answer(self, message: Mapping[str, Any]) -> None:
         self._answers.write(json.dumps(message) + "\n")
@@ -67,7 +65,6 @@ class Contestant:
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)  # samples a second, one a round
-    peak_bytes: int = 0
 
     def start(self) -> None:
         """Starts the process and waits until it is ready."""
@@ -91,7 +88,6 @@ class Contestant:
         stdin.flush()
         done = self._read()
         self.rates.append(done["samples"] / done["seconds"])
-        self.peak_bytes = max(self.peak_bytes, done["peak_bytes"])
 
     def stop(self) -> None:
         """Ends the process; one that was not started is no mistake."""
