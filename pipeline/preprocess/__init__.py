@@ -1,1 +1,1 @@
-"""Logs in, feature table out: the only stage that imports ray.data."""
+"""Logs in, feature table out: in tasks of Ray."""

@@ -217,7 +217,7 @@ def fit_columns(plan: Plan) -> set[str]:
 
 
 def count_unit(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
-    """Counts one unit; a task of Ray Data.
+    """Counts one unit; a task of Ray.
 
     Raises:
         Unreadable: the file is damaged.

@@ -1,19 +1,20 @@
-"""Runs a function over many small descriptions of work with Ray Data: the only module that imports ray."""
+"""Runs a function over many small descriptions of work with Ray: the only module of this stage that imports it."""
 
-import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
-import ray.data
 
 from pipeline.errors import UserError
 from pipeline.preprocess.units import Unreadable
 
 Item = dict[str, Any]
 """What one task works on; plain JSON."""
+
+TASKS_A_CPU = 4
+"""Tasks that are handed to Ray for each CPU that the cluster has, so that none waits for the next."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,42 @@ def run_tasks(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], sh
     """Runs ``task(item, shared)`` for every item, each in one Ray task, and yields results as they finish.
 
     Args:
-        task: a function of a module; gives plain JSON. It may run twice when a machine is lost.
+        task: a function of a module. It may run twice when a machine is lost.
         shared: sent to each machine once; Arrow data in it is not copied for each worker.
 
     Raises:
-        UserError: as the task raised it. (Ray Data would wrap it and lose its cause, so errors travel as results.)
+        UserError: as the task raised it. (Ray would wrap it, so mistakes travel as results.)
     """
-    if not items:
-        return
-    _quiet_ray_data()
-    reference = ray.put((task, shared))
-
-    def perform(row: dict[str, Any]) -> dict[str, Any]:
-        function, known = ray.get(reference)
-        return {"outcome": json.dumps(_attempt(function, json.loads(row["item"]), known))}
-
-    rows = [{"item": json.dumps(item)} for item in items]
-    for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(perform).iter_rows():
-        outcome = json.loads(row["outcome"])
-        if "mistake" in outcome:
-            raise UserError(outcome["mistake"])
-        yield Done(outcome["item"], outcome.get("result", {}), outcome.get("unreadable"))
-
-
-def _attempt(task: Callable[[Item, Any], dict[str, Any]], item: Item, shared: Any) -> dict[str, Any]:
+    reference = ray.put((task, shared)) if items else None
+    waiting: dict[ray.ObjectRef[Any], Item] = {}
+    left = iter(items)
     try:
-        return {"item": item, "result": task(item, shared)}
-    except UserError as error:
-        return {"mistake": str(error)}
-    except Unreadable as error:
-        return {"item": item, "unreadable": str(error)}
+        while True:
+            room = TASKS_A_CPU * int(ray.cluster_resources().get("CPU", 1)) - len(waiting) if items else 0
+            for item in islice(left, max(room, 0)):
+                waiting[_perform.remote(reference, item)] = item
+            if not waiting:
+                return
+            finished, _ = ray.wait(list(waiting))
+            for done in finished:
+                yield _outcome(waiting.pop(done), ray.get(done))
+    finally:
+        for pending in waiting:
+            ray.cancel(pending)
 
 
-def _quiet_ray_data() -> None:
-    """Progress is shown by us; of Ray Data's messages only errors are."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+def _outcome(item: Item, result: dict[str, Any] | UserError | Unreadable) -> Done:
+    if isinstance(result, UserError):
+        raise result
+    if isinstance(result, Unreadable):
+        return Done(item, {}, str(result))
+    return Done(item, result, None)
+
+
+@ray.remote
+def _perform(work: tuple[Callable[[Item, Any], dict[str, Any]], Any], item: Item) -> Any:
+    task, shared = work
+    try:
+        return task(item, shared)
+    except (UserError, Unreadable) as error:
+        return error

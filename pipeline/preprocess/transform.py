@@ -45,7 +45,7 @@ class IdCounts:
 
 
 def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
-    """Transforms one unit and writes its files; a task of Ray Data.
+    """Transforms one unit and writes its files; a task of Ray.
 
     Returns:
         Fields of `Partition`, for this unit alone; `lanes` as given by `write_lanes`.

@@ -371,7 +371,7 @@ KILLS = {
 KILLER = """
 import json, os, signal, sys
 from pathlib import Path
-import ray, ray.data
+import ray
 from pipeline import storage
 from pipeline.preprocess import job
 from tests.preprocess.test_daily import later
