@@ -64,6 +64,22 @@ def grouped_affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = 
     return out.relu() if relu else out
 
 
+def ragged_affine(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], relu: bool = False) -> Tensor:
+    """``x_g W_g + b_g`` for groups of unequal size, followed by a ReLU where wanted.
+
+    Args:
+        x: ``(rows, in)``, sorted by group.
+        weight: ``(groups, in, out)``.
+        bias: ``(groups, out)`` or None.
+        sizes: rows of each group.
+
+    Returns:
+        ``(rows, out)``.
+    """
+    out: Tensor = _Ragged.apply(*_as_autocast(x, weight, bias), sizes, relu)
+    return out
+
+
 def _convolves(x: Tensor, rows: int, multiplications: int) -> bool:
     is_fitting = x.device.type == "cpu" and rows % IMAGES == 0 and multiplications >= SMALLEST
     return HAS_FAST_CONVOLUTIONS and is_fitting
@@ -71,11 +87,16 @@ def _convolves(x: Tensor, rows: int, multiplications: int) -> bool:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """Rows ``(rows, groups * in)`` through ``(groups, out, in)``: ``(rows, groups * out)``."""
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
-    out: Tensor = _Convolution.apply(x, weight, bias, relu)
+    out: Tensor = _Convolution.apply(*_as_autocast(x, weight, bias), relu)
     return out
+
+
+def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast would do: it does not look into functions with gradients of their own."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -104,6 +125,43 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_x = _rows(conv2d(_images(gradient), _kernel(weight.transpose(1, 2)), groups=len(weight)))
         return to_x, _to_weight(x, weight, gradient), gradient.sum(0) if ctx.has_bias else None, None
+
+
+class _Ragged(torch.autograd.Function):
+    """A product a group, each into its place: nothing is cut up and joined again, forward or backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], relu: bool) -> Tensor:
+        out = x.new_empty(len(x), weight.shape[2])
+        for group, (mine, its) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
+            torch.mm(mine, weight[group], out=its)
+            if bias is not None:
+                its += bias[group]
+        if relu:
+            out.relu_()
+        ctx.save_for_backward(x, weight, out if relu else None)
+        ctx.sizes, ctx.has_bias = sizes, bias is not None
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        x, weight, out = ctx.saved_tensors
+        if out is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_weight = torch.empty_like(weight)
+        to_bias = weight.new_empty(len(weight), weight.shape[2]) if ctx.has_bias else None
+        start = 0
+        for group, size in enumerate(ctx.sizes):
+            mine, its = gradient[start : start + size], x[start : start + size]
+            torch.mm(its.T, mine, out=to_weight[group])
+            if to_x is not None:
+                torch.mm(mine, weight[group].T, out=to_x[start : start + size])
+            if to_bias is not None:
+                torch.sum(mine, 0, out=to_bias[group])
+            start += size
+        return to_x, to_weight, to_bias, None, None
 
 
 def _to_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import linear
 
 from models.labels import label
-from models.layers.affine import affine, grouped_affine
+from models.layers.affine import affine, grouped_affine, ragged_affine
 from models.layers.mlp import start_before_relu
 
 
@@ -74,12 +73,9 @@ class GroupedLinear(nn.Module):
             return out.view(len(x), groups, out_dim).transpose(0, 1)
         return grouped_affine(x, weight, bias, relu)
 
-    def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
+    def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
         """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
-        weight, bias = self.weights()
-        biases = bias.unbind() if bias is not None else [None] * len(sizes)
-        parts = zip(x.split(sizes), weight.transpose(1, 2).unbind(), biases, strict=True)
-        return torch.cat([linear(rows, w, b) for rows, w, b in parts if len(rows)])
+        return ragged_affine(x, *self.weights(), sizes, relu)
 
 
 class GroupedMLP(nn.Module):
@@ -103,7 +99,7 @@ class GroupedMLP(nn.Module):
         """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
         for layer in self.layers:
             assert isinstance(layer, GroupedLinear)
-            x = self._drop(layer.ragged(x, sizes).relu())
+            x = self._drop(layer.ragged(x, sizes, relu=True))
         return x
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ class PartitionedNorm(nn.Module):
         mean, variance = self._moments(z, scenario, weights, total) if self.training else (self.mean, self.variance)
         gamma, beta = self.gamma * self.scenario_gamma, self.beta + self.scenario_beta
         scale = gamma * (variance + EPSILON).rsqrt()
-        return z * scale[scenario] + (beta - mean * scale)[scenario]
+        shift = beta - mean * scale
+        # The gradient of index_select is a fifth of the time of that of an index.
+        return z * scale.index_select(0, scenario) + shift.index_select(0, scenario)
 
     def _moments(
         self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]
@@ -65,7 +67,9 @@ class PartitionedNorm(nn.Module):
         rows = sums[:, -1:]
         mean = sums[:, :-1] / rows.clamp(min=1)
         # A second pass around the mean: a difference of large squares would lose what float32 has.
-        around = total(members @ torch.cat([(z - m[scenario]).square() for m in (mean, self.mean)], dim=1))
+        around = total(
+            members @ torch.cat([(z - m.index_select(0, scenario)).square() for m in (mean, self.mean)], dim=1)
+        )
         variance, moving = (around / rows.clamp(min=1)).chunk(2, dim=1)
         with torch.no_grad():
             step = self._momentum * (rows > 0)

@@ -4,7 +4,7 @@ Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR),
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -49,7 +49,26 @@ class StarLinear(GroupedLinear):
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         assert self.bias is not None
-        return self.weight * self.shared.weight.T, self.bias + self.shared.bias
+        starred: Tensor = _Starred.apply(self.weight, self.shared.weight.T.contiguous())
+        return starred, self.bias + self.shared.bias
+
+
+class _Starred(torch.autograd.Function):
+    """``W_p ⊗ W`` for all p. The gradient of W is summed as it is made: as products of all p it would fill memory."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, shared: Tensor) -> Tensor:
+        ctx.save_for_backward(own, shared)
+        return own * shared
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        own, shared = ctx.saved_tensors
+        to_shared = torch.zeros_like(shared)
+        for its, mine in zip(gradient, own, strict=True):
+            to_shared.addcmul_(its, mine)
+        return gradient * shared, to_shared
 
 
 class StarMLP(GroupedMLP):

@@ -36,12 +36,14 @@ def run_tasks(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], sh
     Raises:
         UserError: as the task raised it. (Ray would wrap it, so mistakes travel as results.)
     """
-    reference = ray.put((task, shared)) if items else None
+    if not items:
+        return
+    reference = ray.put((task, shared))
     waiting: dict[ray.ObjectRef[Any], Item] = {}
     left = iter(items)
     try:
         while True:
-            room = TASKS_A_CPU * int(ray.cluster_resources().get("CPU", 1)) - len(waiting) if items else 0
+            room = TASKS_A_CPU * int(ray.cluster_resources().get("CPU", 1)) - len(waiting)
             for item in islice(left, max(room, 0)):
                 waiting[_perform.remote(reference, item)] = item
             if not waiting:

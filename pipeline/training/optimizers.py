@@ -57,7 +57,10 @@ def dense_optimizer(
     }
 
     def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return classes[config.kind](params, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
+        # One kernel for all that a step does to a parameter. Of Adagrad there is one on CPU alone.
+        is_fused = config.kind != "adagrad" or all(parameter.device.type == "cpu" for parameter in params)
+        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": is_fused}
+        return classes[config.kind](params, **options)
 
     optimizer = KeyedOptimizerWrapper(parameters, build)
     _create_state(optimizer, parameters)
