@@ -1,5 +1,6 @@
 # make demo: from nothing to a trained model. make test: lint and every test. make soak MINUTES=30: random kills on real
-# processes, and whether it shows afterwards. All set up what they need first.
+# processes, and whether it shows afterwards. make bench: speed beside peers and beside the machine's limit, in about
+# 15 minutes on two cores; make bench-full: more sizes. All set up what they need first.
 
 # The first interpreter that really runs (a pyenv shim can be there and fail), is 3.11 or 3.12 and can make environments.
 CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: setup demo test lint soak clean
+.PHONY: setup demo test lint soak bench bench-full clean
 
 setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
@@ -30,5 +31,11 @@ lint: setup
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+bench: setup
+	$(BIN)/python -m benchmarks.bench
+
+bench-full: setup
+	$(BIN)/python -m benchmarks.bench --full
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -21,6 +21,7 @@ import torch
 from benchmarks import cost, load, preprocess, scale, train
 from benchmarks.rounds import ROOT
 from cluster.versions import INSTALLED, RAY
+from pipeline.console import configure_logging
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 ROWS, ROWS_FULL, VOCABULARY_ROWS = [20_000_000], [2_000_000, 5_000_000, 10_000_000, 20_000_000], 1_000_000
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="more sizes, workers, experts and sequences")
     full = parser.parse_args().full
+    configure_logging()
     subprocess.run([sys.executable, "benchmarks/peers/install.py"], cwd=ROOT, check=True)  # noqa: S603
     bench = Bench()
     with tempfile.TemporaryDirectory(prefix="manygate-bench-") as scratch:

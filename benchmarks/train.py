@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from benchmarks import workload
 from benchmarks.rounds import ROOT, Contestant, compete
 from models.layers.affine import affine
+from pipeline.training.worker import keep_memory
 
 ROWS = 1_000_000
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -117,6 +118,7 @@ def one_after_the_other(*rates: float) -> float:
 
 def product_rates() -> dict[str, dict[str, float]]:
     """GFLOP a second of the largest product, as PyTorch's `linear` does it and as ours does."""
+    keep_memory()
     rates: dict[str, dict[str, float]] = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, weight = torch.randn(workload.BATCH, INPUT, dtype=dtype), torch.randn(2048, INPUT, dtype=dtype)

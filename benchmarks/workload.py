@@ -2,6 +2,8 @@
 MMoE of 8 experts [256, 128] with towers [64] unless another trunk is asked for.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torchrec import KeyedJaggedTensor
 
+from benchmarks.rounds import ROOT
 from cluster.connect import connect
 from examples.synthetic.generate import FIRST_DAY, Settings, generate
 from models.inputs import ModelInputs
@@ -69,9 +72,17 @@ def experiment(
 
 
 def prepare(folder: Path, rows: int, sequences: int = 0) -> None:
-    """Makes the log and the feature table of the load, unless they are there."""
-    if (folder / "table" / "manifest.json").exists():
-        return
+    """Makes the log and the feature table of the load, unless they are there.
+
+    In a process of its own: the Ray that it starts is gone when something is measured.
+    """
+    if not (folder / "table" / "manifest.json").exists():
+        command = [sys.executable, "-m", "benchmarks.workload", str(folder), str(rows), str(sequences)]
+        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+
+
+def make(folder: Path, rows: int, sequences: int) -> None:
+    """The work of `prepare`."""
     generate(Settings(str(folder / "log"), rows, behaviours=sequences, ids=IDS, zipf=ZIPF))
     made = experiment(folder, sequences=sequences)
     preprocess(made, made.table_folder, overwrite=True, connect=connect)
@@ -134,3 +145,7 @@ def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> It
             noise_keys=torch.from_numpy(rng.integers(2**62, size=rows)),
             position=Position(0, step),
         )
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

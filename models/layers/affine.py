@@ -64,7 +64,14 @@ def grouped_affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = 
     return out.relu() if relu else out
 
 
-def ragged_affine(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], relu: bool = False) -> Tensor:
+def ragged_affine(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: list[int],
+    relu: bool = False,
+    factor: Tensor | None = None,
+) -> Tensor:
     """``x_g W_g + b_g`` for groups of unequal size, followed by a ReLU where wanted.
 
     Args:
@@ -72,11 +79,12 @@ def ragged_affine(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[in
         weight: ``(groups, in, out)``.
         bias: ``(groups, out)`` or None.
         sizes: rows of each group.
+        factor: ``(in, out)``; with it every weight is ``W_g ⊗ factor``.
 
     Returns:
         ``(rows, out)``.
     """
-    out: Tensor = _Ragged.apply(*_as_autocast(x, weight, bias), sizes, relu)
+    out: Tensor = _Ragged.apply(*map(_as_autocast, (x, weight, bias, factor)), sizes, relu)
     return out
 
 
@@ -87,16 +95,15 @@ def _convolves(x: Tensor, rows: int, multiplications: int) -> bool:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """Rows ``(rows, groups * in)`` through ``(groups, out, in)``: ``(rows, groups * out)``."""
-    out: Tensor = _Convolution.apply(*_as_autocast(x, weight, bias), relu)
+    out: Tensor = _Convolution.apply(*map(_as_autocast, (x, weight, bias)), relu)
     return out
 
 
-def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _as_autocast(tensor: Tensor | None) -> Tensor | None:
     """What autocast would do: it does not look into functions with gradients of their own."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
+    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 class _Convolution(torch.autograd.Function):
@@ -128,40 +135,60 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Ragged(torch.autograd.Function):
-    """A product a group, each into its place: nothing is cut up and joined again, forward or backward."""
+    """A product a group, each into its place: nothing is cut up and joined again, forward or backward.
+
+    What a group needs is made when it is its turn, and is still in a cache when it is used.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], relu: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factor: Tensor | None,
+        sizes: list[int],
+        relu: bool,
+    ) -> Tensor:
+        factor = factor.contiguous() if factor is not None else None
         out = x.new_empty(len(x), weight.shape[2])
         for group, (mine, its) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
-            torch.mm(mine, weight[group], out=its)
+            torch.mm(mine, _weight_of(weight, group, factor), out=its)
             if bias is not None:
                 its += bias[group]
         if relu:
             out.relu_()
-        ctx.save_for_backward(x, weight, out if relu else None)
+        ctx.save_for_backward(x, weight, factor, out if relu else None)
         ctx.sizes, ctx.has_bias = sizes, bias is not None
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
-        x, weight, out = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, factor, out = ctx.saved_tensors
         if out is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         to_weight = torch.empty_like(weight)
         to_bias = weight.new_empty(len(weight), weight.shape[2]) if ctx.has_bias else None
+        to_factor = torch.zeros_like(factor) if factor is not None else None
         start = 0
         for group, size in enumerate(ctx.sizes):
             mine, its = gradient[start : start + size], x[start : start + size]
             torch.mm(its.T, mine, out=to_weight[group])
+            if to_factor is not None:
+                to_factor.addcmul_(to_weight[group], weight[group])
+                to_weight[group] *= factor
             if to_x is not None:
-                torch.mm(mine, weight[group].T, out=to_x[start : start + size])
+                torch.mm(mine, _weight_of(weight, group, factor).T, out=to_x[start : start + size])
             if to_bias is not None:
                 torch.sum(mine, 0, out=to_bias[group])
             start += size
-        return to_x, to_weight, to_bias, None, None
+        return to_x, to_weight, to_bias, to_factor, None, None
+
+
+def _weight_of(weight: Tensor, group: int, factor: Tensor | None) -> Tensor:
+    return weight[group] if factor is None else weight[group] * factor
 
 
 def _to_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:

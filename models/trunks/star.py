@@ -4,7 +4,7 @@ Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR),
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.inputs import ModelInputs
 from models.labels import label_outputs
+from models.layers.affine import ragged_affine
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.layers.mlp import mlp
 from models.layers.partitioned_norm import PartitionedNorm
@@ -49,26 +50,11 @@ class StarLinear(GroupedLinear):
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         assert self.bias is not None
-        starred: Tensor = _Starred.apply(self.weight, self.shared.weight.T.contiguous())
-        return starred, self.bias + self.shared.bias
+        return self.weight * self.shared.weight.T, self.bias + self.shared.bias
 
-
-class _Starred(torch.autograd.Function):
-    """``W_p ⊗ W`` for all p. The gradient of W is summed as it is made: as products of all p it would fill memory."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, shared: Tensor) -> Tensor:
-        ctx.save_for_backward(own, shared)
-        return own * shared
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        own, shared = ctx.saved_tensors
-        to_shared = torch.zeros_like(shared)
-        for its, mine in zip(gradient, own, strict=True):
-            to_shared.addcmul_(its, mine)
-        return gradient * shared, to_shared
+    def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
+        assert self.bias is not None
+        return ragged_affine(x, self.weight, self.bias + self.shared.bias, sizes, relu, self.shared.weight.T)
 
 
 class StarMLP(GroupedMLP):
