@@ -60,13 +60,13 @@ class LaneRows:
         """Gathers a column of numbers into ``(steps, batch_rows)``."""
         target = out.reshape(self.steps, len(self.lanes), self.rows_per_lane)
         assert np.shares_memory(target, out)
-        rows = np.empty(self.steps * self.rows_per_lane, out.dtype)
+        count = self.steps * self.rows_per_lane
         for lane, pieces in enumerate(self.lanes):
-            start = 0
-            for piece in pieces:
-                rows[start : start + len(piece)] = piece.number(column)
-                start += len(piece)
-            rows[start:] = 0
+            parts = [piece.number(column) for piece in pieces]
+            missing = count - sum(map(len, parts))
+            if missing:
+                parts.append(np.zeros(missing, out.dtype))
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
             target[:, lane] = rows.reshape(self.steps, -1)
 
     def gather_lists(self, column: str) -> list["LaneLists"]:

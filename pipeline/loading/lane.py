@@ -32,7 +32,8 @@ class Rows:
                 continue
             # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.
             values = column.combine_chunks().to_numpy()
-            numbers[name] = values if order is None else values[order]
+            # Not values[order], which would keep the interpreter to itself: other threads have work too.
+            numbers[name] = values if order is None else values.take(order, mode="clip")
         rest = table.select(others).combine_chunks()
         return Rows(rest if order is None else rest.take(pa.array(order)), numbers, 0, len(table))
 

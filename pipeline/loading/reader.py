@@ -17,7 +17,7 @@ from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_row
 from pipeline.table.manifest import KEY, Manifest
 
 # Rows of one worker that are gathered at a time: enough to make a gather worth its overhead, little in memory.
-BLOCK_ROWS = 65_536
+BLOCK_ROWS = 262_144
 
 
 class Reader:

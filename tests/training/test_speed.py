@@ -38,7 +38,7 @@ def numbers(value: Any) -> list[float]:
 def test_a_run_with_convolutions_has_the_metrics_of_one_without(
     trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine, "SMALLEST", 0)
+    monkeypatch.setattr(affine, "SMALLEST", 1)
     calls: list[int] = []
     convolve = affine._convolve
     monkeypatch.setattr(affine, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
