@@ -27,7 +27,8 @@ class Rows:
         """All rows of a window, in the order given or as they stand."""
         numbers, others = {}, []
         for name, column in zip(table.column_names, table.columns, strict=True):
-            if not pa.types.is_primitive(column.type) or column.null_count:
+            is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+            if not is_number or column.null_count:
                 others.append(name)
                 continue
             # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.

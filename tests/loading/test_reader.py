@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.columns import BatchColumns
+from pipeline.loading.lane import Rows
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import read_manifest
 from tests import synthetic
@@ -118,6 +119,23 @@ def test_a_batch_holds_what_the_files_hold(table: Path) -> None:
             assert batch.numerics[i].tolist() == [np.float32(row["age"])]
             assert batch.labels[i].tolist() == [row["label:click"], np.float32(row["label:value"])]
             assert batch.scenarios[i].tolist() == [row["scenario:tab"]]
+
+
+def test_columns_of_every_type_come_in_the_order_asked_for() -> None:
+    columns = {
+        "number": pa.array([5, 6, 7], pa.int16()),
+        "missing": pa.array([1, None, 3]),
+        "flag": pa.array([True, False, True]),
+        "time": pa.array([1, 2, 3], pa.timestamp("us", "Europe/Paris")),
+        "text": pa.array(["a", "b", "c"]),
+        "lists": pa.array([[1], [], [2, 3]]),
+    }
+    two = pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)])
+    order = np.array([2, 0, 1])
+    rows = Rows.of(two, order).part(1, 3)
+    for name, column in columns.items():
+        assert rows.column(name).equals(column.take(pa.array(order)).slice(1)), name
+    assert rows.number("number").tolist() == [5, 6]
 
 
 def test_workers_must_divide_lanes(table: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 
 from models.layers import affine
 from pipeline.config.experiment import Experiment
+from pipeline.config.training import DenseOptimizer
 from pipeline.training.optimizers import dense_optimizer
 from pipeline.training.worker import keep_memory
-from tests.training.runs import metrics, new_run, run_on
+from tests.training.runs import continued, metrics, new_run, run_on, tensors
 from tests.workers import one_worker
 
 TRUNKS = {
@@ -23,9 +24,13 @@ TRUNKS = {
 
 def run(folder: Path, trunk: dict[str, Any]) -> Experiment:
     experiment = new_run(folder, model={"trunk": trunk}, training={"epochs": 1})
+    run_here(experiment)
+    return experiment
+
+
+def run_here(experiment: Experiment) -> None:
     with one_worker() as worker:
         run_on(worker, experiment)
-    return experiment
 
 
 def numbers(value: Any) -> list[float]:
@@ -49,10 +54,24 @@ def test_a_run_with_convolutions_has_the_metrics_of_one_without(
     assert numbers(metrics(with_them)[-1]) == pytest.approx(numbers(metrics(without)[-1]), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_resumed_run_with_convolutions_is_the_straight_one_bit_by_bit(
+    trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affine, "SMALLEST", 1)
+    sections = {"model": {"trunk": TRUNKS[trunk]}, "training": {"epochs": 1}, "checkpoint": {"every_steps": 4}}
+    straight = new_run(tmp_path / "straight", **sections)
+    run_here(straight)
+    resumed = continued(straight, tmp_path / "resumed", 4, **sections)
+    run_here(resumed)
+    last = metrics(straight)[-1]["step"]
+    assert metrics(resumed) == metrics(straight)
+    ours, theirs = tensors(resumed, last, tmp_path), tensors(straight, last, tmp_path)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("kind", ["adam", "adamw", "adagrad", "sgd"])
 def test_the_fused_optimizer_does_what_the_plain_one_does(kind: str) -> None:
-    from pipeline.config.training import DenseOptimizer
-
     classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
