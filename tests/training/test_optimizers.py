@@ -79,7 +79,7 @@ def test_creating_the_state_changes_nothing(kind: str) -> None:
         "adagrad": torch.optim.Adagrad,
         "sgd": torch.optim.SGD,
     }
-    reference = classes[kind]([plain], lr=0.1, weight_decay=0.3)  # type: ignore[call-arg]
+    reference = classes[kind]([plain], lr=0.1, weight_decay=0.3, fused=True)  # type: ignore[call-arg]
     for _ in range(3):
         for parameter, opt in ((ours, optimizer), (plain, reference)):
             parameter.grad = torch.tensor([1.0, -2.0, 0.5])
