@@ -150,11 +150,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where workload.prepare has been")
     parser.add_argument("--steps", type=int, default=20, help="of a round")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--sequences", type=int, default=0)
     arguments = parser.parse_args()
     made = workload.experiment(
         arguments.folder,
-        sequences=arguments.sequences,
         precision=arguments.precision,
         validate_every_steps=arguments.steps,
     )

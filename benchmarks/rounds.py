@@ -63,7 +63,6 @@ class Contestant:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)  # samples a second, one a round
 
     def start(self) -> None:
@@ -71,7 +70,6 @@ class Contestant:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(  # noqa: S603 - commands are written in this folder
             list(self.command),
-            env={**os.environ, **self.environment},
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,

@@ -71,20 +71,20 @@ def experiment(
     return parse_experiment(data, "benchmark")
 
 
-def prepare(folder: Path, rows: int, sequences: int = 0) -> None:
+def prepare(folder: Path, rows: int) -> None:
     """Makes the log and the feature table of the load, unless they are there.
 
     In a process of its own: the Ray that it starts is gone when something is measured.
     """
     if not (folder / "table" / "manifest.json").exists():
-        command = [sys.executable, "-m", "benchmarks.workload", str(folder), str(rows), str(sequences)]
+        command = [sys.executable, "-m", "benchmarks.workload", str(folder), str(rows)]
         subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
 
 
-def make(folder: Path, rows: int, sequences: int) -> None:
+def make(folder: Path, rows: int) -> None:
     """The work of `prepare`."""
-    generate(Settings(str(folder / "log"), rows, behaviours=sequences, ids=IDS, zipf=ZIPF))
-    made = experiment(folder, sequences=sequences)
+    generate(Settings(str(folder / "log"), rows, behaviours=0, ids=IDS, zipf=ZIPF))
+    made = experiment(folder)
     preprocess(made, made.table_folder, overwrite=True, connect=connect)
 
 
@@ -103,9 +103,9 @@ def inputs_of(made: Experiment) -> ModelInputs:
     return model_inputs(made, read_manifest(made.table_folder).table_rows)
 
 
-def random_inputs(made: Experiment, rows: int = IDS) -> ModelInputs:
-    """The same without a feature table; every embedding table has so many rows."""
-    return model_inputs(made, {f"c{i + 1:02d}": rows + 2 for i in range(CATEGORICALS)})
+def random_inputs(made: Experiment) -> ModelInputs:
+    """The same without a feature table."""
+    return model_inputs(made, {f"c{i + 1:02d}": IDS + 2 for i in range(CATEGORICALS)})
 
 
 def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> Iterator[Batch]:
@@ -148,4 +148,4 @@ def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> It
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    make(Path(sys.argv[1]), int(sys.argv[2]))

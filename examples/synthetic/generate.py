@@ -8,17 +8,16 @@ A row depends on the settings and on its file's number alone: the log is the sam
 import argparse
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
 
 from cluster.connect import connect
 from pipeline import storage
+from pipeline.preprocess.tasks import run_tasks
 
 FIRST_DAY = 20260101
 MAX_DAYS = 31
@@ -153,34 +152,21 @@ def in_lists(ids: NDArray[np.int32], lengths: NDArray[np.int32], texts: pa.Array
     return pa.ListArray.from_arrays(pa.array(offsets), in_words(ids, texts))
 
 
-@ray.remote
-def write_file(settings: Settings, world: World, file: int) -> int:
-    """Writes one file; returns its rows."""
+def write_file(item: dict[str, int], shared: tuple[Settings, World]) -> dict[str, int]:
+    """Writes the file of a number; a task of Ray, which takes about 1 GB."""
+    (settings, world), file = shared, item["file"]
     rows, day = settings.files[file]
     path = storage.join(settings.output, f"date={FIRST_DAY + day}", f"part-{file:05d}.parquet")
     filesystem, resolved = storage.place(path)
     pq.write_table(make_rows(settings, world, file, rows), resolved, filesystem=filesystem, row_group_size=FILE_ROWS)
-    return rows
+    return {"rows": rows}
 
 
 def generate(settings: Settings) -> int:
     """Writes the log; returns its rows. Connects to Ray."""
     connect()
-    world = ray.put(World(settings))
-    tasks = (write_file.remote(settings, world, file) for file in range(len(settings.files)))
-    return sum(few_at_a_time(tasks))
-
-
-def few_at_a_time(tasks: Iterator["ray.ObjectRef[int]"]) -> Iterator[int]:
-    """Results of tasks, of which no more are under way than the cluster can run: each takes about 1 GB."""
-    limit = int(ray.cluster_resources().get("CPU", 1))
-    waiting: list[ray.ObjectRef[int]] = []
-    for task in tasks:
-        waiting.append(task)
-        if len(waiting) >= limit:
-            done, waiting = ray.wait(waiting)
-            yield from ray.get(done)
-    yield from ray.get(waiting)
+    files = [{"file": number} for number in range(len(settings.files))]
+    return sum(done.result["rows"] for done in run_tasks(write_file, files, (settings, World(settings))))
 
 
 def main() -> None:

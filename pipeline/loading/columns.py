@@ -50,11 +50,19 @@ class LaneRows:
     def batch_rows(self) -> int:
         return len(self.lanes) * self.rows_per_lane
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Rows that each lane still has."""
+        return np.array([sum(map(len, pieces)) for pieces in self.lanes])
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where each row stands among those of its lane, ``(steps, 1, rows_per_lane)``."""
+        return np.arange(self.steps * self.rows_per_lane).reshape(self.steps, 1, self.rows_per_lane)
+
     def is_real(self) -> np.ndarray:
         """Whether each row is one of the table, ``(steps, batch_rows)``."""
-        counts = np.array([sum(map(len, pieces)) for pieces in self.lanes])
-        within = np.arange(self.steps * self.rows_per_lane).reshape(self.steps, 1, self.rows_per_lane)
-        return (within < counts[:, None]).reshape(self.steps, -1)
+        return (self.places < self.counts[:, None]).reshape(self.steps, -1)
 
     def gather(self, column: str, out: np.ndarray) -> None:
         """Gathers a column of numbers into ``(steps, batch_rows)``."""
@@ -194,10 +202,9 @@ def _matrix(
 
 def _key_rows(names: tuple[str, ...], rows: LaneRows, is_real: np.ndarray, no_keys: pa.Table) -> pa.Table:
     """Key columns of all rows of all batches, one batch after the other."""
-    counts = np.array([sum(map(len, pieces)) for pieces in rows.lanes])
+    counts = rows.counts
     starts = np.cumsum(counts) - counts
-    within = np.arange(rows.steps * rows.rows_per_lane).reshape(rows.steps, 1, rows.rows_per_lane)
-    at = (starts[:, None] + within).reshape(rows.steps, -1)
+    at = (starts[:, None] + rows.places).reshape(rows.steps, -1)
     index = pa.array(np.where(is_real, at, counts.sum()).reshape(-1))
     columns = {}
     for name in names:

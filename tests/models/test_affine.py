@@ -8,8 +8,6 @@ from torch.nn.functional import linear
 from models.layers import affine as layers
 from models.layers.affine import affine, grouped_affine, ragged_affine
 
-Gradients = list[Tensor | None]
-
 
 @pytest.fixture(autouse=True)
 def always_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
