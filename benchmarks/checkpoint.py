@@ -25,15 +25,15 @@ from typing import Any
 import torch
 
 from jobs.train import fresh_state, make_span, train_reader
+from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.loading.batch import Batch, Position
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.launch import launch
-from pipeline.training.saving import Saver
 from pipeline.training.state import RunState, run_settings
 from pipeline.training.steps import PlainStep
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 RESULT = Path(__file__).with_name("checkpoint.json")
 ROUNDS = 5

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks import workload
 from pipeline.loading.batch import Batch
-from pipeline.training.launch import launch
-from pipeline.training.sharding import shard
+from pipeline.sharding.shard import shard
 from pipeline.training.steps import Step, choose_step
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 SCENARIOS = (2, 8, 32)
 TRUNKS: dict[str, dict[str, Any]] = {

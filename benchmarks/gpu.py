@@ -23,11 +23,11 @@ from pipeline.config.experiment import Experiment
 from pipeline.evaluation.run import split_reader
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.prefetch import prefetch
+from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
-from pipeline.training.launch import launch
-from pipeline.training.sharding import shard
 from pipeline.training.steps import Step, choose_step
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 ROWS = 4_000_000
 BATCHES = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)

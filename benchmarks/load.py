@@ -23,9 +23,9 @@ from pipeline.loading.batch import Position
 from pipeline.loading.order import Shuffle, epoch_windows, lane_groups
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
+from pipeline.sharding.model_inputs import batch_columns
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.inputs import batch_columns
-from pipeline.training.worker import keep_memory
+from pipeline.workers.worker import keep_memory
 
 ROWS = 4_000_000
 ROUNDS = 6

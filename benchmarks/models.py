@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 from models.build import DenseModel
+from pipeline.comparison.variants import trunk_kinds, trunk_section, written
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment, parse_experiment
-from pipeline.config.variants import trunk_kinds, trunk_section, written
 from pipeline.evaluation.run import split_reader
 from pipeline.loading.batch import Batch, Position
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
-from pipeline.training.inputs import model_inputs
-from pipeline.training.launch import launch
-from pipeline.training.sharding import shard
 from pipeline.training.steps import PlainStep
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 ROUNDS, WARM_UP = 25, 3
 FIRST = "concat + shared_bottom"

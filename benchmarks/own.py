@@ -22,15 +22,15 @@ from jobs.train import fresh_state, train_reader
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.run import split_reader
 from pipeline.loading.batch import Batch, Position
+from pipeline.sharding.module import TrainingModule
+from pipeline.sharding.shard import ShardedModel, shard
 from pipeline.table.manifest import read_manifest
-from pipeline.training.launch import launch
 from pipeline.training.metrics_log import RunLog
-from pipeline.training.module import TrainingModule
-from pipeline.training.sharding import ShardedModel, shard
 from pipeline.training.state import run_settings
 from pipeline.training.steps import choose_step
 from pipeline.training.trainer import Trainer
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 HELD = 64  # batches in memory
 

@@ -27,7 +27,7 @@ from pipeline.preprocess.discover import find_partitions, read_files
 from pipeline.preprocess.encode import INDEX, encoder_file
 from pipeline.preprocess.fit import fit_encoders
 from pipeline.preprocess.job import preprocess
-from pipeline.preprocess.plan import make_plan
+from pipeline.preprocess.plan import make_preprocess_plan
 from pipeline.preprocess.sections import Sections
 
 CATEGORICALS, BUCKETED = 26, 6
@@ -135,7 +135,7 @@ def with_ours(log: str, table: str) -> list[int]:
     path = storage.absolute(table)
     sections = Sections(settings.logs, settings.features, settings.scenarios, settings.tasks, settings.table)
     partitions = read_files(sections.logs, find_partitions(sections.logs).partitions)
-    fit_encoders(make_plan(sections, path, [file for part in partitions for file in part.files]), partitions)
+    fit_encoders(make_preprocess_plan(sections, path, [file for part in partitions for file in part.files]), partitions)
     return [pq.read_metadata(encoder_file(path, name)).num_rows for name in COUNTED]
 
 

@@ -15,13 +15,13 @@ from benchmarks import workload
 from benchmarks.own import embedding_alone
 from benchmarks.rounds import compete
 from benchmarks.train import ROWS, own
+from pipeline.comparison.variants import written
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
-from pipeline.config.variants import written
-from pipeline.training.inputs import model_inputs
-from pipeline.training.launch import launch
-from pipeline.training.sharding import shard
-from pipeline.training.worker import Worker
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.shard import shard
+from pipeline.workers.launch import launch
+from pipeline.workers.worker import Worker
 
 WORKERS = (1, 2, 4)
 TABLE_ROWS = (1_000_000, 10_000_000, 50_000_000)

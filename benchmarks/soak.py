@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.soak_processes import LIMIT_S, Moment, Running, adopt_orphans, end_all, manygate, torchrun
 from benchmarks.soak_runs import NAME, damage_newest, metrics, run_difference, table_difference, write_experiment
-from pipeline.training.stop import EXIT_CODE
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 
 KILLED = -9
 GROUP_FAILED = 1  # torchrun, when one of its workers has died
@@ -173,7 +173,7 @@ def kill(running: Running) -> int:
 
 def tell_to_stop(running: Running) -> int:
     running.process.terminate()
-    return EXIT_CODE
+    return INTERRUPTED_EXIT_CODE
 
 
 def kill_one_of(running: Running, rng: random.Random) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from benchmarks.soak_processes import ROOT
+from pipeline.checkpoint.format import MARKER, complete_checkpoints
 from pipeline.config.load import dump_experiment, load_experiment
-from pipeline.training.checkpoint import MARKER, complete_checkpoints
 
 SOURCE = ROOT / "examples/kuairand"
 NAME = "soak"

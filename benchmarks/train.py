@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from benchmarks import workload
 from benchmarks.rounds import ROOT, Contestant, compete
 from models.layers.affine import affine
-from pipeline.training.worker import keep_memory
+from pipeline.workers.worker import keep_memory
 
 ROWS = 1_000_000
 PEERS = ROOT / ".venv-peers" / "bin" / "python"

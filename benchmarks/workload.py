@@ -22,8 +22,8 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.loading.batch import Batch, Position
 from pipeline.preprocess.job import preprocess
+from pipeline.sharding.model_inputs import model_inputs
 from pipeline.table.manifest import LABEL, SCENARIO, read_manifest
-from pipeline.training.inputs import model_inputs
 
 CATEGORICALS, IDS, DIM, BATCH, ZIPF = 26, 100_000, 16, 4096, 1.2
 LONGEST = 50
@@ -117,16 +117,16 @@ def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> It
         ranks = np.searchsorted(odds, rng.random(number) * odds[-1])
         return (ranks.astype(np.int64) * 2_654_435_761 % table).astype(np.int32)
 
-    def keyed(fields: tuple[Any, ...]) -> KeyedJaggedTensor | None:
-        if not fields:
+    def keyed(features: tuple[Any, ...]) -> KeyedJaggedTensor | None:
+        if not features:
             return None
         lengths = [
-            rng.integers(0, field.max_length + 1, rows) if field.kind == "sequence" else np.ones(rows, np.int64)
-            for field in fields
+            rng.integers(0, feature.max_length + 1, rows) if feature.kind == "sequence" else np.ones(rows, np.int64)
+            for feature in features
         ]
-        values = [draw(inputs.table(f.table).rows, int(n.sum())) for f, n in zip(fields, lengths, strict=True)]
+        values = [draw(inputs.table(f.table).rows, int(n.sum())) for f, n in zip(features, lengths, strict=True)]
         return KeyedJaggedTensor(
-            keys=[field.name for field in fields],
+            keys=[feature.name for feature in features],
             values=torch.from_numpy(np.concatenate(values)),
             lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
             stride=rows,
@@ -135,8 +135,8 @@ def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> It
     for step in count(1):
         labels = torch.from_numpy((rng.random((rows, len(inputs.tasks))) < 0.3).astype(np.float32))
         yield Batch(
-            ids=keyed(inputs.pooled_fields),
-            sequences=keyed(inputs.jagged_fields),
+            ids=keyed(inputs.pooled_features),
+            sequences=keyed(inputs.jagged_features),
             numerics=torch.empty(rows, 0),
             labels=labels,
             scenarios=torch.from_numpy(rng.integers(0, scenarios, (rows, 1))),

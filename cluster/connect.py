@@ -37,12 +37,12 @@ def connect(num_cpus: int | None = None) -> None:
         start_own(num_cpus)
         done = "started one for this run"
     else:
-        join(address)
+        join_cluster(address)
         done = f"joined the cluster at {address}"
     log.info("Ray: %s, with %d CPUs.", done, int(ray.cluster_resources().get("CPU", 0)))
 
 
-def join(address: str) -> None:
+def join_cluster(address: str) -> None:
     """Joins a cluster that is there."""
     import ray
 
@@ -86,7 +86,7 @@ def start_own(num_cpus: int | None) -> None:
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
-        log_to_driver=False,  # workers' lines come through pipeline.training.ray_link, the rest is in Ray's log files
+        log_to_driver=False,  # workers' lines come through the driver channel, the rest is in Ray's log files
         _node_ip_address="127.0.0.1",
     )
 

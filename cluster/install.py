@@ -30,14 +30,14 @@ class InstallError(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class PipCall:
     """One call of pip. A later attempt is made only when pip knows no such version."""
 
     what: str
     attempts: tuple[tuple[str, ...], ...]
 
 
-def plan(accelerator: str, installed: dict[str, str]) -> list[Step]:
+def plan(accelerator: str, installed: dict[str, str]) -> list[PipCall]:
     """The steps that are still to be taken, in order.
 
     Args:
@@ -48,15 +48,15 @@ def plan(accelerator: str, installed: dict[str, str]) -> list[Step]:
     wanted, unwanted = FBGEMM_PACKAGES[accelerator], FBGEMM_PACKAGES["cuda" if accelerator == "cpu" else "cpu"]
     if unwanted in installed:
         # Both would write into the same folder; what is left of the other one is not whole either.
-        steps.append(Step(f"removing {unwanted}", (("uninstall", "--yes", unwanted, wanted),)))
+        steps.append(PipCall(f"removing {unwanted}", (("uninstall", "--yes", unwanted, wanted),)))
         installed = {name: version for name, version in installed.items() if name not in (wanted, unwanted)}
     if not torch_fits(accelerator, installed.get("torch")):
-        steps.append(Step(f"torch {INSTALLED.torch} ({accelerator})", torch_attempts(accelerator)))
+        steps.append(PipCall(f"torch {INSTALLED.torch} ({accelerator})", torch_attempts(accelerator)))
     if not fits(installed.get(wanted, ""), INSTALLED.fbgemm):
-        steps.append(Step(f"{wanted} {INSTALLED.fbgemm}", (("install", f"{wanted}=={INSTALLED.fbgemm}"),)))
+        steps.append(PipCall(f"{wanted} {INSTALLED.fbgemm}", (("install", f"{wanted}=={INSTALLED.fbgemm}"),)))
     if not fits(installed.get("torchrec", ""), INSTALLED.torchrec):
         torchrec = ("install", "--no-deps", f"torchrec=={INSTALLED.torchrec}")
-        steps.append(Step(f"torchrec {INSTALLED.torchrec}", (torchrec,)))
+        steps.append(PipCall(f"torchrec {INSTALLED.torchrec}", (torchrec,)))
     return steps
 
 
@@ -72,11 +72,11 @@ def torch_attempts(accelerator: str) -> tuple[tuple[str, ...], ...]:
     return ("install", f"torch=={INSTALLED.torch}+cpu"), ("install", f"torch=={INSTALLED.torch}")
 
 
-def project_step(accelerator: str, installed: dict[str, str]) -> Step:
+def project_step(accelerator: str, installed: dict[str, str]) -> PipCall:
     """Manygate itself and all the rest; torch and fbgemm are pinned to what is there, so that pip leaves them alone."""
     fbgemm = FBGEMM_PACKAGES[accelerator]
     pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
-    return Step("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
+    return PipCall("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
 
 
 def find_accelerator() -> str:
@@ -90,7 +90,7 @@ def find_accelerator() -> str:
     return "cuda" if listed.returncode == 0 and "GPU " in listed.stdout else "cpu"
 
 
-def fingerprint(accelerator: str) -> str:
+def environment_fingerprint(accelerator: str) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
     for name in ("pyproject.toml", "cluster/versions.py", "cluster/install.py"):
@@ -151,7 +151,7 @@ def usable_versions(environment: Path) -> dict[str, str]:
     return found
 
 
-def take(step: Step, environment: Path, log: Path) -> None:
+def take(step: PipCall, environment: Path, log: Path) -> None:
     """Runs a step, falling back to its next attempt when pip knows no such version."""
     for number, arguments in enumerate(step.attempts, start=1):
         tell(step.what + (f", attempt {number} of {len(step.attempts)}" if number > 1 else ""))
@@ -199,7 +199,7 @@ def install(environment: Path) -> None:
     if sys.version_info[:2] not in PYTHONS:
         raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")
     accelerator = find_accelerator()
-    stamp, wanted = environment / STAMP, fingerprint(accelerator)
+    stamp, wanted = environment / STAMP, environment_fingerprint(accelerator)
     stamped = stamp.exists() and stamp.read_text() == wanted and works(environment)
     if stamped and not plan(accelerator, installed_versions(environment)):
         tell(f"found again: {environment} ({accelerator})")

@@ -23,7 +23,7 @@ from pathlib import Path
 from cluster import tokens
 from pipeline.errors import UserError
 
-STATE = Path(__file__).resolve().parents[1] / ".cluster" / "head.json"
+HEAD_STATE = Path(__file__).resolve().parents[1] / ".cluster" / "head.json"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -48,7 +48,7 @@ class Head:
 def running(state: Path | None = None) -> Head | None:
     """The head that was started from here and still runs."""
     try:
-        head = Head(**json.loads((state or STATE).read_text()))
+        head = Head(**json.loads((state or HEAD_STATE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     return head if process_start(head.pid) == head.started else None
@@ -60,7 +60,7 @@ def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Pa
     Raises:
         UserError: one is running already, a port is taken, or Ray did not come up.
     """
-    state = state or STATE
+    state = state or HEAD_STATE
     if head := running(state):
         raise UserError(f"A head is running already at {head.dashboard}. To stop it: python -m cluster.local_head stop")
     for number, option in ((port, "--port"), (dashboard_port, "--port-dashboard")):
@@ -70,7 +70,7 @@ def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Pa
     folder = Path(tempfile.mkdtemp(prefix="manygate-ray-"))
     log = folder / "head.log"
     agent_port = free_port()
-    process = launch(ray_command(port, dashboard_port, agent_port, num_cpus, folder), log)
+    process = launch_head(ray_command(port, dashboard_port, agent_port, num_cpus, folder), log)
     head = Head(
         pid=process.pid,
         started=process_start(process.pid),
@@ -99,7 +99,7 @@ def ray_command(port: int, dashboard_port: int, agent_port: int, num_cpus: int |
     return command + ([f"--num-cpus={num_cpus}"] if num_cpus is not None else [])
 
 
-def launch(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def launch_head(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Starts Ray in a session of its own, with this interpreter's folder first on PATH: jobs call plain `python`."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0"} | LOOPBACK_ONLY
@@ -132,7 +132,7 @@ def answers(head: Head, token: str) -> bool:
 
 def stop(state: Path | None = None) -> Head | None:
     """Stops the head that was started from here, with its jobs; None where there is none."""
-    state = state or STATE
+    state = state or HEAD_STATE
     head = running(state)
     if head is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -178,7 +178,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def describe(head: Head | None) -> str:
+def describe_head(head: Head | None) -> str:
     if head is None:
         return "No head runs here. To start one: python -m cluster.local_head start"
     return (
@@ -197,13 +197,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.action == "start":
-            print(describe(start(args.port, args.port_dashboard, args.num_cpus)))
+            print(describe_head(start(args.port, args.port_dashboard, args.num_cpus)))
         elif args.action == "stop":
             stopped = stop()
             print(f"Stopped Ray at {stopped.dashboard}." if stopped else "No head was running here.")
         else:
             head = running()
-            print(describe(head))
+            print(describe_head(head))
             return 0 if head else 1
     except UserError as error:
         print(error, file=sys.stderr)

@@ -22,33 +22,33 @@ from jobs import preprocess, train
 from jobs.evaluate import evaluate_on_worker
 from jobs.launching import launch_on_workers, read_table, with_absolute_paths
 from pipeline import storage
+from pipeline.checkpoint.format import find_checkpoint
+from pipeline.checkpoint.progress import Progress
+from pipeline.comparison.variants import make_variants, parse_seeds, single_task_reference, with_enough_steps
 from pipeline.config.base import nearest
 from pipeline.config.experiment import RUN_NAME, Experiment
 from pipeline.config.load import dump_experiment, parse_experiment
-from pipeline.config.variants import make_variants, parse_seeds, single_task_reference, with_enough_steps
 from pipeline.errors import UserError
-from pipeline.evaluation.comparison import compare, format_comparison
+from pipeline.report.comparison import compare, format_comparison
 from pipeline.table.manifest import MANIFEST, SCENARIO, Manifest, read_manifest
 from pipeline.table.settings import differences, table_settings
-from pipeline.training.checkpoint import find_checkpoint
-from pipeline.training.launch import Workers, is_torchrun
-from pipeline.training.progress import Progress
-from pipeline.training.stop import EXIT_CODE
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import Workers, is_torchrun
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
 TIMING = "timing.json"
 """In a run's folder: wall seconds of its training, where that was not interrupted."""
 
-Cell = tuple[str, str]  # a task and the label of a scenario
+TaskScenario = tuple[str, str]  # a task and the label of a scenario
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One model with one seed."""
 
-    of: str | Cell  # the variant, or what a reference is the reference of
+    of: str | TaskScenario  # the variant, or what a reference is the reference of
     seed: int
     experiment: Experiment
 
@@ -60,8 +60,8 @@ class Comparison:
     base: Experiment
     split: str
     variants: list[str]
-    references: list[Cell] | None
-    runs: list[Run]
+    references: list[TaskScenario] | None
+    runs: list[ComparedRun]
     done: dict[str, Any] = field(default_factory=dict)  # evaluations by the run's folder
 
 
@@ -137,7 +137,7 @@ def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[st
     }
 
 
-def make_references(base: Experiment) -> dict[Cell, Experiment]:
+def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
     """A reference for each named value of the first scenario level and each task, see `single_task_reference`."""
     level, folder = base.scenarios[0], f"{base.folder}/compare/reference"
     references = {}
@@ -158,18 +158,18 @@ def placed(experiment: Experiment, output: str, name: str, table: str) -> Experi
     return experiment.model_copy(update={"output": output, "name": name, "table": settings})
 
 
-def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[Run]:
+def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[ComparedRun]:
     """All runs: every experiment with the first seed, then with the next."""
     runs = []
     for seed in seeds:
         for of, experiment in experiments.items():
             training = experiment.training.model_copy(update={"seed": seed})
             update = {"name": f"{experiment.name}-seed-{seed}", "training": training}
-            runs.append(Run(of, seed, experiment.model_copy(update=update)))
+            runs.append(ComparedRun(of, seed, experiment.model_copy(update=update)))
     return runs
 
 
-def check_same_runs(runs: list[Run]) -> None:
+def check_same_runs(runs: list[ComparedRun]) -> None:
     """Raises UserError where a run was begun with another experiment than the one that is wanted now."""
     for experiment in (run.experiment for run in runs):
         folder, there = experiment.folder, storage.list_folder(experiment.folder)
@@ -200,8 +200,8 @@ def ready_table(experiment: Experiment) -> Manifest:
 
 
 def ready_references(
-    references: dict[Cell, Experiment], base: Experiment, manifest: Manifest, split: str
-) -> dict[Cell, Experiment]:
+    references: dict[TaskScenario, Experiment], base: Experiment, manifest: Manifest, split: str
+) -> dict[TaskScenario, Experiment]:
     """The references with their feature tables made and a global batch that is not too large for their rows.
 
     Left out, with a warning, are those of scenarios that have no rows in a split: there is nothing to learn or measure.
@@ -212,7 +212,7 @@ def ready_references(
         manifest: of its feature table.
         split: that is evaluated.
     """
-    ready: dict[Cell, Experiment] = {}
+    ready: dict[TaskScenario, Experiment] = {}
     counts = {name: rows_by_scenario(base, manifest, name) for name in base.logs.splits} if references else {}
     for (task, label), experiment in references.items():
         index = base.scenarios[0].labels.index(label)
@@ -268,7 +268,7 @@ def work_off(comparison: Comparison, launcher: str, workers: Workers) -> int:
         if any(run.of == comparison.variants[0] and run.experiment.folder in done for run in runs):
             write_comparison(comparison)  # there is something to hold the others against
         seconds.append(time.monotonic() - start)
-        left = in_words((len(runs) - len(done) - len(failed)) * fmean(seconds))
+        left = duration_in_words((len(runs) - len(done) - len(failed)) * fmean(seconds))
         log.info("Run %d of %d finished: %s in %.0f s; about %s left.", len(done), len(runs), name, seconds[-1], left)
     if failed:
         raise UserError(
@@ -310,7 +310,7 @@ def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
         )
 
 
-def train_and_evaluate(run: Run, split: str, launcher: str, workers: Workers) -> int:
+def train_and_evaluate(run: ComparedRun, split: str, launcher: str, workers: Workers) -> int:
     """One run from where it stands to its evaluation; the exit code.
 
     Raises:
@@ -332,7 +332,7 @@ def train_and_evaluate(run: Run, split: str, launcher: str, workers: Workers) ->
         )
     except UserError as error:
         raise UserError(f"{experiment.name}: {error}") from error
-    return EXIT_CODE if is_told_to_stop else 0
+    return INTERRUPTED_EXIT_CODE if is_told_to_stop else 0
 
 
 def evaluate_run(worker: Worker, experiment: Experiment, checkpoint: str, split: str) -> bool:
@@ -348,15 +348,15 @@ def best_or_latest(experiment: Experiment) -> str:
     return "latest" if saved.state()["progress"]["best_step"] is None else "best"
 
 
-def evaluation_file(run: Run, split: str) -> str:
+def evaluation_file(run: ComparedRun, split: str) -> str:
     return storage.join(run.experiment.folder, f"evaluation-{split}.json")
 
 
 def write_comparison(comparison: Comparison) -> str:
     """Writes `compare.json` and `compare.md` of the runs that are done; gives the text of the second."""
     base, runs = comparison.base, comparison.runs
-    found: dict[str | Cell, dict[int, dict[str, Any]]] = {run.of: {} for run in runs}
-    seconds: dict[str | Cell, list[float]] = {run.of: [] for run in runs}
+    found: dict[str | TaskScenario, dict[int, dict[str, Any]]] = {run.of: {} for run in runs}
+    seconds: dict[str | TaskScenario, list[float]] = {run.of: [] for run in runs}
     for run in runs:
         if run.experiment.folder in comparison.done:
             found[run.of][run.seed] = comparison.done[run.experiment.folder]
@@ -376,7 +376,7 @@ def write_comparison(comparison: Comparison) -> str:
     return text
 
 
-def in_words(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """A time as a person says it: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

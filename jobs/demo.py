@@ -46,7 +46,7 @@ def main() -> int:
 
 def run_step(command: list[str], stop_after: Path | None) -> int:
     """Runs one command; where told so, ends it with SIGTERM once a checkpoint is there."""
-    from pipeline.training.stop import EXIT_CODE
+    from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 
     process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *command])  # noqa: S603 - our own command line
     if stop_after is None:
@@ -56,7 +56,7 @@ def run_step(command: list[str], stop_after: Path | None) -> int:
     print("--- the demo now stops this run with SIGTERM", flush=True)
     process.send_signal(signal.SIGTERM)
     code = process.wait()
-    return 0 if code == EXIT_CODE else code or 1
+    return 0 if code == INTERRUPTED_EXIT_CODE else code or 1
 
 
 if __name__ == "__main__":

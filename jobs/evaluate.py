@@ -4,17 +4,17 @@ from typing import Any
 
 from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
+from pipeline.checkpoint.format import Checkpoint, check_files, find_checkpoint
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.run import SplitEvaluation
-from pipeline.evaluation.table import format_evaluation
+from pipeline.report.text import format_evaluation
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.shard import ShardedModel, shard
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.checkpoint import Saved, check_files, find_checkpoint
-from pipeline.training.inputs import model_inputs
-from pipeline.training.launch import Workers
-from pipeline.training.sharding import ShardedModel, shard
 from pipeline.training.state import restore_weights, run_settings
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import Workers
+from pipeline.workers.worker import Worker
 
 
 def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, workers: Workers) -> None:
@@ -42,7 +42,7 @@ def evaluate_on_worker(worker: Worker, experiment: Experiment, checkpoint: str, 
 
 def restored_model(
     experiment: Experiment, manifest: Manifest, checkpoint: str, worker: Worker
-) -> tuple[ShardedModel, Saved]:
+) -> tuple[ShardedModel, Checkpoint]:
     """The experiment's model with a checkpoint's weights.
 
     Raises:

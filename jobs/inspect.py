@@ -1,10 +1,10 @@
 """`manygate inspect`: what lies in a folder, in words."""
 
 from pipeline import storage
+from pipeline.checkpoint.format import MARKER, Checkpoint, complete_checkpoints, find_checkpoint
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest
-from pipeline.training.checkpoint import MARKER, Saved, complete_checkpoints, find_checkpoint
 
 
 def run(path: str) -> None:
@@ -31,7 +31,7 @@ def run(path: str) -> None:
         print(describe_checkpoint(checkpoint))
 
 
-def describe_checkpoint(saved: Saved | None) -> str:
+def describe_checkpoint(saved: Checkpoint | None) -> str:
     """A checkpoint in words: where its run stood, by what it was made, what it belongs to."""
     assert saved is not None
     state = saved.state()

@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.settings import check_table_is_of
-from pipeline.training.launch import Workers, is_torchrun, launch
+from pipeline.workers.launch import Workers, is_torchrun, launch
 
 Result = TypeVar("Result")
 

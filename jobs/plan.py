@@ -12,9 +12,9 @@ from models.inputs import ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
-from pipeline.training.inputs import model_inputs
-from pipeline.training.module import DenseStep, TrainingModule
-from pipeline.training.sharding import PooledSharder, make_plan, table_constraints
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.module import DenseStep, TrainingModule
+from pipeline.sharding.shard import PooledSharder, make_sharding_plan, table_constraints
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 BYTES = 4  # a weight
@@ -40,7 +40,7 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
     caps = {"hbm_cap": limit} if device == "cuda" else {"ddr_cap": limit}
     topology = Topology(world_size=workers, local_world_size=min(workers, 8), compute_device=device, **caps)
     local_batch = experiment.training.global_batch_size // workers
-    plan = make_plan(
+    plan = make_sharding_plan(
         module, [PooledSharder(), EmbeddingCollectionSharder()], topology, table_constraints(experiment), local_batch
     )
     sizes = table_bytes(experiment, inputs)

@@ -10,13 +10,13 @@ from jobs.evaluate import restored_model
 from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
 from pipeline.config.experiment import Experiment
-from pipeline.config.logs import Task
+from pipeline.config.logs import TaskConfig
 from pipeline.errors import UserError
-from pipeline.evaluation.predict import PredictedBatch, predict
+from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.run import split_reader
 from pipeline.table.manifest import read_manifest
-from pipeline.training.launch import Workers
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import Workers
+from pipeline.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
     return pa.table(columns)
 
 
-def in_unit_of_log(values: np.ndarray, task: Task) -> np.ndarray:
+def in_unit_of_log(values: np.ndarray, task: TaskConfig) -> np.ndarray:
     """From the training scale, transform(column * scale), back to the unit of the column."""
     if task.kind == "binary":
         return values

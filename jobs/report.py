@@ -1,7 +1,7 @@
 """`manygate report`: what a run's folder holds as one HTML page."""
 
 from pipeline.config.experiment import Experiment
-from pipeline.evaluation.report import write_report
+from pipeline.report.page import write_report
 
 
 def run(experiment: Experiment) -> None:

@@ -8,26 +8,33 @@ import torch
 
 from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
+from pipeline.checkpoint.format import (
+    START_OVER_HINT,
+    Checkpoint,
+    check_files,
+    complete_checkpoints,
+    find_checkpoint,
+    withdraw,
+)
+from pipeline.checkpoint.progress import Ending, Progress, TrainingWindow
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import is_better, metric_value
 from pipeline.evaluation.run import SplitEvaluation
+from pipeline.evaluation.split_metrics import is_better, metric_value
 from pipeline.loading.order import lane_rows, steps_per_epoch
 from pipeline.loading.reader import Reader, check_division
+from pipeline.sharding.model_inputs import batch_columns, model_inputs
+from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import Manifest, read_manifest
-from pipeline.training.checkpoint import AFRESH, Saved, check_files, complete_checkpoints, find_checkpoint, withdraw
-from pipeline.training.inputs import batch_columns, model_inputs
-from pipeline.training.launch import Workers
 from pipeline.training.metrics_log import RunLog
-from pipeline.training.progress import Ending, Progress, Span
-from pipeline.training.sharding import describe_plan, shard
+from pipeline.training.running_metrics import RunningMetrics
 from pipeline.training.state import RunState, run_settings, seed_worker
-from pipeline.training.stop import EXIT_CODE
 from pipeline.training.trainer import Criterion, Trainer
-from pipeline.training.watchdog import watched
-from pipeline.training.window import TrainWindow
-from pipeline.training.worker import Worker
+from pipeline.workers.launch import Workers
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.watchdog import watched
+from pipeline.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ def run(experiment: Experiment, launcher: str, workers: Workers, resume: str) ->
     choice = checkpoint_choice(resume)
     choose_checkpoint(experiment, choice)
     ending = launch_on_workers(train_on_worker, experiment, launcher, workers, resume=choice)
-    return EXIT_CODE if ending == "interrupted" else 0
+    return INTERRUPTED_EXIT_CODE if ending == "interrupted" else 0
 
 
 def train_on_worker(worker: Worker, experiment: Experiment, resume: str) -> Ending:
@@ -103,11 +110,13 @@ def go_on_with_new_partitions(experiment: Experiment, state: RunState, manifest:
     return True
 
 
-def make_span(experiment: Experiment, manifest: Manifest, partitions: dict[str, str], first_step: int) -> Span:
+def make_span(
+    experiment: Experiment, manifest: Manifest, partitions: dict[str, str], first_step: int
+) -> TrainingWindow:
     """A span of these partitions, value -> digest."""
     lanes = lane_rows(manifest.only("train", partitions), "train")
     steps = steps_per_epoch(lanes, experiment.training.global_batch_size // manifest.lanes)
-    return Span(partitions, steps, first_step)
+    return TrainingWindow(partitions, steps, first_step)
 
 
 def save_experiment(experiment: Experiment, worker: Worker) -> None:
@@ -126,7 +135,7 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
         )
 
 
-def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker, span: Span) -> Reader:
+def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker, span: TrainingWindow) -> Reader:
     return Reader(
         experiment.table_folder,
         manifest.only("train", span.partitions),
@@ -150,13 +159,13 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
         for line in describe_plan(model.plan):
             log.info("  table %s", line)
     binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
-    window = TrainWindow([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
+    window = RunningMetrics([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
     check_division(manifest.lanes, worker.workers, experiment.training.global_batch_size)
     progress = Progress(make_span(experiment, manifest, manifest.digests("train"), first_step=0))
     return RunState(model, window, progress, worker)
 
 
-def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
+def choose_checkpoint(experiment: Experiment, resume: str) -> Checkpoint | None:
     """The checkpoint that `--resume` means; None to start afresh."""
     folder = experiment.checkpoint_folder
     if resume == "never":
@@ -169,7 +178,7 @@ def choose_checkpoint(experiment: Experiment, resume: str) -> Saved | None:
     return find_checkpoint(folder, "latest" if resume == "auto" else resume)
 
 
-def sound_checkpoint(experiment: Experiment, resume: str, worker: Worker) -> Saved | None:
+def sound_checkpoint(experiment: Experiment, resume: str, worker: Worker) -> Checkpoint | None:
     """The checkpoint that `--resume` means, after a look at all of its files. Collective.
 
     With ``auto`` a damaged one is passed over for the one before it.
@@ -192,17 +201,17 @@ def sound_checkpoint(experiment: Experiment, resume: str, worker: Worker) -> Sav
     if damages:
         raise UserError(
             f"None of the {len(damages)} checkpoints in {experiment.checkpoint_folder} can be used; "
-            f"{'; '.join(damages[:3])}. To start afresh: {AFRESH}."
+            f"{'; '.join(damages[:3])}. To start afresh: {START_OVER_HINT}."
         )
     return None
 
 
-def last_before(experiment: Experiment, step: int) -> Saved | None:
+def last_before(experiment: Experiment, step: int) -> Checkpoint | None:
     earlier = [saved for saved in complete_checkpoints(experiment.checkpoint_folder) if saved.step < step]
     return earlier[-1] if earlier else None
 
 
-def continue_from(saved: Saved | None, state: RunState, settings: dict, manifest: Manifest) -> None:
+def continue_from(saved: Checkpoint | None, state: RunState, settings: dict, manifest: Manifest) -> None:
     """Restores and says what was found and where the run goes on."""
     lines = ["No checkpoint found: starting at step 0."]
     if saved is not None:
@@ -220,7 +229,7 @@ def continue_from(saved: Saved | None, state: RunState, settings: dict, manifest
             log.info(line)
 
 
-def withdraw_later(experiment: Experiment, saved: Saved) -> None:
+def withdraw_later(experiment: Experiment, saved: Checkpoint) -> None:
     """Deletes the run's checkpoints of later steps than the one it goes on from: they are of an abandoned branch."""
     own = complete_checkpoints(experiment.checkpoint_folder)
     if saved.uri not in [checkpoint.uri for checkpoint in own]:

@@ -10,7 +10,7 @@ from models.bottoms.concat import ConcatBottom, ConcatConfig
 from models.bottoms.din import DinBottom, DinConfig
 from models.bottoms.dtrn import DTRNBottom, DTRNConfig
 from models.gradients import CoreGradients, CoreRule
-from models.heads.towers import Predictions, TowersConfig, TowersHead
+from models.heads.towers import HeadOutput, TowersConfig, TowersHead
 from models.inputs import Embedded, ModelInputs
 from models.objective import ObjectiveConfig
 from models.section import ModelSection
@@ -67,7 +67,7 @@ class DenseModel(nn.Module):
         self.trunk = trunk
         self.head = head
 
-    def forward(self, embedded: Embedded, context: Context) -> tuple[Predictions, TrunkOutput]:
+    def forward(self, embedded: Embedded, context: Context) -> tuple[HeadOutput, TrunkOutput]:
         """Takes the embedded batch and what else is known of its rows."""
         output = self.trunk(self.bottom(embedded), replace(context, logit=self.head.logit))
         return self.head(output), output

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
-from models.inputs import TargetTask
+from models.inputs import Task
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ContinuousLoss:
     """A loss of continuous targets."""
 
     units: int
-    loss: Callable[[Tensor, Tensor, TargetTask], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
+    loss: Callable[[Tensor, Tensor, Task], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
     value: Callable[[Tensor], Tensor]  # units (batch, units) -> (batch,)
 
 
@@ -24,15 +24,15 @@ def _first(units: Tensor) -> Tensor:
     return units[:, 0]
 
 
-def _squared_error(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+def _squared_error(units: Tensor, labels: Tensor, task: Task) -> Tensor:
     return (units[:, 0] - labels).square()
 
 
-def _huber(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+def _huber(units: Tensor, labels: Tensor, task: Task) -> Tensor:
     return huber_loss(units[:, 0], labels, reduction="none", delta=task.delta)
 
 
-def _zero_inflated_lognormal(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+def _zero_inflated_lognormal(units: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Cross-entropy of "is above zero", and the log-normal's negative log-likelihood where it is.
 
     Wang, Liu, Miao, A Deep Probabilistic Model for Customer Lifetime Value Prediction, 2019.
@@ -56,7 +56,7 @@ def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logit, mean, softplus(deviation).clamp(min=math.sqrt(1e-7))
 
 
-def _tweedie(units: Tensor, labels: Tensor, task: TargetTask) -> Tensor:
+def _tweedie(units: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, less what no z changes.
 
     Joergensen, The Theory of Dispersion Models, 1997.

@@ -13,7 +13,7 @@ from torchrec import (
     PoolingType,
 )
 
-from models.inputs import Embedded, Field, ModelInputs
+from models.inputs import Embedded, Feature, ModelInputs
 from models.layers.pooling import averaged
 
 
@@ -27,24 +27,24 @@ class SharedEmbedding(nn.Module):
 
     def __init__(self, inputs: ModelInputs, device: torch.device) -> None:
         super().__init__()
-        self.pooled = _pooled_collection(inputs, device) if inputs.pooled_fields else None
-        self.jagged = _jagged_collection(inputs, device) if inputs.jagged_fields else None
+        self.pooled = _pooled_collection(inputs, device) if inputs.pooled_features else None
+        self.jagged = _jagged_collection(inputs, device) if inputs.jagged_features else None
         self.assemble = Assemble(inputs)
 
     def forward(self, ids: KeyedJaggedTensor | None, sequences: KeyedJaggedTensor | None, numerics: Tensor) -> Embedded:
-        """Takes the ids of the pooled fields, those of the jagged fields, and numerics ``(batch, numerics)``."""
+        """Takes the ids of the pooled features, those of the jagged features, and numerics ``(batch, numerics)``."""
         pooled = self.pooled(ids) if self.pooled is not None else None
         jagged = self.jagged(sequences) if self.jagged is not None else None
         return self.assemble(ids, pooled, jagged, numerics)
 
 
 class Assemble(nn.Module):
-    """Puts looked-up rows into named fields. By name: the column order of a sharded collection follows its plan."""
+    """Puts looked-up rows into named features. By name: the column order of a sharded collection follows its plan."""
 
     def __init__(self, inputs: ModelInputs) -> None:
         super().__init__()
-        self._fields = inputs.fields
-        self._jagged = {f.name for f in inputs.jagged_fields}
+        self._features = inputs.features
+        self._jagged = {f.name for f in inputs.jagged_features}
 
     def forward(
         self,
@@ -53,44 +53,44 @@ class Assemble(nn.Module):
         jagged: dict[str, JaggedTensor] | None,
         numerics: Tensor,
     ) -> Embedded:
-        out = Embedded(fields={}, sequences={}, lengths={}, numerics=numerics)
+        out = Embedded(features={}, sequences={}, lengths={}, numerics=numerics)
         columns = pooled.to_dict() if pooled is not None else {}
-        for field in self._fields:
-            if field.name not in self._jagged:
-                total = columns[field.name]
-                if is_mean(field):
+        for feature in self._features:
+            if feature.name not in self._jagged:
+                total = columns[feature.name]
+                if is_mean(feature):
                     assert ids is not None
-                    total = averaged(total, ids[field.name].lengths())
-                out.fields[field.name] = total
+                    total = averaged(total, ids[feature.name].lengths())
+                out.features[feature.name] = total
                 continue
             assert jagged is not None
-            rows = jagged[field.name]
-            if field.kind == "sequence":
-                out.sequences[field.name] = rows.to_padded_dense(field.max_length)
-                out.lengths[field.name] = rows.lengths()
+            rows = jagged[feature.name]
+            if feature.kind == "sequence":
+                out.sequences[feature.name] = rows.to_padded_dense(feature.max_length)
+                out.lengths[feature.name] = rows.lengths()
             else:
-                out.fields[field.name] = pool(rows, field)
+                out.features[feature.name] = pool(rows, feature)
         return out
 
 
-def pool(rows: JaggedTensor, field: Field) -> Tensor:
-    """Rows of a jagged field as one vector a sample, ``(batch, dim)``; zeros for a sample without ids."""
-    if field.kind == "single":
+def pool(rows: JaggedTensor, feature: Feature) -> Tensor:
+    """Rows of a jagged feature as one vector a sample, ``(batch, dim)``; zeros for a sample without ids."""
+    if feature.kind == "categorical":
         return rows.values()
     lengths = rows.lengths()
     total = torch.segment_reduce(rows.values(), "sum", lengths=lengths.long(), axis=0, initial=0.0)
-    return averaged(total, lengths) if is_mean(field) else total
+    return averaged(total, lengths) if is_mean(feature) else total
 
 
-def is_mean(field: Field) -> bool:
+def is_mean(feature: Feature) -> bool:
     """Whether sums are to be divided. Collections always sum: TorchRec 1.8 does not divide a mean under grid_shard."""
-    return field.kind == "multi" and field.pooling == "mean"
+    return feature.kind == "multivalued" and feature.pooling == "mean"
 
 
 def _pooled_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingBagCollection:
     configs = []
     for table in inputs.tables:
-        users = [f for f in inputs.pooled_fields if f.table == table.name]
+        users = [f for f in inputs.pooled_features if f.table == table.name]
         if users:
             configs.append(
                 EmbeddingBagConfig(
@@ -110,7 +110,7 @@ def _jagged_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingCo
             name=table.name,
             num_embeddings=table.rows,
             embedding_dim=table.dim,
-            feature_names=[f.name for f in inputs.jagged_fields if f.table == table.name],
+            feature_names=[f.name for f in inputs.jagged_features if f.table == table.name],
         )
         for table in inputs.tables
         if table.name in inputs.jagged_tables

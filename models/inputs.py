@@ -1,11 +1,11 @@
-"""What a model is built for: tables, fields, scenarios and tasks, free of files and of column names."""
+"""What a model is built for: tables, features, scenarios and tasks, free of files and of column names."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-FieldKind = Literal["single", "multi", "sequence"]
+FeatureKind = Literal["categorical", "multivalued", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,18 @@ class EmbeddingTable:
 
 
 @dataclass(frozen=True)
-class Field:
+class Feature:
     """One embedded feature and the table that its ids point into."""
 
     name: str
     table: str
-    kind: FieldKind
-    pooling: Literal["mean", "sum"] = "mean"  # of kind multi
+    kind: FeatureKind
+    pooling: Literal["mean", "sum"] = "mean"  # of kind multivalued
     max_length: int = 1  # of kind sequence
 
 
 @dataclass(frozen=True)
-class TargetTask:
+class Task:
     """A task as a model sees it; ``after`` is the index of the task that it depends on."""
 
     name: str
@@ -46,10 +46,10 @@ class ModelInputs:
     """Everything outside the model that decides its shapes."""
 
     tables: tuple[EmbeddingTable, ...]
-    fields: tuple[Field, ...]
+    features: tuple[Feature, ...]
     numerics: int
     scenarios: tuple[tuple[str, ...], ...]  # labels of the scenarios a level, in the order of their indices
-    tasks: tuple[TargetTask, ...]
+    tasks: tuple[Task, ...]
     levels: tuple[str, ...]  # names of the levels
 
     @property
@@ -59,30 +59,30 @@ class ModelInputs:
     def table(self, name: str) -> EmbeddingTable:
         return next(table for table in self.tables if table.name == name)
 
-    def dim(self, field: str) -> int:
-        return self.table(next(f.table for f in self.fields if f.name == field)).dim
+    def dim(self, feature: str) -> int:
+        return self.table(next(f.table for f in self.features if f.name == feature)).dim
 
     @property
     def jagged_tables(self) -> frozenset[str]:
         """Tables that a sequence reads, which cannot be looked up pooled."""
-        return frozenset(f.table for f in self.fields if f.kind == "sequence")
+        return frozenset(f.table for f in self.features if f.kind == "sequence")
 
     @property
-    def pooled_fields(self) -> tuple[Field, ...]:
-        """Fields of `Batch.ids`, in the order of its keys."""
-        return tuple(f for f in self.fields if f.table not in self.jagged_tables)
+    def pooled_features(self) -> tuple[Feature, ...]:
+        """Features of `Batch.ids`, in the order of its keys."""
+        return tuple(f for f in self.features if f.table not in self.jagged_tables)
 
     @property
-    def jagged_fields(self) -> tuple[Field, ...]:
-        """Fields of `Batch.sequences`, in the order of its keys."""
-        return tuple(f for f in self.fields if f.table in self.jagged_tables)
+    def jagged_features(self) -> tuple[Feature, ...]:
+        """Features of `Batch.sequences`, in the order of its keys."""
+        return tuple(f for f in self.features if f.table in self.jagged_tables)
 
 
 @dataclass
 class Embedded:
     """What the shared embedding gives to a bottom."""
 
-    fields: dict[str, Tensor]  # name -> (batch, dim), in the order of ModelInputs.fields
+    features: dict[str, Tensor]  # name -> (batch, dim), in the order of ModelInputs.features
     sequences: dict[str, Tensor]  # name -> (batch, max_length, dim), zeros after the end
     lengths: dict[str, Tensor]  # name -> (batch,)
     numerics: Tensor  # (batch, numerics)
@@ -91,11 +91,11 @@ class Embedded:
         """The same values, as the start of a graph of their own."""
         return replace(
             self,
-            fields={name: value.detach().requires_grad_() for name, value in self.fields.items()},
+            features={name: value.detach().requires_grad_() for name, value in self.features.items()},
             sequences={name: value.detach().requires_grad_() for name, value in self.sequences.items()},
         )
 
     @property
     def looked_up(self) -> list[Tensor]:
         """What came out of the tables."""
-        return [*self.fields.values(), *self.sequences.values()]
+        return [*self.features.values(), *self.sequences.values()]

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from models.continuous import CONTINUOUS
-from models.heads.towers import Predictions
+from models.heads.towers import HeadOutput
 
 
-def task_losses(predictions: Predictions, labels: Tensor, weights: Tensor, weight_total: Tensor) -> Tensor:
+def task_losses(predictions: HeadOutput, labels: Tensor, weights: Tensor, weight_total: Tensor) -> Tensor:
     """Mean loss of each task: cross-entropy of binary tasks, the configured loss of continuous ones.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.gradients import GradientConfig
-from models.inputs import TargetTask
+from models.inputs import Task
 from models.labels import label
 from models.section import ModelSection
 
@@ -29,7 +29,7 @@ class Objective(nn.Module):
     the latter. A loss that can fall below zero would be weighed without end, so ziln is refused with it.
     """
 
-    def __init__(self, tasks: tuple[TargetTask, ...], config: ObjectiveConfig) -> None:
+    def __init__(self, tasks: tuple[Task, ...], config: ObjectiveConfig) -> None:
         super().__init__()
         self.fixed: Tensor
         self.scale: Tensor

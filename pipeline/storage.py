@@ -32,7 +32,7 @@ class StoreError(UserError, OSError):
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
     """Tells an error of an object store as one that a person can mend.
 
     Raises:
@@ -62,9 +62,9 @@ def read_again(uri: str, read: Callable[[], Result]) -> Result:
             return read()
         except OSError as error:
             if "AWS Error INTERNAL_FAILURE" not in str(error):
-                with reaching(uri):
+                with store_errors(uri):
                     raise
-    with reaching(uri):
+    with store_errors(uri):
         return read()
 
 
@@ -140,7 +140,7 @@ def is_folder(uri: str) -> bool:
 
 def _type(uri: str) -> fs.FileType:
     filesystem, path = resolve(uri)
-    with reaching(uri):
+    with store_errors(uri):
         return filesystem.get_file_info(path).type
 
 
@@ -148,7 +148,7 @@ def list_folder(uri: str) -> list[str]:
     """Names directly below a folder, sorted; empty where there is no folder."""
     filesystem, path = resolve(uri)
     selector = fs.FileSelector(path, recursive=False, allow_not_found=True)
-    with reaching(uri):
+    with store_errors(uri):
         names = [info.base_name for info in filesystem.get_file_info(selector)]
     return sorted(name for name in names if not name.endswith(_UNFINISHED))
 
@@ -160,7 +160,7 @@ def create_folder(uri: str) -> None:
         filesystem.create_dir(path, recursive=True)
 
 
-def place(uri: str) -> tuple[fs.FileSystem, str]:
+def prepare_file(uri: str) -> tuple[fs.FileSystem, str]:
     """Filesystem and path of a file that is to be written, its folder made."""
     create_folder(parent(uri))
     return resolve(uri)
@@ -171,7 +171,7 @@ def delete_folder(uri: str) -> None:
     if not is_folder(uri):
         return
     filesystem, path = resolve(uri)
-    with reaching(uri):
+    with store_errors(uri):
         if isinstance(filesystem, fs.S3FileSystem) and "/" not in path:
             filesystem.delete_dir_contents(path)
         else:
@@ -183,7 +183,7 @@ def delete_file(uri: str) -> None:
     if _type(uri) != fs.FileType.File:
         return
     filesystem, path = resolve(uri)
-    with reaching(uri):
+    with store_errors(uri):
         filesystem.delete_file(path)
 
 
@@ -204,7 +204,7 @@ def write_text(uri: str, text: str) -> None:
         _write_local(Path(path), text)
         return
     create_folder(parent(uri))
-    with reaching(uri), filesystem.open_output_stream(path) as stream:
+    with store_errors(uri), filesystem.open_output_stream(path) as stream:
         stream.write(text.encode())
 
 

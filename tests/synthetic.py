@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, Column, LaneFile, Manifest, Partition, write_manifest
+from pipeline.table.manifest import KEY, LABEL, SCENARIO, LaneFile, Manifest, Partition, TableColumn, write_manifest
 from pipeline.table.settings import SETTINGS, fingerprint, table_settings
 
 USERS, ITEMS, TAGS = 50, 30, 12
@@ -101,7 +101,7 @@ def write_table(
         fingerprint=fingerprint(settings),
         lanes=LANES,
         row_group_rows=16,
-        columns=[Column(field.name, str(field.type)) for field in schema],
+        columns=[TableColumn(field.name, str(field.type)) for field in schema],
         table_rows={"user": users, "item": ITEMS, "tags": TAGS},
         partitions=partitions,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.training.worker import Worker, this_worker
+from pipeline.workers.worker import Worker, this_worker
 
 
 class WorkerPool:

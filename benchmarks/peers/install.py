@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # run as a file, by any Python
 
 from cluster.install import (  # noqa: E402
     InstallError,
-    Step,
+    PipCall,
     find_accelerator,
     installed_versions,
     make_environment,
@@ -30,11 +30,11 @@ STAMP = ENVIRONMENT / "peers-installed"
 PEERS = ("torch-rechub==0.9.0", "polars==2.1.0", "numpy==2.4.6", f"pyarrow=={PYARROW}", "psutil==7.2.2")
 
 
-def peers_step(accelerator: str, installed: dict[str, str]) -> Step:
+def peers_step(accelerator: str, installed: dict[str, str]) -> PipCall:
     """What the peers need beside torch, fbgemm and torchrec; the first two are pinned to what is there."""
     fbgemm = FBGEMM_PACKAGES[accelerator]
     pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
-    return Step("torch-rechub and the other dependencies", (("install", *pins, *TORCHREC_NEEDS, *PEERS),))
+    return PipCall("torch-rechub and the other dependencies", (("install", *pins, *TORCHREC_NEEDS, *PEERS),))
 
 
 def fingerprint(accelerator: str) -> str:

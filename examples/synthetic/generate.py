@@ -157,7 +157,7 @@ def write_file(item: dict[str, int], shared: tuple[Settings, World]) -> dict[str
     (settings, world), file = shared, item["file"]
     rows, day = settings.files[file]
     path = storage.join(settings.output, f"date={FIRST_DAY + day}", f"part-{file:05d}.parquet")
-    filesystem, resolved = storage.place(path)
+    filesystem, resolved = storage.prepare_file(path)
     pq.write_table(make_rows(settings, world, file, rows), resolved, filesystem=filesystem, row_group_size=FILE_ROWS)
     return {"rows": rows}
 

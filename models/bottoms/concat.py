@@ -1,4 +1,4 @@
-"""Bottom `concat`: fields side by side, behaviours averaged."""
+"""Bottom `concat`: features side by side, behaviours averaged."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from models.section import ModelSection
 
 
 class ConcatConfig(ModelSection):
-    """All fields and numerics concatenated; a sequence enters as the mean of its embeddings."""
+    """All features and numerics concatenated; a sequence enters as the mean of its embeddings."""
 
     kind: Literal["concat"]
 
@@ -21,8 +21,8 @@ class ConcatBottom(nn.Module):
 
     def __init__(self, inputs: ModelInputs) -> None:
         super().__init__()
-        self.out_dim = sum(inputs.dim(f.name) for f in inputs.fields) + inputs.numerics
+        self.out_dim = sum(inputs.dim(f.name) for f in inputs.features) + inputs.numerics
 
     def forward(self, embedded: Embedded) -> Tensor:
         means = [averaged(rows.sum(1), embedded.lengths[name]) for name, rows in embedded.sequences.items()]
-        return torch.cat([*embedded.fields.values(), *means, embedded.numerics], dim=1)
+        return torch.cat([*embedded.features.values(), *means, embedded.numerics], dim=1)

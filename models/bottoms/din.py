@@ -54,14 +54,14 @@ class DinBottom(nn.Module):
         super().__init__()
         self._target = config.target
         width = inputs.dim(config.target)
-        sequences = [f.name for f in inputs.fields if f.kind == "sequence"]
+        sequences = [f.name for f in inputs.features if f.kind == "sequence"]
         self.attention = nn.ModuleDict(
             {name: TargetAttention(width, config.hidden) for name in sequences if inputs.dim(name) == width}
         )
-        self.out_dim = sum(inputs.dim(f.name) for f in inputs.fields) + inputs.numerics
+        self.out_dim = sum(inputs.dim(f.name) for f in inputs.features) + inputs.numerics
 
     def forward(self, embedded: Embedded) -> Tensor:
-        target = embedded.fields[self._target]
+        target = embedded.features[self._target]
         interests = []
         for name, sequence in embedded.sequences.items():
             lengths = embedded.lengths[name]
@@ -69,4 +69,4 @@ class DinBottom(nn.Module):
                 interests.append(self.attention[name](sequence, lengths, target))
             else:
                 interests.append(averaged(sequence.sum(1), lengths))
-        return torch.cat([*embedded.fields.values(), *interests, embedded.numerics], dim=1)
+        return torch.cat([*embedded.features.values(), *interests, embedded.numerics], dim=1)

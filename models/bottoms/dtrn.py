@@ -23,7 +23,7 @@ from models.section import ModelSection
 
 
 class DTRNConfig(ModelSection):
-    """Task-specific interests from every sequence that has the target's width, then a refinement of every field."""
+    """Task-specific interests from every sequence that has the target's width, then a refinement of every feature."""
 
     kind: Literal["dtrn"]
     target: str
@@ -38,10 +38,10 @@ class DTRNConfig(ModelSection):
 
 
 class DTRNBottom(nn.Module):
-    """For task t: ``O_t = refine_t([fields ‖ r_t,1 ‖ ... ‖ r_t,Nb ‖ numerics])``, ``(tasks, batch, out_dim)``.
+    """For task t: ``O_t = refine_t([features ‖ r_t,1 ‖ ... ‖ r_t,Nb ‖ numerics])``, ``(tasks, batch, out_dim)``.
 
     ``r_t,b`` is the interest that task t sees in behaviour b (the task-specific interest module), `refine_t` weights
-    every field (the task-specific representation refinement module). Numerics count as one field. A sequence of
+    every feature (the task-specific representation refinement module). Numerics count as one feature. A sequence of
     another width than the target's enters as its mean, the same for all tasks.
     """
 
@@ -50,22 +50,22 @@ class DTRNBottom(nn.Module):
         self._target = config.target
         self._tasks = len(inputs.tasks)
         dim = inputs.dim(config.target)
-        sequences = [f for f in inputs.fields if f.kind == "sequence"]
+        sequences = [f for f in inputs.features if f.kind == "sequence"]
         behaviours = {f.name: f.max_length for f in sequences if inputs.dim(f.name) == dim}
         self.interest = InterestModule(inputs.task_names, behaviours, dim, config)
         # Fields in the order of their columns: embedded ones, then sequences, then numerics.
-        widths = [inputs.dim(f.name) for f in inputs.fields if f.kind != "sequence"]
+        widths = [inputs.dim(f.name) for f in inputs.features if f.kind != "sequence"]
         widths += [inputs.dim(f.name) for f in sequences]
         self.out_dim = sum(widths) + inputs.numerics
         self.refine = RefinementModule(inputs.task_names, [*widths, inputs.numerics], config.refine_dim)
 
     def forward(self, embedded: Embedded) -> Tensor:
-        interests = self.interest(embedded.sequences, embedded.lengths, embedded.fields[self._target])
+        interests = self.interest(embedded.sequences, embedded.lengths, embedded.features[self._target])
         for name, sequence in embedded.sequences.items():
             if name not in interests:
                 interests[name] = averaged(sequence.sum(1), embedded.lengths[name]).expand(self._tasks, -1, -1)
         ordered = [interests[name] for name in embedded.sequences]
-        shared = [value.expand(self._tasks, -1, -1) for value in embedded.fields.values()]
+        shared = [value.expand(self._tasks, -1, -1) for value in embedded.features.values()]
         numerics = embedded.numerics.expand(self._tasks, -1, -1)
         return self.refine(torch.cat([*shared, *ordered, numerics], dim=2))
 
@@ -132,7 +132,7 @@ class InterestModule(nn.Module):
 
 
 class RefinementModule(nn.Module):
-    """``a_t = 2 sigmoid(V2_t relu(V1_t E))``, one weight a field, and ``O_t = a_t * E``.
+    """``a_t = 2 sigmoid(V2_t relu(V1_t E))``, one weight a feature, and ``O_t = a_t * E``.
 
     V2 starts at zero, so that training starts from E itself.
     """
@@ -140,14 +140,14 @@ class RefinementModule(nn.Module):
     def __init__(self, tasks: Sequence[str], widths: list[int], hidden: int) -> None:
         super().__init__()
         self.field_of_column: Tensor
-        columns = [field for field, width in enumerate(widths) for _ in range(width)]
+        columns = [feature for feature, width in enumerate(widths) for _ in range(width)]
         self.register_buffer("field_of_column", torch.tensor(columns), persistent=False)
         self.first = GroupedLinear(tasks, len(columns), hidden)
         self.second = GroupedLinear(tasks, hidden, len(widths))
         for parameter in self.second.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, fields: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """``(tasks, batch, d)`` to ``(tasks, batch, d)``."""
-        weights = 2 * self.second(self.first(fields).relu()).sigmoid()
-        return fields * weights.index_select(2, self.field_of_column).to(fields.dtype)
+        weights = 2 * self.second(self.first(features).relu()).sigmoid()
+        return features * weights.index_select(2, self.field_of_column).to(features.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from models.continuous import CONTINUOUS
-from models.inputs import ModelInputs, TargetTask
+from models.inputs import ModelInputs, Task
 from models.layers.mlp import mlp
 from models.section import ModelSection, Widths
 from models.trunks.base import TrunkOutput
@@ -25,14 +25,14 @@ class TowersConfig(ModelSection):
 
 
 @dataclass
-class Predictions:
+class HeadOutput:
     """Predictions of one batch: what each task's loss is computed from.
 
     A binary task is held as the logarithms of its probability and of its complement, which keeps the loss exact
     where a product of probabilities would round to 0 or 1. A continuous task is held as the units of its loss.
     """
 
-    tasks: tuple[TargetTask, ...]
+    tasks: tuple[Task, ...]
     parameters: tuple[Tensor, ...]  # a task: (batch, 2) with log P and log (1 - P), or (batch, units)
 
     def scores(self) -> Tensor:
@@ -73,7 +73,7 @@ class TowersHead(nn.Module):
         """First unit of a task from its hidden vector ``(batch, in_dim)``: ``(batch,)``."""
         return self.towers[self._tasks[task].name](hidden)[:, 0]
 
-    def forward(self, output: TrunkOutput) -> Predictions:
+    def forward(self, output: TrunkOutput) -> HeadOutput:
         """Predictions from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and what it adds to the first units."""
         parameters: list[Tensor] = []
         for k, task in enumerate(self._tasks):
@@ -88,4 +88,4 @@ class TowersHead(nn.Module):
                 before, not_before = parameters[task.after].unbind(1)
                 yes, no = before + yes, torch.logaddexp(not_before, before + no)
             parameters.append(torch.stack([yes, no], dim=1))
-        return Predictions(self._tasks, tuple(parameters))
+        return HeadOutput(self._tasks, tuple(parameters))

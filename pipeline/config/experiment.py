@@ -11,8 +11,8 @@ from models.build import ModelConfig
 from pipeline import storage
 from pipeline.config.base import Section, nearest
 from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
-from pipeline.config.logs import Logs, Scenario, Task
-from pipeline.config.training import Checkpoint, Evaluation, TableSettings, Training
+from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
+from pipeline.config.training import CheckpointConfig, EvaluationConfig, TableConfig, TrainingConfig
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -31,15 +31,15 @@ class Experiment(Section):
     name: str = Field(pattern=RUN_NAME)
     output: str = "runs"
     """Folder or URI under which the run keeps its own folder, `output/name`."""
-    logs: Logs
-    table: TableSettings = TableSettings()
+    logs: LogsConfig
+    table: TableConfig = TableConfig()
     features: list[Feature] = Field(min_length=1)
-    scenarios: list[Scenario] = Field(min_length=1)
-    tasks: list[Task] = Field(min_length=1)
+    scenarios: list[ScenarioConfig] = Field(min_length=1)
+    tasks: list[TaskConfig] = Field(min_length=1)
     model: ModelConfig
-    training: Training = Training()
-    checkpoint: Checkpoint = Checkpoint()
-    evaluation: Evaluation = Evaluation()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def folder(self) -> str:
@@ -109,7 +109,7 @@ def check_shares(experiment: Experiment) -> None:
 
 
 def check_task_order(experiment: Experiment) -> None:
-    earlier: dict[str, Task] = {}
+    earlier: dict[str, TaskConfig] = {}
     for i, task in enumerate(experiment.tasks):
         if task.after is not None and task.after not in earlier:
             raise ValueError(

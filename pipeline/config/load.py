@@ -65,7 +65,7 @@ def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
         # JSON mode is strict about types (no "16" for 16) and still takes a list for a tuple.
         return Experiment.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        lines = [describe(detail) for detail in error.errors()]
+        lines = [describe_error(detail) for detail in error.errors()]
         raise UserError(f"{source} is not a valid experiment:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -115,7 +115,7 @@ def _index(node: list[Any], part: str, path: str) -> int:
     raise UserError(f"Override of {path}: the list has no element {part!r}; {nearest(part, known)}.")
 
 
-def describe(error: ErrorDetails) -> str:
+def describe_error(error: ErrorDetails) -> str:
     """One line for one mistake: path, what was expected, what was found, the nearest valid name."""
     location = list(error["loc"])
     # Without the names of kinds, which are no keys of the file.

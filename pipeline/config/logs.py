@@ -12,19 +12,19 @@ PartitionValue = int | str
 Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-class Join(Section):
+class JoinConfig(Section):
     """A small side table, one row a key, whose columns are added to every log row with that key."""
 
     path: str
     key: str
 
 
-class Logs(Section):
+class LogsConfig(Section):
     """Hive-partitioned Parquet: where it lies, how it is split, what is done with what cannot be used."""
 
     path: str
     partition: str
-    joins: list[Join] = []
+    joins: list[JoinConfig] = []
     splits: dict[str, tuple[PartitionValue, PartitionValue]]
     keys: list[str] = []
     """Columns carried along unchanged, to name the rows of predictions. A row without one is quarantined."""
@@ -33,7 +33,7 @@ class Logs(Section):
     unreadable_files: Literal["fail", "skip"] = "fail"
 
     @model_validator(mode="after")
-    def _splits(self) -> "Logs":
+    def _splits(self) -> "LogsConfig":
         if "train" not in self.splits:
             raise ValueError("`splits` needs a `train` range: encoders are fitted on it")
         for name, (first, last) in self.splits.items():
@@ -74,7 +74,7 @@ class Logs(Section):
         return None
 
 
-class Scenario(Section):
+class ScenarioConfig(Section):
     """One level of the scenario tree: a column and its values, in the order of their indices."""
 
     name: str = Field(pattern=Name)
@@ -84,7 +84,7 @@ class Scenario(Section):
     """Rows with another value: kept together as one more scenario, or filtered out (and counted)."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Scenario":
+    def _distinct(self) -> "ScenarioConfig":
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"two scenarios of this level would both be called the same: {', '.join(self.labels)}")
         return self
@@ -95,7 +95,7 @@ class Scenario(Section):
         return [f"{self.name}={v}" for v in self.values] + ([f"{self.name}=other"] if self.other == "keep" else [])
 
 
-class Task(Section):
+class TaskConfig(Section):
     """A target. A continuous one is trained as transform(column * scale)."""
 
     name: str = Field(pattern=Name)
@@ -114,7 +114,7 @@ class Task(Section):
     """Of tweedie: near 1 like counts, near 2 like amounts."""
 
     @model_validator(mode="after")
-    def _keys_fit_the_kind(self) -> "Task":
+    def _keys_fit_the_kind(self) -> "TaskConfig":
         if self.kind == "binary" and (self.scale != 1.0 or self.transform != "identity" or self.loss != "mse"):
             raise ValueError("`scale`, `transform` and `loss` belong to continuous tasks")
         if self.loss in ("ziln", "tweedie") and self.transform != "identity":

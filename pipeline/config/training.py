@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Section
 
 
-class TableSettings(Section):
+class TableConfig(Section):
     """How the feature table is laid out; fixed when it is made."""
 
     lanes: int = Field(default=64, ge=1)
@@ -20,13 +20,13 @@ class TableSettings(Section):
     """What new train partitions do to the vocabularies: nothing, or their new values get ids after those there are."""
 
     @model_validator(mode="after")
-    def _power_of_two(self) -> "TableSettings":
+    def _power_of_two(self) -> "TableConfig":
         if self.lanes & (self.lanes - 1):
             raise ValueError(f"`lanes` must be a power of two; {self.lanes} is not")
         return self
 
 
-class SparseOptimizer(Section):
+class SparseOptimizerConfig(Section):
     """Optimizer of the embedding tables, fused into backward. On CPU: row-wise Adagrad, Adagrad or SGD."""
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
@@ -35,7 +35,7 @@ class SparseOptimizer(Section):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
-class DenseOptimizer(Section):
+class DenseOptimizerConfig(Section):
     """Optimizer of everything else."""
 
     kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
@@ -43,7 +43,7 @@ class DenseOptimizer(Section):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
-class Schedule(Section):
+class ScheduleConfig(Section):
     """Factor on both learning rates: linear warm-up, then a decay to `final` over the rest of the run."""
 
     warmup_steps: int = Field(default=0, ge=0)
@@ -51,14 +51,14 @@ class Schedule(Section):
     final: float = Field(default=0.0, ge=0, le=1)
 
 
-class EarlyStopping(Section):
+class EarlyStoppingConfig(Section):
     """Stop when `metric` (TASK.METRIC on the valid split) has not improved for `patience` validations."""
 
     metric: str = Field(pattern=r"^\w+\.\w+$")
     patience: int = Field(default=3, ge=1)
 
 
-class Training(Section):
+class TrainingConfig(Section):
     """One global batch a step, divided evenly over the workers, whatever their number."""
 
     global_batch_size: int = Field(default=4096, ge=1)
@@ -69,15 +69,15 @@ class Training(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     loop: Literal["auto", "plain", "pipelined"] = "auto"
     """Pipelined overlaps the exchange of ids with the step before, to the same results; auto does so on CUDA."""
-    sparse_optimizer: SparseOptimizer = SparseOptimizer()
-    dense_optimizer: DenseOptimizer = DenseOptimizer()
-    schedule: Schedule = Schedule()
+    sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
+    dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: float | None = Field(default=None, gt=0)
     shuffle_rows: int = Field(default=1_000_000, ge=1)
     """Rows, over all lanes, that are shuffled together in memory."""
     validate_every_steps: int | None = Field(default=None, ge=1)
     """Steps between validations; null: at the end of every epoch."""
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStoppingConfig | None = None
     log_every_steps: int = Field(default=20, ge=1)
     max_restarts: int = Field(default=3, ge=0)
     """Times that Ray starts the workers again, from the last complete checkpoint, after one of them has died."""
@@ -85,7 +85,7 @@ class Training(Section):
     """Seconds without any progress after which workers that wait for each other end themselves; null: never."""
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """When to save and what to keep. The best checkpoint, where a metric names one, is always kept."""
 
     every_steps: int | None = Field(default=None, ge=1)
@@ -97,7 +97,7 @@ class Checkpoint(Section):
     """Train on while a copy of the state is written; false: write first, which needs no memory for a copy."""
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """`group` names a key column: grouped AUC is the mean over its groups, weighted by rows."""
 
     group: str | None = None

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.layers.scenario import FinestScenario
-from pipeline.config.logs import Scenario
-from pipeline.evaluation.evaluate import cells_of
-from pipeline.training.module import StepOutput
-from pipeline.training.worker import Worker
+from pipeline.config.logs import ScenarioConfig
+from pipeline.evaluation.split_metrics import cells_of
+from pipeline.sharding.module import StepOutput
+from pipeline.workers.worker import Worker
 
 UNIT = 2**30
 """Shares are added as whole numbers of 1 / UNIT: exact, so workers and the order of rows change no bit."""
@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 class ExpertUse:
     """Sums of this worker over its rows, kept a layer and a finest scenario: ``(finest, groups, experts)``."""
 
-    def __init__(self, tasks: list[str], scenarios: list[Scenario]) -> None:
+    def __init__(self, tasks: list[str], scenarios: list[ScenarioConfig]) -> None:
         self._tasks = tasks
         self._scenarios = scenarios
         self._shape = [len(level.labels) for level in scenarios]

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.logs import Scenario, Task
-from pipeline.evaluation.evaluate import Predictions, cells_of
+from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.evaluation.metrics import Array
+from pipeline.evaluation.split_metrics import Predictions, cells_of
 
 BINS = 15
 
@@ -46,7 +46,7 @@ def reliability(labels: Array, predictions: Array, weights: Array, bins: int = B
 
 
 def reliability_of_tasks(
-    predictions: Predictions, tasks: list[Task], scenarios: list[Scenario]
+    predictions: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]
 ) -> dict[str, dict[str, dict[str, list[Any]]]]:
     """The curves of all tasks: ``{TASK: {CELL: curve}}``, the cells being "all" and every scenario that has rows.
 

@@ -6,14 +6,14 @@ from typing import Any
 from torch import nn
 
 from pipeline.config.experiment import Experiment
-from pipeline.evaluation.evaluate import Predictions, evaluate
 from pipeline.evaluation.expert_use import ExpertUse
-from pipeline.evaluation.predict import PredictedBatch, predict
+from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.reliability import reliability_of_tasks
+from pipeline.evaluation.split_metrics import Predictions, evaluate
 from pipeline.loading.reader import Reader
+from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.table.manifest import Manifest
-from pipeline.training.inputs import batch_columns, model_inputs
-from pipeline.training.worker import Worker
+from pipeline.workers.worker import Worker
 
 
 def split_reader(
@@ -79,7 +79,7 @@ class SplitEvaluation:
 
     def _batches(self) -> Iterator[PredictedBatch]:
         for number, batch in enumerate(predict(self._module, self._reader, self._worker.device, self._group)):
-            self._worker.pulse.at(f"evaluation, batch {number}")
+            self._worker.heartbeat.beat(f"evaluation, batch {number}")
             yield batch
 
     def _gather(self, parts: list[Predictions]) -> list[Predictions] | None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torchrec import KeyedJaggedTensor
 
-from pipeline.loading.lane import Rows
+from pipeline.loading.lane import WindowRows
 from pipeline.table.manifest import KEY, LABEL, SCENARIO
 
 
@@ -42,7 +42,7 @@ class LaneRows:
     Where a lane has ended, rows of zeros and empty lists stand.
     """
 
-    lanes: list[list[Rows]]
+    lanes: list[list[WindowRows]]
     steps: int
     rows_per_lane: int
 

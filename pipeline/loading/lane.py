@@ -14,7 +14,7 @@ from pipeline.loading.order import RowGroup, Shuffle, Window, epoch_windows, win
 
 
 @dataclass(frozen=True)
-class Rows:
+class WindowRows:
     """Some of the rows of a window, in the order in which they are to be read."""
 
     others: pa.Table  # all other columns of the whole window, in one chunk each
@@ -23,7 +23,7 @@ class Rows:
     stop: int
 
     @staticmethod
-    def of(table: pa.Table, order: np.ndarray | None) -> "Rows":
+    def of(table: pa.Table, order: np.ndarray | None) -> "WindowRows":
         """All rows of a window, in the order given or as they stand."""
         numbers, others = {}, []
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -36,12 +36,12 @@ class Rows:
             # Not values[order], which would keep the interpreter to itself: other threads have work too.
             numbers[name] = values if order is None else values.take(order, mode="clip")
         rest = table.select(others).combine_chunks()
-        return Rows(rest if order is None else rest.take(pa.array(order)), numbers, 0, len(table))
+        return WindowRows(rest if order is None else rest.take(pa.array(order)), numbers, 0, len(table))
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def part(self, start: int, stop: int) -> "Rows":
+    def part(self, start: int, stop: int) -> "WindowRows":
         """The rows from `start` to `stop`, counted from the first of these."""
         return replace(self, start=self.start + start, stop=self.start + stop)
 
@@ -79,9 +79,9 @@ class LaneStream:
         self._epoch = epoch
         self._threads = threads
         self._pieces = self._read(epoch_windows(groups, shuffle, epoch, lane), start_row)
-        self._rest: Rows | None = None
+        self._rest: WindowRows | None = None
 
-    def take(self, rows: int) -> list[Rows]:
+    def take(self, rows: int) -> list[WindowRows]:
         """The next `rows` rows, in pieces; fewer only at the end of the lane."""
         taken = []
         while rows > 0:
@@ -94,7 +94,7 @@ class LaneStream:
             rows -= count
         return taken
 
-    def _read(self, windows: list[Window], start_row: int) -> Iterator[Rows]:
+    def _read(self, windows: list[Window], start_row: int) -> Iterator[WindowRows]:
         first = 0
         while first < len(windows) and start_row >= windows[first].rows:
             start_row -= windows[first].rows
@@ -107,7 +107,7 @@ class LaneStream:
             yield rows.part(start_row, len(rows))
             start_row = 0
 
-    def _read_window(self, window: Window) -> Rows:
+    def _read_window(self, window: Window) -> WindowRows:
         order = None
         if self._shuffle is not None:
             order = window_permutation(window, self._shuffle, self._epoch, self._lane)
@@ -115,7 +115,7 @@ class LaneStream:
         for group in window.groups:
             files.setdefault(group.path, []).append(group)
         read = {group: rows for path, groups in files.items() for group, rows in self._read_groups(path, groups)}
-        return Rows.of(pa.concat_tables([read[group] for group in window.groups]), order)
+        return WindowRows.of(pa.concat_tables([read[group] for group in window.groups]), order)
 
     def _read_groups(self, path: str, groups: list[RowGroup]) -> list[tuple[RowGroup, pa.Table]]:
         """Row groups of one file, which is opened once."""

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.config.logs import Logs
+from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
-from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.progress import Progress
+from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
@@ -23,7 +23,7 @@ RECORDS = "partitions"
 
 
 @dataclass(frozen=True)
-class Record:
+class PartitionRecord:
     """A complete partition. Whether it belongs to the table is for the settings and the splits to say."""
 
     partition: Partition
@@ -35,12 +35,12 @@ class Record:
         """Relative to the feature table."""
         return f"{RECORDS}/{self.partition.split}-{self.partition.value}.json"
 
-    def belongs(self, logs: Logs, made_with: str) -> bool:
+    def belongs(self, logs: LogsConfig, made_with: str) -> bool:
         """Whether the table has the partition, made with the settings that it has now, in the split of now."""
         return self.made_with == made_with and logs.split_of(self.partition.value) == self.partition.split
 
 
-def read_records(table: str, made_with: str) -> list[Record]:
+def read_records(table: str, made_with: str) -> list[PartitionRecord]:
     """All complete partitions.
 
     Args:
@@ -52,16 +52,16 @@ def read_records(table: str, made_with: str) -> list[Record]:
     for data in read:
         if data is not None:
             known = {"made_with": data.pop("made_with", made_with), "log_files": data.pop("log_files", None)}
-            records.append(Record(partition_from_dict(data), **known))
+            records.append(PartitionRecord(partition_from_dict(data), **known))
     return records
 
 
-def write_record(table: str, record: Record) -> None:
+def write_record(table: str, record: PartitionRecord) -> None:
     data = {**asdict(record.partition), "made_with": record.made_with, "log_files": record.log_files}
     storage.write_json(storage.join(table, record.file), data)
 
 
-def warn_of_late_files(logs: Logs, table: str, records: list[Record]) -> None:
+def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionRecord]) -> None:
     """Warns of partitions whose files in the log are not those that were read. Partitions may leave the log."""
     watched = [record for record in records if record.log_files is not None]
     partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
@@ -88,7 +88,7 @@ def _file_changes(before: dict[str, int], now: dict[str, int]) -> str:
     return "; ".join(f"{what}: {compact(paths)}" for what, paths in changes.items() if paths)
 
 
-def delete_superseded_partitions(logs: Logs, table: str, made_with: str) -> None:
+def delete_superseded_partitions(logs: LogsConfig, table: str, made_with: str) -> None:
     """Deletes what no manifest names any more: partitions of other settings, or made again in another split.
 
     A partition that is in no split now is kept: its range may come back. A record goes before its files, so that it
@@ -125,7 +125,7 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None
         units += partition.units
         if not partition.units:
             partition.commit()
-    with Progress("transform", sum(unit.rows for unit in units)) as progress:
+    with ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(transform_unit, [unit.item for unit in units], shared):
             unit = Unit(**done.item)
             partition = open_partitions[unit.partition]
@@ -138,7 +138,7 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None
 class _OpenPartition:
     """A partition whose units are being transformed."""
 
-    def __init__(self, plan: Plan, found: PartitionFiles) -> None:
+    def __init__(self, plan: PreprocessPlan, found: PartitionFiles) -> None:
         self._plan = plan
         self._found = found
         self.units = cut_units(found)
@@ -182,7 +182,7 @@ class _OpenPartition:
         record = self._record()
         self._check_quarantined(record)
         made_with = growth_fingerprint(table_settings(self._plan.sections))
-        write_record(self._plan.table, Record(record, made_with, self._found.sizes))
+        write_record(self._plan.table, PartitionRecord(record, made_with, self._found.sizes))
 
     def _drop_damaged_files(self) -> None:
         """A file is taken whole or not at all: deletes what its readable units gave."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline import storage
-from pipeline.config.logs import Logs
+from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class LogPartition:
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredPartitions:
     """Partitions of the log: those in a split, in order, and the values of those in none."""
 
     partitions: list[LogPartition]
@@ -56,7 +56,7 @@ class PartitionFiles:
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, those that cannot be read included
 
 
-def find_partitions(logs: Logs, committed: Iterable[LogPartition] = ()) -> Found:
+def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) -> DiscoveredPartitions:
     """Lists partition folders and gives each to its split.
 
     Args:
@@ -90,7 +90,7 @@ def find_partitions(logs: Logs, committed: Iterable[LogPartition] = ()) -> Found
             )
     partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
     splits = list(logs.splits)
-    return Found(
+    return DiscoveredPartitions(
         sorted(partitions, key=lambda p: (splits.index(p.split), logs.order(p.value))),
         sorted((value for value, split in split_of.items() if split is None), key=logs.order),
     )
@@ -103,7 +103,7 @@ def compact(values: list[str]) -> str:
     return f"{', '.join(values[:3])}, ..., {values[-1]} ({len(values)} in all)"
 
 
-def read_files(logs: Logs, partitions: list[LogPartition]) -> list[PartitionFiles]:
+def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[PartitionFiles]:
     """Reads the footers of all files of some partitions.
 
     A partition folder without Parquet files is left out with a warning: its data may still come.
@@ -133,7 +133,7 @@ def read_files(logs: Logs, partitions: list[LogPartition]) -> list[PartitionFile
     return found
 
 
-def report_unreadable(logs: Logs, path: str, error: str) -> None:
+def report_unreadable(logs: LogsConfig, path: str, error: str) -> None:
     """Warns of a file that is skipped.
 
     Raises:
@@ -148,13 +148,13 @@ def report_unreadable(logs: Logs, path: str, error: str) -> None:
     )
 
 
-def list_all_files(logs: Logs, partitions: list[LogPartition]) -> list[dict[str, int]]:
+def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dict[str, int]]:
     """For each partition its files, sorted, relative to the log folder, with their bytes."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         return list(pool.map(lambda partition: _list_files(logs, partition), partitions))
 
 
-def _list_files(logs: Logs, partition: LogPartition) -> dict[str, int]:
+def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
     """Parquet files below a partition folder.
 
     What is hidden, or lies in a hidden folder such as the `_temporary` of a job that is writing, is not data.

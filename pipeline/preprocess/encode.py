@@ -123,7 +123,7 @@ def encoder_file(table: str, name: str, generation: int = 1) -> str:
 
 
 def write_encoder(table: str, name: str, state: pa.Table, generation: int = 1) -> None:
-    filesystem, path = storage.place(encoder_file(table, name, generation))
+    filesystem, path = storage.prepare_file(encoder_file(table, name, generation))
     pq.write_table(state, path, filesystem=filesystem, compression="lz4")
 
 

@@ -20,7 +20,6 @@ from pipeline.config.features import FIRST_VALUE_ID, Categorical, Multivalued, N
 from pipeline.errors import UserError
 from pipeline.preprocess import units as units_of_work
 from pipeline.preprocess import vocabulary
-from pipeline.preprocess.columns import features_of_table, table_kind, uses
 from pipeline.preprocess.discover import PartitionFiles, report_unreadable
 from pipeline.preprocess.encode import (
     ENCODERS,
@@ -34,13 +33,14 @@ from pipeline.preprocess.encode import (
     write_encoder,
     write_index,
 )
-from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.progress import Progress
+from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.sketch import Moments, Points, bucket_edges, merge, summarize
+from pipeline.preprocess.sources import features_of_table, table_kind, uses
 from pipeline.preprocess.tasks import run_tasks
-from pipeline.preprocess.units import Rows, Unit, cut_units
+from pipeline.preprocess.units import Unit, UnitRows, cut_units
 from pipeline.preprocess.values import IdArray, as_ids, as_numbers, count_values
 from pipeline.table.settings import fingerprint, table_settings, without_paths
 
@@ -50,10 +50,10 @@ WORK = "work"
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitTask:
     """What the tasks of this pass share."""
 
-    plan: Plan
+    plan: PreprocessPlan
     generation: int  # of the vocabularies that are made; of the first also numbers are fitted
     ranges: int
     known: dict[str, pa.Table]  # the vocabularies so far; only merging needs them
@@ -61,7 +61,7 @@ class Fit:
     units: list[str]  # names of the partial results, in the order that they are merged in
 
 
-def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
+def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None:
     """Fits all encoders on the partitions of the train split and commits them.
 
     Raises:
@@ -74,7 +74,7 @@ def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
     known = {
         name: vocabulary.empty_vocabulary(table_kind(sections, plan.sources, name)) for name in vocabularies(sections)
     }
-    fit = Fit(plan, 1, vocabulary.range_count(len(units)), {}, {}, [])
+    fit = FitTask(plan, 1, vocabulary.range_count(len(units)), {}, {}, [])
     if any(is_fitted(feature) for feature in sections.features):
         moments, names = _count(fit, units)
         if not names:
@@ -93,7 +93,9 @@ def fit_encoders(plan: Plan, partitions: list[PartitionFiles]) -> None:
     write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
 
 
-def extend_encoders(plan: Plan, index: EncoderIndex, counted: list[str], partitions: list[PartitionFiles]) -> None:
+def extend_encoders(
+    plan: PreprocessPlan, index: EncoderIndex, counted: list[str], partitions: list[PartitionFiles]
+) -> None:
     """Gives ids to values of new train partitions that have none, after the ids that exist, and commits them.
 
     Args:
@@ -110,7 +112,7 @@ def extend_encoders(plan: Plan, index: EncoderIndex, counted: list[str], partiti
     rare = {name: vocabulary.rare_files(table, name, index.generation) for name in known}
     most_rare = max((sum(map(vocabulary.count_rows, files)) for files in rare.values()), default=0)
     ranges = vocabulary.range_count(len(units) + -(-most_rare // units_of_work.UNIT_ROWS))
-    fit = Fit(plan, generation, ranges, {}, rare, [])
+    fit = FitTask(plan, generation, ranges, {}, rare, [])
     names = _count(fit, units)[1] if known else []
     counted = [*counted, *(files.partition.value for files in partitions)]
     if not names:  # no vocabulary, or no rows
@@ -126,7 +128,7 @@ def extend_encoders(plan: Plan, index: EncoderIndex, counted: list[str], partiti
     write_index(table, replace(index, encoders=encoders, generation=generation, counted=counted))
 
 
-def encoder_index(plan: Plan, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
+def encoder_index(plan: PreprocessPlan, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
     """What encoders.json says of each encoder: its kind, what its ids are made of, rows of its embedding table."""
     index: dict[str, dict[str, Any]] = {}
     for feature in plan.sections.features:
@@ -151,13 +153,13 @@ def is_fitted(feature: Categorical | Numeric | Multivalued | Sequence) -> bool:
     return isinstance(feature, Numeric) or feature.ids is None or feature.ids.hash is None
 
 
-def _count(fit: Fit, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
+def _count(fit: FitTask, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
     """First step: what each unit gives. The moments of all, and the names of the units that could be read."""
     by_unit: dict[str, dict[str, list[float]]] = {}
     file_of = {_partial_name(unit): unit.file for unit in units}
     unreadable: set[str] = set()
     what = "fit" if fit.generation == 1 else "extend"
-    with Progress(what, sum(unit.rows for unit in units)) as progress:
+    with ProgressBar(what, sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(count_unit, [unit.item for unit in units], fit):
             unit = Unit(**done.item)
             progress.add(unit.rows)
@@ -178,14 +180,14 @@ def _count(fit: Fit, units: list[Unit]) -> tuple[dict[str, Moments], list[str]]:
     return moments, names
 
 
-def _split_rare(fit: Fit) -> None:
+def _split_rare(fit: FitTask) -> None:
     """Earlier counts are cut into the ranges of this run, as if they were those of more units."""
     items = [{"name": name, "number": i} for name, files in fit.rare.items() for i in range(len(files))]
     for _ in run_tasks(split_rare, items, fit):
         pass
 
 
-def split_rare(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def split_rare(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
     """Cuts a file of earlier counts into the ranges of this run; a task."""
     name, number = item["name"], item["number"]
     target = _work_file(fit.plan, "counts", name, f"rare-{number:05d}")
@@ -193,7 +195,7 @@ def split_rare(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
     return {}
 
 
-def _merge(fit: Fit) -> None:
+def _merge(fit: FitTask) -> None:
     sections = fit.plan.sections
     items: list[dict[str, Any]]
     items = [{"name": name, "range": i} for name in vocabularies(sections) for i in range(fit.ranges)]
@@ -206,7 +208,7 @@ def _merge(fit: Fit) -> None:
             pass
 
 
-def fit_columns(plan: Plan) -> set[str]:
+def fit_columns(plan: PreprocessPlan) -> set[str]:
     """Columns that the first pass reads: those that decide about rows, and those of fitted encoders."""
     fitted = set(vocabularies(plan.sections))
     unread = {f.column for f in plan.sections.embedded.values() if f.table not in fitted}
@@ -216,7 +218,7 @@ def fit_columns(plan: Plan) -> set[str]:
     return {use.column for use in uses(plan.sections)} - unread
 
 
-def count_unit(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def count_unit(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
     """Counts one unit; a task of Ray.
 
     Raises:
@@ -224,7 +226,7 @@ def count_unit(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """
     plan, unit = fit.plan, Unit(**item)
     sections = plan.sections
-    rows = Rows(plan, unit, fit_columns(plan))
+    rows = UnitRows(plan, unit, fit_columns(plan))
     kept = judge(sections, plan.sources, rows).kept
     name = _partial_name(unit)
     for table in vocabularies(sections):
@@ -234,7 +236,9 @@ def count_unit(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
     return {"moments": _count_numbers(fit, rows, kept, name) if fit.generation == 1 else {}}
 
 
-def _count_numbers(fit: Fit, rows: Rows, kept: NDArray[np.int64], unit: str) -> dict[str, tuple[int, float, float]]:
+def _count_numbers(
+    fit: FitTask, rows: UnitRows, kept: NDArray[np.int64], unit: str
+) -> dict[str, tuple[int, float, float]]:
     """Writes the points of the bucketed numbers of a unit and gives the moments of the others."""
     plan = fit.plan
     moments: dict[str, tuple[int, float, float]] = {}
@@ -258,7 +262,7 @@ def _weights(rows: NDArray[Any], kept: NDArray[np.int64], values: int) -> NDArra
 
 
 def _seen(
-    plan: Plan, feature: Categorical | Multivalued | Sequence, rows: Rows, kept: NDArray[np.int64]
+    plan: PreprocessPlan, feature: Categorical | Multivalued | Sequence, rows: UnitRows, kept: NDArray[np.int64]
 ) -> tuple[IdArray, NDArray[np.int64]]:
     """The ids of a feature in the kept rows, as values and how often each occurs."""
     column = rows.column(feature.column)
@@ -270,7 +274,7 @@ def _seen(
     return lists.items, np.repeat(weights, lists.lengths)
 
 
-def merge_part(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def merge_part(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
     """Merges one hash range of a vocabulary, or the points of a bucketed number, over all units; a task."""
     plan, name = fit.plan, item["name"]
     if "range" not in item:
@@ -292,14 +296,14 @@ def merge_part(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
     return {}
 
 
-def finish_vocabulary(item: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def finish_vocabulary(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
     """Puts the ranges of a vocabulary into one order and gives ids; a task."""
     paths = [_work_file(fit.plan, "merged", item["name"], f"range-{i:05d}") for i in range(fit.ranges)]
     _finish(fit, item["name"], vocabulary.read_partials(paths))
     return {}
 
 
-def _finish(fit: Fit, name: str, merged: pa.Table) -> None:
+def _finish(fit: FitTask, name: str, merged: pa.Table) -> None:
     settings = vocabularies(fit.plan.sections)[name]
     state = vocabulary.extended(fit.known[name], merged, settings)
     vocabulary.write_vocabulary(fit.plan.table, name, fit.generation, state, settings)
@@ -309,12 +313,12 @@ def _partial_name(unit: Unit) -> str:
     return f"{unit.partition}-{unit.name}"
 
 
-def _work_file(plan: Plan, folder: str, encoder: str, name: str) -> str:
+def _work_file(plan: PreprocessPlan, folder: str, encoder: str, name: str) -> str:
     return storage.join(plan.table, WORK, folder, encoder, f"{name}.parquet")
 
 
 def _write_points(path: str, points: Points) -> None:
-    filesystem, path = storage.place(path)
+    filesystem, path = storage.prepare_file(path)
     pq.write_table(pa.table({"value": points.values, "weight": points.weights}), path, filesystem=filesystem)
 
 

@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
-from pipeline.config.logs import Logs
+from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
-from pipeline.preprocess.columns import table_kind
 from pipeline.preprocess.commit import (
-    Record,
+    PartitionRecord,
     delete_superseded_partitions,
     read_records,
     transform_partitions,
@@ -22,7 +21,7 @@ from pipeline.preprocess.commit import (
     write_record,
 )
 from pipeline.preprocess.discover import (
-    Found,
+    DiscoveredPartitions,
     LogPartition,
     PartitionFiles,
     find_partitions,
@@ -37,8 +36,9 @@ from pipeline.preprocess.encode import (
     read_index,
 )
 from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
-from pipeline.preprocess.plan import Plan, columns_in_words, make_plan
+from pipeline.preprocess.plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.sections import Sections
+from pipeline.preprocess.sources import table_kind
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
@@ -56,13 +56,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Table:
+class ExistingTable:
     """A feature table as the job finds it."""
 
     sections: Sections
     path: str
     earlier: dict[str, Any] | None  # its settings; None where none was begun, or it is to be overwritten
-    records: list[Record]  # all complete partitions, those that do not belong to it any more included
+    records: list[PartitionRecord]  # all complete partitions, those that do not belong to it any more included
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,14 +74,14 @@ class Table:
         return growth_fingerprint(self.settings)
 
     @property
-    def committed(self) -> list[Record]:
+    def committed(self) -> list[PartitionRecord]:
         made_with = self.made_with
         return [record for record in self.records if record.belongs(self.sections.logs, made_with)]
 
 
-def _find_table(sections: Sections, path: str, earlier: dict[str, Any] | None) -> Table:
+def _find_table(sections: Sections, path: str, earlier: dict[str, Any] | None) -> ExistingTable:
     records = [] if earlier is None else read_records(path, growth_fingerprint(earlier))
-    return Table(sections, path, earlier, records)
+    return ExistingTable(sections, path, earlier, records)
 
 
 def preprocess(
@@ -116,7 +116,7 @@ def preprocess(
     in_log = {partition.value for partition in found.partitions}
     warn_of_late_files(sections.logs, path, [r for r in there.committed if r.partition.value in in_log])
     if files:
-        plan = make_plan(sections, path, [file for partition in files for file in partition.files])
+        plan = make_preprocess_plan(sections, path, [file for partition in files for file in partition.files])
         connect()
         _run(plan, there, files)
     made = _find_table(sections, path, there.settings)
@@ -134,7 +134,7 @@ def _finished(table: str) -> Manifest | None:
     return None if storage.read_json(storage.join(table, MANIFEST)) is None else read_manifest(table)
 
 
-def _check_moves(table: Table, files: list[PartitionFiles]) -> None:
+def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
     """Raises UserError where a partition is to move to another split, and the logs do not have it."""
     logs, column, made_with = table.sections.logs, table.sections.logs.partition, table.made_with
     done, to_make = {r.partition.value for r in table.committed}, {f.partition.value for f in files}
@@ -150,7 +150,7 @@ def _check_moves(table: Table, files: list[PartitionFiles]) -> None:
         logger.info("%s=%s moves from `%s` to `%s`: it is made again", column, value, split, wanted)
 
 
-def _tell_of_left_out(table: Table, found: Found, files: list[PartitionFiles]) -> None:
+def _tell_of_left_out(table: ExistingTable, found: DiscoveredPartitions, files: list[PartitionFiles]) -> None:
     """Says which complete partitions the manifest will not have: those in no split, and those whose logs are gone."""
     column, made_with = table.sections.logs.partition, table.made_with
     named = {r.partition.value for r in table.committed} | {f.partition.value for f in files}
@@ -165,7 +165,7 @@ def _tell_of_left_out(table: Table, found: Found, files: list[PartitionFiles]) -
         logger.warning("gone from the feature table, as the logs no longer have them to be made again: %s", told)
 
 
-def _run(plan: Plan, table: Table, files: list[PartitionFiles]) -> None:
+def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]) -> None:
     """Fits or extends the encoders, where that is due, and transforms the partitions."""
     index = None if table.earlier is None else read_index(plan.table)
     train = [partition for partition in files if partition.partition.split == "train"]
@@ -199,7 +199,7 @@ def _committed_index(table: str) -> EncoderIndex:
     return index
 
 
-def _extend(plan: Plan, table: Table, index: EncoderIndex, train: list[PartitionFiles]) -> None:
+def _extend(plan: PreprocessPlan, table: ExistingTable, index: EncoderIndex, train: list[PartitionFiles]) -> None:
     """Extends the vocabularies by train partitions that they have not counted, where the experiment wants that."""
     counted = index.counted
     if counted is None:
@@ -219,7 +219,7 @@ def _delete_manifest_of(table: str, files: list[PartitionFiles]) -> None:
         storage.delete_file(storage.join(table, MANIFEST))
 
 
-def _begin_again(plan: Plan, table: Table) -> None:
+def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
     """Gives a table without partitions of these settings the settings and columns that it is to have.
 
     The columns may be torn by a kill: they count when the first partition is committed.
@@ -231,7 +231,7 @@ def _begin_again(plan: Plan, table: Table) -> None:
     _write_columns(plan)
 
 
-def _begin(plan: Plan) -> None:
+def _begin(plan: PreprocessPlan) -> None:
     """Clears the folder, and writes what later runs are held against: the settings last."""
     for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is none
         storage.delete_file(storage.join(plan.table, name))
@@ -241,19 +241,19 @@ def _begin(plan: Plan) -> None:
     storage.write_json(storage.join(plan.table, SETTINGS), table_settings(plan.sections))
 
 
-def _write_columns(plan: Plan) -> None:
+def _write_columns(plan: PreprocessPlan) -> None:
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     pq.write_table(plan.schema.empty_table(), path, filesystem=filesystem)
 
 
-def _delete_superseded(table: Table) -> None:
+def _delete_superseded(table: ExistingTable) -> None:
     """Deletes what the manifest does not lead to any more. A job that is killed before leaves it to the next one."""
     storage.delete_folder(storage.join(table.path, WORK))
     delete_superseded_encoders(table.path, _committed_index(table.path))
     delete_superseded_partitions(table.sections.logs, table.path, table.made_with)
 
 
-def check_no_split_is_empty(logs: Logs, manifest: Manifest) -> None:
+def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
     """Raises UserError where nothing of a split is left to train on or to evaluate."""
     for split in logs.splits:
         partitions = [partition for partition in manifest.partitions if partition.split == split]
@@ -266,7 +266,7 @@ def check_no_split_is_empty(logs: Logs, manifest: Manifest) -> None:
             )
 
 
-def _check_kinds(plan: Plan, index: EncoderIndex) -> None:
+def _check_kinds(plan: PreprocessPlan, index: EncoderIndex) -> None:
     """New partitions must have the kind of ids that the encoders were fitted on."""
     for name, encoder in index.encoders.items():
         if "values" in encoder and (kind := table_kind(plan.sections, plan.sources, name)) != encoder["values"]:
@@ -276,7 +276,7 @@ def _check_kinds(plan: Plan, index: EncoderIndex) -> None:
             )
 
 
-def _with_earlier_columns(plan: Plan) -> Plan:
+def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
     """The plan with the columns that the table has; keys of new partitions must fit into them."""
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     earlier = pq.read_schema(path, filesystem=filesystem)
@@ -293,7 +293,7 @@ def _with_earlier_columns(plan: Plan) -> Plan:
     return replace(plan, schema=earlier)
 
 
-def _make_manifest(table: Table, found: Found) -> Manifest:
+def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifest:
     filesystem, path = storage.resolve(storage.join(table.path, COLUMNS))
     index, layout, logs = _committed_index(table.path), table.sections.table, table.sections.logs
     splits = list(logs.splits)

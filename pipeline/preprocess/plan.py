@@ -7,15 +7,15 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config.features import Numeric
 from pipeline.errors import UserError
-from pipeline.preprocess.columns import Sources, find_sources
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, Column
+from pipeline.preprocess.sources import Sources, find_sources
+from pipeline.table.manifest import KEY, LABEL, SCENARIO, TableColumn
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreprocessPlan:
     """All that a unit of work needs to know; sent to the workers once."""
 
     sections: Sections
@@ -26,7 +26,7 @@ class Plan:
     schema: pa.Schema  # of lane files
 
 
-def make_plan(sections: Sections, table: str, files: list[LogFile]) -> Plan:
+def make_preprocess_plan(sections: Sections, table: str, files: list[LogFile]) -> PreprocessPlan:
     """Binds the experiment to its logs and loads the side tables.
 
     Raises:
@@ -41,7 +41,7 @@ def make_plan(sections: Sections, table: str, files: list[LogFile]) -> Plan:
         sides.append(load_side_table(join, f"logs.joins.{i}", used))
     check_join_kinds(sections, sources, sides)
     log = storage.absolute(sections.logs.path)
-    return Plan(sections, log, table, sources, sides, lane_schema(sections, sources.keys))
+    return PreprocessPlan(sections, log, table, sources, sides, lane_schema(sections, sources.keys))
 
 
 def check_join_kinds(sections: Sections, sources: Sources, sides: list[SideTable]) -> None:
@@ -70,9 +70,9 @@ def lane_schema(sections: Sections, keys: dict[str, pa.DataType]) -> pa.Schema:
     return pa.schema([pa.field(name, type_, nullable=name.startswith(KEY)) for name, type_ in columns.items()])
 
 
-def columns_in_words(schema: pa.Schema) -> list[Column]:
+def columns_in_words(schema: pa.Schema) -> list[TableColumn]:
     """The columns of lane files as the manifest lists them."""
-    return [Column(field.name, type_in_words(field.type)) for field in schema]
+    return [TableColumn(field.name, type_in_words(field.type)) for field in schema]
 
 
 def type_in_words(type_: pa.DataType) -> str:

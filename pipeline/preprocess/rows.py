@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config.features import Categorical, Numeric
-from pipeline.config.logs import Scenario, Task
-from pipeline.preprocess.columns import Sources
+from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.units import Rows
+from pipeline.preprocess.sources import Sources
+from pipeline.preprocess.units import UnitRows
 from pipeline.preprocess.values import as_ids, as_numbers, ids_of, not_utf8
 
 _KEPT, _FILTERED = 0, -1
@@ -54,7 +54,7 @@ class Verdict:
         return dict(sorted(zip(self.reasons, counts, strict=True), key=lambda item: (-item[1], item[0])))
 
 
-def judge(sections: Sections, sources: Sources, rows: Rows) -> Verdict:
+def judge(sections: Sections, sources: Sources, rows: UnitRows) -> Verdict:
     """Decides about every row of a unit: labels, keys, scenarios, then features, each in the experiment's order."""
     verdict = Verdict(np.zeros(rows.count, dtype=np.int16))
     for task in sections.tasks:
@@ -79,7 +79,7 @@ def judge(sections: Sections, sources: Sources, rows: Rows) -> Verdict:
     return verdict
 
 
-def label_values(task: Task, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+def label_values(task: TaskConfig, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     """Labels as they are trained: transform(column * scale)."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         scaled = numbers * task.scale
@@ -89,7 +89,7 @@ def label_values(task: Task, numbers: NDArray[np.float64]) -> NDArray[np.float32
 _NO_SCENARIO = -1
 
 
-def scenario_codes(scenario: Scenario, sources: Sources, rows: Rows) -> NDArray[np.int32]:
+def scenario_codes(scenario: ScenarioConfig, sources: Sources, rows: UnitRows) -> NDArray[np.int32]:
     """Scenario index of each row: the value's place in `values`, their number for any other, -1 for none."""
     column = rows.column(scenario.column)
     kind = sources.kinds[scenario.column]
@@ -98,7 +98,7 @@ def scenario_codes(scenario: Scenario, sources: Sources, rows: Rows) -> NDArray[
     return np.where(_nulls(ids), _NO_SCENARIO, codes.to_numpy()).astype(np.int32)[column.rows]
 
 
-def _judge_label(verdict: Verdict, task: Task, rows: Rows) -> None:
+def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows) -> None:
     column = rows.column(task.column)
     numbers = as_numbers(column.values)
     who = f"task {task.name}"
@@ -116,7 +116,7 @@ def _judge_label(verdict: Verdict, task: Task, rows: Rows) -> None:
     reject(~np.isfinite(label_values(task, numbers)), "label is too large for float32")
 
 
-def _judge_number(verdict: Verdict, feature: Numeric, rows: Rows) -> None:
+def _judge_number(verdict: Verdict, feature: Numeric, rows: UnitRows) -> None:
     column = rows.column(feature.column)
     numbers = as_numbers(column.values)
     verdict.reject(np.isinf(numbers)[column.rows], f"feature {feature.name}: value is infinite")
@@ -128,7 +128,7 @@ def _judge_number(verdict: Verdict, feature: Numeric, rows: Rows) -> None:
         verdict.reject(too_large[column.rows], f"feature {feature.name}: value is too large for float32")
 
 
-def _judge_id(verdict: Verdict, feature: Categorical, sources: Sources, rows: Rows) -> None:
+def _judge_id(verdict: Verdict, feature: Categorical, sources: Sources, rows: UnitRows) -> None:
     column = rows.column(feature.column)
     _, fractional = as_ids(column.values, sources.kinds[feature.column])
     verdict.reject(fractional[column.rows], f"feature {feature.name}: value is not a whole number")

@@ -6,19 +6,19 @@ Workers get these instead of the whole experiment, whose model section would mak
 from dataclasses import dataclass
 
 from pipeline.config.features import Categorical, Feature, Multivalued, Sequence, embedded_features
-from pipeline.config.logs import Logs, Scenario, Task
-from pipeline.config.training import TableSettings
+from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
+from pipeline.config.training import TableConfig
 
 
 @dataclass(frozen=True)
 class Sections:
     """Parts of a checked experiment: references between them hold."""
 
-    logs: Logs
+    logs: LogsConfig
     features: list[Feature]
-    scenarios: list[Scenario]
-    tasks: list[Task]
-    table: TableSettings
+    scenarios: list[ScenarioConfig]
+    tasks: list[TaskConfig]
+    table: TableConfig
 
     @property
     def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.base import nearest
-from pipeline.config.logs import Join
+from pipeline.config.logs import JoinConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import UNREADABLE, one_line
 from pipeline.preprocess.values import IdArray, Kind, as_ids, value_kind, without_views
@@ -25,7 +25,7 @@ class SideTable:
     columns: dict[str, pa.Array]  # in the order of keys
 
 
-def read_side_schema(join: Join, where: str) -> pa.Schema:
+def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
     """Columns of a side table.
 
     Args:
@@ -52,7 +52,7 @@ def read_side_schema(join: Join, where: str) -> pa.Schema:
     return schema
 
 
-def load_side_table(join: Join, where: str, columns: list[str]) -> SideTable:
+def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTable:
     """Loads the columns of a side table that are used.
 
     Raises:
@@ -94,7 +94,7 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     return column.cast(without_views(column.type)).combine_chunks()
 
 
-def _read(join: Join, where: str, columns: list[str]) -> pa.Table:
+def _read(join: JoinConfig, where: str, columns: list[str]) -> pa.Table:
     """Some columns of a side table; with none, an empty table that has all of them."""
     filesystem, path = storage.resolve(join.path)
     try:

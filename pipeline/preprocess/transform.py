@@ -11,9 +11,9 @@ from pipeline.config.features import MISSING_ID, UNKNOWN_ID, Categorical, Multiv
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.encode import Encoder, read_lists
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan import PreprocessPlan
 from pipeline.preprocess.rows import judge, label_values, scenario_codes
-from pipeline.preprocess.units import Rows, Unit, all_columns
+from pipeline.preprocess.units import Unit, UnitRows, all_columns
 from pipeline.preprocess.values import as_ids, as_numbers
 from pipeline.preprocess.write import deal, unit_generator, write_lanes, write_quarantine
 from pipeline.table.manifest import KEY
@@ -25,7 +25,7 @@ _MOST_ITEMS = 2**31 - 1  # of a list column of one unit: offsets are int32
 class Transform:
     """What the tasks of this pass share."""
 
-    plan: Plan
+    plan: PreprocessPlan
     encoders: dict[str, Encoder]
 
 
@@ -55,7 +55,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
         UserError: a list feature has more items than a unit can hold, or a key does not fit into its column.
     """
     plan, unit = shared.plan, Unit(**item)
-    rows = Rows(plan, unit, all_columns(plan))
+    rows = UnitRows(plan, unit, all_columns(plan))
     verdict = judge(plan.sections, plan.sources, rows)
     if len(verdict.quarantined):
         reasons = pa.array(verdict.reasons).take(pa.array(verdict.codes[verdict.quarantined] - 1))
@@ -74,7 +74,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
     }
 
 
-def encode_rows(shared: Transform, rows: Rows, order: NDArray[np.int64]) -> tuple[pa.Table, IdCounts]:
+def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> tuple[pa.Table, IdCounts]:
     """The columns of lane files for some rows of a unit, in the order given."""
     plan, counts = shared.plan, IdCounts()
     columns: list[pa.Array] = []
@@ -97,7 +97,7 @@ def encode_rows(shared: Transform, rows: Rows, order: NDArray[np.int64]) -> tupl
 
 
 def _encode_number(
-    feature: Numeric, encoder: Encoder, rows: Rows, order: NDArray[np.int64], counts: IdCounts
+    feature: Numeric, encoder: Encoder, rows: UnitRows, order: NDArray[np.int64], counts: IdCounts
 ) -> pa.Array:
     column = rows.column(feature.column)
     at = column.rows[order]
@@ -108,7 +108,7 @@ def _encode_number(
     return pa.array(encoded)
 
 
-def _encode_key(plan: Plan, key: str, rows: Rows, order: NDArray[np.int64]) -> pa.Array:
+def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[np.int64]) -> pa.Array:
     column = rows.column(key)
     type_ = plan.schema.field(KEY + key).type
     try:
@@ -122,7 +122,12 @@ def _encode_key(plan: Plan, key: str, rows: Rows, order: NDArray[np.int64]) -> p
 
 
 def _encode_id(
-    plan: Plan, feature: Categorical, encoder: Encoder, rows: Rows, order: NDArray[np.int64], counts: IdCounts
+    plan: PreprocessPlan,
+    feature: Categorical,
+    encoder: Encoder,
+    rows: UnitRows,
+    order: NDArray[np.int64],
+    counts: IdCounts,
 ) -> pa.Array:
     column = rows.column(feature.column)
     values, _ = as_ids(column.values, plan.sources.kinds[feature.column])
@@ -132,10 +137,10 @@ def _encode_id(
 
 
 def _encode_lists(
-    plan: Plan,
+    plan: PreprocessPlan,
     feature: Multivalued | Sequence,
     encoder: Encoder,
-    rows: Rows,
+    rows: UnitRows,
     order: NDArray[np.int64],
     counts: IdCounts,
 ) -> pa.Array:

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.preprocess.columns import uses
 from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.sources import uses
 from pipeline.preprocess.values import Column, as_ids, is_text, without_views
 
 UNIT_ROWS = 2**20
@@ -59,10 +59,10 @@ def cut_units(found: PartitionFiles) -> list[Unit]:
     return units
 
 
-class Rows:
+class UnitRows:
     """The rows of a unit, by column, with side tables joined."""
 
-    def __init__(self, plan: Plan, unit: Unit, columns: set[str]) -> None:
+    def __init__(self, plan: PreprocessPlan, unit: Unit, columns: set[str]) -> None:
         """Reads some columns of the unit.
 
         Raises:
@@ -93,7 +93,7 @@ class Rows:
         return joins
 
 
-def _read(plan: Plan, unit: Unit, columns: set[str]) -> pa.Table:
+def _read(plan: PreprocessPlan, unit: Unit, columns: set[str]) -> pa.Table:
     in_log = {column for column in columns if plan.sources.in_log(column)}
     if len(in_log) < len(columns):
         in_log |= {side.key for side in plan.sides}
@@ -148,5 +148,5 @@ def _repetitive_texts(metadata: pq.FileMetaData, groups: list[int]) -> list[str]
     return sorted(texts)
 
 
-def all_columns(plan: Plan) -> set[str]:
+def all_columns(plan: PreprocessPlan) -> set[str]:
     return {use.column for use in uses(plan.sections)}

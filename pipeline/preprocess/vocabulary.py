@@ -32,7 +32,7 @@ def range_count(units: int) -> int:
 
 def write_partial(path: str, counts: pa.Table, ranges: int) -> None:
     """Writes the value counts of a unit, one row group a range."""
-    filesystem, path = storage.place(path)
+    filesystem, path = storage.prepare_file(path)
     with pq.ParquetWriter(path, counts.schema, filesystem=filesystem, compression="lz4") as writer:
         for part in _split_by_hash(counts, ranges):
             writer.write_table(part, row_group_size=max(len(part), 1))

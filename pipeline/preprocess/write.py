@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan import PreprocessPlan
 from pipeline.preprocess.units import Unit, read_unit
 
 QUARANTINE = "quarantine"
@@ -36,7 +36,9 @@ def deal(
     return generator.permutation(rows), lengths
 
 
-def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int64]) -> list[tuple[int, str, int, int]]:
+def write_lanes(
+    plan: PreprocessPlan, unit: Unit, table: pa.Table, lengths: NDArray[np.int64]
+) -> list[tuple[int, str, int, int]]:
     """Writes consecutive rows to one file a lane; a lane without rows gets none.
 
     Returns:
@@ -50,7 +52,7 @@ def write_lanes(plan: Plan, unit: Unit, table: pa.Table, lengths: NDArray[np.int
         if rows == 0:
             continue
         path = f"{folder}/lane-{lane:03d}/{unit.name}.parquet"
-        filesystem, resolved = storage.place(storage.join(plan.table, path))
+        filesystem, resolved = storage.prepare_file(storage.join(plan.table, path))
         with filesystem.open_output_stream(resolved) as stream:
             pq.write_table(
                 table.slice(start, rows),
@@ -77,7 +79,7 @@ def byte_streams(schema: pa.Schema) -> dict[str, str]:
     return encodings
 
 
-def write_quarantine(plan: Plan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> None:
+def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> None:
     """Writes rejected rows as they stand in the log, with their file, row number and reason.
 
     Args:
@@ -95,7 +97,7 @@ def write_quarantine(plan: Plan, unit: Unit, rows: NDArray[np.int64], reasons: p
         bad = bad.append_column(name if name not in bad.column_names else f"quarantine_{name}", column)
     bad = bad.rename_columns(_distinct(bad.column_names))
     name = f"{quarantine_folder(plan, unit.partition)}/{unit.name}.parquet"
-    filesystem, path = storage.place(storage.join(plan.table, name))
+    filesystem, path = storage.prepare_file(storage.join(plan.table, name))
     pq.write_table(bad, path, filesystem=filesystem)
 
 
@@ -108,11 +110,11 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-def quarantine_folder(plan: Plan, partition: str) -> str:
+def quarantine_folder(plan: PreprocessPlan, partition: str) -> str:
     """Relative to the feature table."""
     return f"{QUARANTINE}/{plan.sections.logs.partition}={partition}"
 
 
-def lane_folder(plan: Plan, split: str, partition: str) -> str:
+def lane_folder(plan: PreprocessPlan, split: str, partition: str) -> str:
     """Relative to the feature table."""
     return f"{split}/{plan.sections.logs.partition}={partition}"

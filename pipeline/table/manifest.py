@@ -58,7 +58,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column of the lane files, as (Arrow) type in words: int32, float32, list<int32>, ..."""
 
     name: str
@@ -72,7 +72,7 @@ class Manifest:
     fingerprint: str  # of the settings that decide the content: logs, features, scenarios, tasks, table
     lanes: int
     row_group_rows: int
-    columns: list[Column]
+    columns: list[TableColumn]
     table_rows: dict[str, int]  # embedding table -> rows, the missing and the unknown id included
     partitions: list[Partition]
     ignored_partitions: list[str] = field(default_factory=list)  # in the logs, in no split
@@ -133,7 +133,7 @@ def _manifest_from_dict(data: dict[str, Any]) -> Manifest:
     return Manifest(
         **{
             **data,
-            "columns": [Column(**c) for c in data["columns"]],
+            "columns": [TableColumn(**c) for c in data["columns"]],
             "partitions": [partition_from_dict(p) for p in data["partitions"]],
         }
     )

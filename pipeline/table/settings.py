@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.config.features import Feature
-from pipeline.config.logs import Logs, Scenario, Task
-from pipeline.config.training import TableSettings
+from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
+from pipeline.config.training import TableConfig
 from pipeline.errors import UserError
 from pipeline.table.manifest import Manifest
 
@@ -32,15 +32,15 @@ class TableSections(Protocol):
     """The sections of an experiment that decide a feature table."""
 
     @property
-    def logs(self) -> Logs: ...
+    def logs(self) -> LogsConfig: ...
     @property
     def features(self) -> list[Feature]: ...
     @property
-    def scenarios(self) -> list[Scenario]: ...
+    def scenarios(self) -> list[ScenarioConfig]: ...
     @property
-    def tasks(self) -> list[Task]: ...
+    def tasks(self) -> list[TaskConfig]: ...
     @property
-    def table(self) -> TableSettings: ...
+    def table(self) -> TableConfig: ...
 
 
 def table_settings(sections: TableSections) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -
     check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
 
 
-def check_splits(logs: Logs, table: str, split_of: dict[str, str]) -> None:
+def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None:
     """Raises UserError where a partition of the table is in another split than the experiment puts it in."""
     for value, split in split_of.items():
         wanted = logs.split_of(value)

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from pipeline.checkpoint.checks import changes, check_going_on, check_model, grown_tables
+from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
+from pipeline.checkpoint.growth import load_grown
+from pipeline.checkpoint.progress import Progress
+from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import Growth
-from pipeline.training.checkpoint import Saved, load_own, load_tensors
-from pipeline.training.checks import changes, check_going_on, check_model, grown_tables
-from pipeline.training.grow import load_grown
-from pipeline.training.progress import Progress
-from pipeline.training.saving import Saver
-from pipeline.training.sharding import ShardedModel
-from pipeline.training.window import TrainWindow
-from pipeline.training.worker import Worker
+from pipeline.training.running_metrics import RunningMetrics
+from pipeline.workers.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -36,44 +36,44 @@ class RunState:
     """The stateful parts of a run. The learning rates are no part: they follow from step and experiment."""
 
     model: ShardedModel  # weights, fused and dense optimizer state
-    window: TrainWindow  # sums since the last log line
+    window: RunningMetrics  # sums since the last log line
     progress: Progress
     worker: Worker  # whose random generators are saved
 
-    def save(self, saver: Saver, settings: dict[str, Any], done: Callable[[Saved, float], None]) -> None:
+    def save(self, saver: Saver, settings: dict[str, Any], done: Callable[[Checkpoint, float], None]) -> None:
         """Begins to save all parts as one checkpoint, see `Saver.start`. Collective."""
         state = {"progress": self.progress.to_dict(), **settings}
         saver.start(self.progress.step, self._tensors(), self._own(), state, done)
 
-    def restore(self, saved: Saved, settings: dict[str, Any], train: dict[str, str]) -> Restored:
+    def restore(self, checkpoint: Checkpoint, settings: dict[str, Any], train: dict[str, str]) -> Restored:
         """Takes over a checkpoint, after checking that it belongs to these settings. Collective.
 
         Args:
-            saved: the checkpoint.
+            checkpoint: the checkpoint.
             settings: of the run now, see `run_settings`.
             train: partitions of the train split, value -> digest of its files.
 
         Raises:
             UserError: the checkpoint belongs to another table, model or order of samples.
         """
-        state = saved.state()
+        state = checkpoint.state()
         progress = Progress.from_dict(state["progress"])
-        gained = check_going_on(saved, state, settings, progress, train)
+        gained = check_going_on(checkpoint, state, settings, progress, train)
         self.progress, tensors = progress, self._tensors()
         seed = settings["experiment"]["training"]["seed"]
-        self.worker.pulse.at(f"loading {saved.uri}")
+        self.worker.heartbeat.beat(f"loading {checkpoint.uri}")
         rows = grown_tables(state, settings)
         grown = [f"the embedding table {name}: {old:,} -> {new:,} rows" for name, (old, new) in rows.items()]
         if gained:
-            grown += load_grown(saved, tensors, state, settings, self.worker)
+            grown += load_grown(checkpoint, tensors, state, settings, self.worker)
             self._take_over(tensors)
             self.progress.forget_partitions()
             seed_worker(seed, self.progress.step, self.worker)
             return Restored([], gained, grown)
-        load_tensors(saved, tensors, self.worker, rows)
+        load_tensors(checkpoint, tensors, self.worker, rows)
         self._take_over(tensors)
         same_workers = state["workers"] == self.worker.workers
-        states = load_own(saved, state["workers"], self._own(), self.worker)
+        states = load_own(checkpoint, state["workers"], self._own(), self.worker)
         for own in states:
             self.window.add_state(own)
         if same_workers:
@@ -93,21 +93,21 @@ class RunState:
         return {**random_state(self.worker), **self.window.state()}
 
 
-def restore_weights(model: ShardedModel, saved: Saved, settings: dict[str, Any], worker: Worker) -> None:
+def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: dict[str, Any], worker: Worker) -> None:
     """Takes over the weights alone, for evaluation. Collective.
 
     Raises:
         UserError: the checkpoint belongs to another table or model.
     """
-    state = saved.state()
-    gained = check_model(saved, state, settings)
+    state = checkpoint.state()
+    gained = check_model(checkpoint, state, settings)
     if gained:
         raise UserError(
-            f"The checkpoint {saved.uri} knows nothing of {gained}, which the experiment has now: run `manygate train` "
-            "first, which takes it over and trains what is new."
+            f"The checkpoint {checkpoint.uri} knows nothing of {gained}, which the experiment has now: run "
+            "`manygate train` first, which takes it over and trains what is new."
         )
     tensors = {"model": model.module.state_dict()}
-    load_tensors(saved, tensors, worker, grown_tables(state, settings))
+    load_tensors(checkpoint, tensors, worker, grown_tables(state, settings))
     model.module.load_state_dict(tensors["model"])
 
 

@@ -9,8 +9,8 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from pipeline.loading.batch import Batch
-from pipeline.training.module import StepOutput
-from pipeline.training.sharding import ShardedModel
+from pipeline.sharding.module import StepOutput
+from pipeline.sharding.shard import ShardedModel
 
 
 class Step(Protocol):

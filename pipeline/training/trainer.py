@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from pipeline.checkpoint.format import Checkpoint, check_claim, claim, prune
+from pipeline.checkpoint.progress import Ending
+from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
-from pipeline.training.checkpoint import Saved, check_claim, claim, prune
+from pipeline.sharding.module import StepOutput
+from pipeline.sharding.optimizers import LearningRates, schedule_factor
 from pipeline.training.metrics_log import RunLog
-from pipeline.training.module import StepOutput
-from pipeline.training.optimizers import LearningRates, schedule_factor
-from pipeline.training.progress import Ending
-from pipeline.training.saving import Saver
 from pipeline.training.state import RunState
 from pipeline.training.steps import choose_step
-from pipeline.training.stop import StopRequest, sigterm_sets
+from pipeline.workers.stop import StopRequest, sigterm_sets
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Trainer:
         """Trains on an epoch's batches; None when the run goes on with the next epoch."""
         total = self._progress.span.total_steps(self._training)
         while True:
-            self._worker.pulse.at(f"training step {self._progress.step + 1}")
+            self._worker.heartbeat.beat(f"training step {self._progress.step + 1}")
             self._rates.set(self._progress.step_in_span, total)
             self._stop.ask()
             output = self._step(batches)
@@ -174,7 +174,7 @@ class Trainer:
     def _validate(self, validation: Validation) -> bool:
         """Validates; whether this is the best so far."""
         start = time.perf_counter()
-        self._worker.pulse.at(f"the validation of step {self._progress.step}")
+        self._worker.heartbeat.beat(f"the validation of step {self._progress.step}")
         with self._step.paused():
             self._state.model.module.eval()
             evaluation = validation()
@@ -205,12 +205,12 @@ class Trainer:
         """
         self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
         start, step = time.perf_counter(), self._progress.step
-        self._worker.pulse.at(f"the checkpoint of step {step}")
+        self._worker.heartbeat.beat(f"the checkpoint of step {step}")
         self._settle()
         self._best_before = best_before
         best_step = self._progress.best_step
 
-        def done(saved: Saved, seconds: float) -> None:
+        def done(saved: Checkpoint, seconds: float) -> None:
             self._worker.on_saved()
             self._prune(best_step)
             assert self._run_log is not None

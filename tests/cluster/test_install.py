@@ -9,7 +9,7 @@ from cluster import install
 COMPLETE = {"torch": "2.13.0+cpu", "fbgemm-gpu-cpu": "1.8.0", "torchrec": "1.8.0"}
 
 
-def commands(steps: list[install.Step]) -> list[str]:
+def commands(steps: list[install.PipCall]) -> list[str]:
     """The first attempt of each step."""
     return [" ".join(step.attempts[0]) for step in steps]
 
@@ -89,7 +89,7 @@ def test_falls_back_when_pip_knows_no_such_version(tmp_path: Path, monkeypatch: 
         return (0, "") if len(tried) == 2 else (1, "ERROR: No matching distribution found for a==1+cpu")
 
     monkeypatch.setattr(install, "run_pip", pip)
-    install.take(install.Step("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
+    install.take(install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
     assert tried == ["a==1+cpu", "a==1"]
 
 
@@ -97,5 +97,5 @@ def test_other_failures_are_told_with_the_end_of_the_log(tmp_path: Path, monkeyp
     output = "WARNING: Location '/a' is ignored: it is neither\nERROR: no space left on device"
     monkeypatch.setattr(install, "run_pip", lambda *_: (1, output))
     with pytest.raises(install.InstallError, match="no space left") as caught:
-        install.take(install.Step("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
+        install.take(install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
     assert "is ignored" not in str(caught.value)

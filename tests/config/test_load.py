@@ -10,7 +10,7 @@ from pipeline.config.experiment import RANKING_METRICS
 from pipeline.config.features import Categorical
 from pipeline.config.load import dump_experiment, load_experiment, parse_experiment
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import RANKING
+from pipeline.evaluation.split_metrics import RANKING
 from tests import synthetic
 
 EXAMPLE = Path("examples/kuairand/experiment.yaml")

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from jobs.cli import main
 from pipeline.config.load import dump_experiment, load_experiment
 from pipeline.table.manifest import read_manifest
-from pipeline.training.stop import EXIT_CODE
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from tests.end_to_end.conftest import DAYS, ROOT, ROWS, finish, manygate, torchrun
 from tests.training.runs import assert_identical, metrics, tensors
 
@@ -90,7 +90,7 @@ def test_ray_train_stopped_and_resumed_does_the_same_run(sliced: Path, straight:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=120)[1]
-    assert process.returncode == EXIT_CODE and "Training interrupted" in told, told
+    assert process.returncode == INTERRUPTED_EXIT_CODE and "Training interrupted" in told, told
     again = manygate(*command).stderr
     assert "exactly" in again and f"Training finished at step {STEPS} of {STEPS}" in again
     assert_same_run(straight, file, tmp_path)

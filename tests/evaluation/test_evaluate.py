@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.config.logs import Scenario, Task
+from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluate import METRICS, Predictions, evaluate, is_better, metric_value
+from pipeline.evaluation.split_metrics import METRICS, Predictions, evaluate, is_better, metric_value
 
 TASKS = [
-    Task(name="click", column="is_click", kind="binary"),
-    Task(name="watch_time", column="play_time", kind="continuous"),
+    TaskConfig(name="click", column="is_click", kind="binary"),
+    TaskConfig(name="watch_time", column="play_time", kind="continuous"),
 ]
-TAB = Scenario(name="tab", column="tab", values=[1, 0])
-USER = Scenario(name="user", column="is_new", values=["new", "old"], other="drop")
+TAB = ScenarioConfig(name="tab", column="tab", values=[1, 0])
+USER = ScenarioConfig(name="user", column="is_new", values=["new", "old"], other="drop")
 
 
 def make(rows: int, seed: int = 0, groups: bool = True) -> Predictions:

@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config.logs import Scenario
+from pipeline.config.logs import ScenarioConfig
 from pipeline.evaluation.expert_use import ExpertUse
 from pipeline.loading.batch import Position
-from pipeline.training.module import StepOutput
-from pipeline.training.worker import Worker
+from pipeline.sharding.module import StepOutput
+from pipeline.workers.worker import Worker
 from tests.workers import WorkerPool, one_worker
 
 TASKS = ["click", "buy"]
-TAB = Scenario(name="tab", column="t", values=[1, 0])
-USER = Scenario(name="user", column="u", values=["new", "old"], other="drop")
+TAB = ScenarioConfig(name="tab", column="t", values=[1, 0])
+USER = ScenarioConfig(name="user", column="u", values=["new", "old"], other="drop")
 
 
 def output(scenarios: torch.Tensor, weights: torch.Tensor, experts: dict[str, torch.Tensor]) -> StepOutput:
@@ -44,7 +44,7 @@ def by_hand() -> list[StepOutput]:
     ]
 
 
-def total_of(worker: Worker, batches: list[StepOutput], levels: list[Scenario]) -> dict[str, Any]:
+def total_of(worker: Worker, batches: list[StepOutput], levels: list[ScenarioConfig]) -> dict[str, Any]:
     use = ExpertUse(TASKS, levels)
     for batch in batches[worker.rank :: worker.workers]:
         use.add(batch)

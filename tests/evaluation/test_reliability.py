@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.logs import Scenario, Task
-from pipeline.evaluation.evaluate import Predictions
+from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.evaluation.reliability import BINS, reliability, reliability_of_tasks
+from pipeline.evaluation.split_metrics import Predictions
 
 
 def test_bins_of_equal_count_by_hand() -> None:
@@ -64,10 +64,10 @@ def test_many_rows_make_all_bins_of_about_equal_count() -> None:
     assert curve["rows"] == [3000 // BINS] * BINS
 
 
-TASKS = [Task(name="click", column="c", kind="binary"), Task(name="value", column="v", kind="continuous")]
+TASKS = [TaskConfig(name="click", column="c", kind="binary"), TaskConfig(name="value", column="v", kind="continuous")]
 LEVELS = [
-    Scenario(name="tab", column="t", values=[1, 0]),
-    Scenario(name="user", column="u", values=["new", "old"], other="drop"),
+    ScenarioConfig(name="tab", column="t", values=[1, 0]),
+    ScenarioConfig(name="user", column="u", values=["new", "old"], other="drop"),
 ]
 
 

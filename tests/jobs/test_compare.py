@@ -20,10 +20,10 @@ from jobs.launching import with_absolute_paths
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
-from pipeline.evaluation.comparison import compare
+from pipeline.report.comparison import compare
 from pipeline.table.settings import fingerprint, table_settings
-from pipeline.training.stop import EXIT_CODE
-from pipeline.training.worker import Worker
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.worker import Worker
 from tests import synthetic
 from tests.tiny import EXPERIMENT
 from tests.training.runs import metrics
@@ -212,7 +212,7 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(
     with monkeypatch.context() as patched:
         patched.setattr(train, "train_on_worker", told_to_stop)
         stopped = manygate(*command)
-    assert stopped.code == EXIT_CODE and "The comparison was stopped in mmoe-seed-1" in stopped.err
+    assert stopped.code == INTERRUPTED_EXIT_CODE and "The comparison was stopped in mmoe-seed-1" in stopped.err
     result = json.loads((tmp_path / "small/compare.json").read_text())
     assert result["variants"]["mmoe"]["seeds"] == [0]
 

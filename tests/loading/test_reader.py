@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.columns import BatchColumns
-from pipeline.loading.lane import Rows
+from pipeline.loading.lane import WindowRows
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import read_manifest
 from tests import synthetic
@@ -132,7 +132,7 @@ def test_columns_of_every_type_come_in_the_order_asked_for() -> None:
     }
     two = pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)])
     order = np.array([2, 0, 1])
-    rows = Rows.of(two, order).part(1, 3)
+    rows = WindowRows.of(two, order).part(1, 3)
     for name, column in columns.items():
         assert rows.column(name).equals(column.take(pa.array(order)).slice(1)), name
     assert rows.number("number").tolist() == [5, 6]

@@ -7,21 +7,21 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from models.build import DenseModel, ModelConfig, TrunkConfig, build_dense, build_trunk
-from models.inputs import Embedded, EmbeddingTable, Field, ModelInputs, TargetTask
+from models.inputs import Embedded, EmbeddingTable, Feature, ModelInputs, Task
 from models.trunks.base import Context, Trunk
 
 TASKS = (
-    TargetTask("click", "binary"),
-    TargetTask("buy", "binary", after=0),
-    TargetTask("value", "continuous", after=1),
+    Task("click", "binary"),
+    Task("buy", "binary", after=0),
+    Task("value", "continuous", after=1),
 )
 INPUTS = ModelInputs(
     tables=(EmbeddingTable("user", 10, 4), EmbeddingTable("item", 7, 4), EmbeddingTable("tags", 5, 2)),
-    fields=(
-        Field("user", "user", "single"),
-        Field("item", "item", "single"),
-        Field("tags", "tags", "multi"),
-        Field("watched", "item", "sequence", max_length=3),
+    features=(
+        Feature("user", "user", "categorical"),
+        Feature("item", "item", "categorical"),
+        Feature("tags", "tags", "multivalued"),
+        Feature("watched", "item", "sequence", max_length=3),
     ),
     numerics=1,
     scenarios=(("tab=1", "tab=0", "tab=other"), ("user=new", "user=old")),
@@ -83,7 +83,7 @@ SCENARIOS = [[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]]
 def embedded(batch: int = 5, dim: int = 4) -> Embedded:
     """Random rows with lengths 3, 0, 1, 2, 3, and rubbish where there is padding."""
     return Embedded(
-        fields={
+        features={
             "user": torch.randn(batch, dim),
             "item": torch.randn(batch, dim),
             "tags": torch.randn(batch, 2),

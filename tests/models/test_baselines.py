@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.inputs import ModelInputs, TargetTask
+from models.inputs import ModelInputs, Task
 from models.labels import expert_names
 from models.layers.grouped import GroupedMLP, Groups
 from models.layers.partitioned_norm import PartitionedNorm
@@ -63,7 +63,7 @@ def test_mmoe_by_hand() -> None:
 
 def test_cross_stitch_by_hand() -> None:
     torch.manual_seed(0)
-    inputs = ModelInputs((), (), 0, (names("tab", 1),), (TASKS[0], TargetTask("like", "binary")), ("tab",))
+    inputs = ModelInputs((), (), 0, (names("tab", 1),), (TASKS[0], Task("like", "binary")), ("tab",))
     module = trunk("cross_stitch", 2, inputs, hidden=[3], scenario_dim=1)
     torch.testing.assert_close(module.stitches[0].detach(), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
     x, rows = torch.randn(4, 2), context([[0]] * 4)

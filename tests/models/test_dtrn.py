@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from models.bottoms.dtrn import DTRNBottom, DTRNConfig, InterestModule
-from models.inputs import EmbeddingTable, Field, ModelInputs, TargetTask
+from models.inputs import EmbeddingTable, Feature, ModelInputs, Task
 from models.layers.transformer import ConditionalBlock
 from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, embedded, names, trunk
 
@@ -25,7 +25,7 @@ def test_it_starts_as_one_plain_transformer_for_all_tasks() -> None:
     out = bottom(batch)
     assert out.shape == (3, 5, bottom.out_dim) == (3, 5, 4 + 4 + 2 + 4 + 1)
     assert torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
-    plain = torch.cat([*batch.fields.values()], dim=1)
+    plain = torch.cat([*batch.features.values()], dim=1)
     torch.testing.assert_close(out[0, :, :10], plain)
     torch.testing.assert_close(out[0, :, 14:], batch.numerics)
 
@@ -92,8 +92,8 @@ def test_every_field_has_one_weight_a_task() -> None:
     torch.manual_seed(0)
     bottom = awake(DTRNBottom(INPUTS, CONFIG))
     refine = bottom.refine
-    fields = torch.rand(3, 5, bottom.out_dim) + 0.1
-    ratios = refine(fields) / fields
+    features = torch.rand(3, 5, bottom.out_dim) + 0.1
+    ratios = refine(features) / features
     first = 0
     for width in (4, 4, 2, 4, 1):
         part = ratios[..., first : first + width]
@@ -114,18 +114,18 @@ def test_a_task_or_a_behaviour_more_costs_an_embedding_in_the_interest_module() 
 def test_a_sequence_of_another_width_enters_as_its_mean() -> None:
     inputs = ModelInputs(
         tables=(EmbeddingTable("item", 7, 4), EmbeddingTable("shop", 7, 2)),
-        fields=(
-            Field("item", "item", "single"),
-            Field("watched", "item", "sequence", max_length=3),
-            Field("shops", "shop", "sequence", max_length=3),
+        features=(
+            Feature("item", "item", "categorical"),
+            Feature("watched", "item", "sequence", max_length=3),
+            Feature("shops", "shop", "sequence", max_length=3),
         ),
         numerics=0,
         scenarios=(("tab=1",),),
-        tasks=(*TASKS[:1], TargetTask("other", "binary")),
+        tasks=(*TASKS[:1], Task("other", "binary")),
         levels=("tab",),
     )
     batch = embedded()
-    batch.fields = {"item": batch.fields["item"]}
+    batch.features = {"item": batch.features["item"]}
     shops = torch.randn(5, 3, 2) * (torch.arange(3) < torch.tensor([[3], [0], [1], [2], [3]])).unsqueeze(2)
     batch.sequences["shops"], batch.lengths["shops"] = shops, batch.lengths["watched"]
     batch.numerics = torch.empty(5, 0)

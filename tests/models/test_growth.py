@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from models.build import DenseModel, TrunkConfig
 from models.growth import Carried, carry_over, state_labels
-from models.inputs import ModelInputs, TargetTask
+from models.inputs import ModelInputs, Task
 from models.labels import axis_labels, combined, label
 from models.objective import Objective, ObjectiveConfig
 from tests.models.parts import BOTTOMS, INPUTS, SMALL, TASKS, context, dense, embedded
 
 # What is new stands in the middle, so that what is old moves.
-OLD_TASKS = (TargetTask("click", "binary"), TargetTask("buy", "binary", after=0))
-NEW_TASKS = (OLD_TASKS[0], TargetTask("like", "binary", after=0), OLD_TASKS[1])
+OLD_TASKS = (Task("click", "binary"), Task("buy", "binary", after=0))
+NEW_TASKS = (OLD_TASKS[0], Task("like", "binary", after=0), OLD_TASKS[1])
 USERS = ("user=new", "user=old")
 OLD_TABS, NEW_TABS = ("tab=1", "tab=other"), ("tab=1", "tab=0", "tab=other")
 OLD = replace(INPUTS, tasks=OLD_TASKS, scenarios=(OLD_TABS, USERS))

@@ -9,22 +9,22 @@ from scipy import stats
 from sklearn.metrics import mean_tweedie_deviance
 
 from models.continuous import CONTINUOUS
-from models.inputs import TargetTask
+from models.inputs import Task
 from models.objective import Objective, ObjectiveConfig
 from tests.models.parts import TASKS
 
 
-def losses(task: TargetTask, units: list[list[float]], labels: list[float]) -> list[float]:
+def losses(task: Task, units: list[list[float]], labels: list[float]) -> list[float]:
     return CONTINUOUS[task.loss].loss(torch.tensor(units), torch.tensor(labels), task).tolist()
 
 
 def test_huber_by_hand() -> None:
-    task = TargetTask("value", "continuous", loss="huber", delta=2.0)
+    task = Task("value", "continuous", loss="huber", delta=2.0)
     assert losses(task, [[0.0], [0.0], [1.0]], [1.0, 5.0, 1.0]) == pytest.approx([0.5, 2 * (5 - 1), 0.0])
 
 
 def test_zero_inflated_lognormal_is_its_likelihood() -> None:
-    task = TargetTask("value", "continuous", loss="ziln")
+    task = Task("value", "continuous", loss="ziln")
     logit, mean, raw = 0.4, 1.1, -0.3
     deviation, p = math.log1p(math.exp(raw)), 1 / (1 + math.exp(-logit))
     expected = [
@@ -38,7 +38,7 @@ def test_zero_inflated_lognormal_is_its_likelihood() -> None:
 
 @pytest.mark.parametrize("power", [1.2, 1.5, 1.9])
 def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: float) -> None:
-    task = TargetTask("value", "continuous", loss="tweedie", power=power)
+    task = Task("value", "continuous", loss="tweedie", power=power)
     labels, one, two = [0.0, 2.5], [[0.3], [0.3]], [[-0.8], [1.1]]
     ours = np.subtract(losses(task, one, labels), losses(task, two, labels))
     values = [CONTINUOUS["tweedie"].value(torch.tensor(units)).tolist() for units in (one, two)]
@@ -51,7 +51,7 @@ def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: 
 
 @pytest.mark.parametrize("loss", ["ziln", "tweedie"])
 def test_amounts_below_zero_are_no_amounts(loss: str) -> None:
-    task = TargetTask("value", "continuous", loss=loss)  # type: ignore[arg-type]
+    task = Task("value", "continuous", loss=loss)  # type: ignore[arg-type]
     units = [[0.1] * CONTINUOUS[loss].units] * 2
     assert [math.isnan(value) for value in losses(task, units, [-1.0, 0.0])] == [True, False]
 
@@ -61,7 +61,7 @@ def test_every_loss_recovers_a_mean(loss: str) -> None:
     """Trained without features the prediction is the labels' mean; with huber it balances the clipped errors."""
     rng = np.random.default_rng(0)
     labels = torch.tensor(np.where(rng.random(4000) < 0.4, 0.0, rng.lognormal(0.5, 0.6, 4000)), dtype=torch.float32)
-    kind, task = CONTINUOUS[loss], TargetTask("value", "continuous", loss=loss)  # type: ignore[arg-type]
+    kind, task = CONTINUOUS[loss], Task("value", "continuous", loss=loss)  # type: ignore[arg-type]
     units = torch.zeros(1, kind.units, requires_grad=True)
     optimizer = torch.optim.Adam([units], lr=0.05)
     for _ in range(400):
@@ -76,7 +76,7 @@ def test_every_loss_recovers_a_mean(loss: str) -> None:
 
 
 def test_fixed_weights() -> None:
-    tasks = (TargetTask("a", "binary", weight=2.0), TargetTask("b", "continuous", weight=0.5))
+    tasks = (Task("a", "binary", weight=2.0), Task("b", "continuous", weight=0.5))
     objective = Objective(tasks, ObjectiveConfig())
     assert objective(torch.tensor([1.0, 4.0]))[0].tolist() == [2.0, 2.0]
     assert not list(objective.parameters()) and not objective.state_dict() and not objective.diagnostics

@@ -10,8 +10,8 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 from models.bottoms.concat import ConcatBottom
 from models.bottoms.din import DinBottom, DinConfig, TargetAttention
 from models.embedding import SharedEmbedding, pool
-from models.heads.towers import Predictions, TowersConfig, TowersHead
-from models.inputs import EmbeddingTable, Field, ModelInputs
+from models.heads.towers import HeadOutput, TowersConfig, TowersHead
+from models.inputs import EmbeddingTable, Feature, ModelInputs
 from models.losses import task_losses
 from models.trunks.base import TrunkOutput
 from tests.models.parts import INPUTS, TASKS, embedded
@@ -29,10 +29,10 @@ def test_shared_embedding_against_plain_lookups() -> None:
     embedding = SharedEmbedding(INPUTS, torch.device("cpu"))
     weights = {name.split(".")[-2]: value for name, value in embedding.state_dict().items()}
     out = embedding(*ids(), torch.tensor([[0.5], [1.5]]))
-    assert list(out.fields) == ["user", "item", "tags"]
-    torch.testing.assert_close(out.fields["user"], weights["user"][[1, 2]])
-    torch.testing.assert_close(out.fields["item"], weights["item"][[5, 6]])
-    torch.testing.assert_close(out.fields["tags"], torch.stack([weights["tags"][[1, 3]].mean(0), torch.zeros(2)]))
+    assert list(out.features) == ["user", "item", "tags"]
+    torch.testing.assert_close(out.features["user"], weights["user"][[1, 2]])
+    torch.testing.assert_close(out.features["item"], weights["item"][[5, 6]])
+    torch.testing.assert_close(out.features["tags"], torch.stack([weights["tags"][[1, 3]].mean(0), torch.zeros(2)]))
     watched = torch.stack([torch.cat([weights["item"][[6, 2]], torch.zeros(1, 4)]), weights["item"][[1, 2, 3]]])
     torch.testing.assert_close(out.sequences["watched"], watched)
     assert out.lengths["watched"].tolist() == [2, 3]
@@ -51,14 +51,14 @@ def test_one_table_serves_all_features_that_share_it() -> None:
 )
 def test_pooling_of_jagged_rows(pooling: str, expected: list[list[float]]) -> None:
     rows = JaggedTensor(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), lengths=torch.tensor([2, 0, 1]))
-    field = Field("f", "t", "multi", pooling=pooling)  # type: ignore[arg-type]
-    assert pool(rows, field).tolist() == expected
+    feature = Feature("f", "t", "multivalued", pooling=pooling)  # type: ignore[arg-type]
+    assert pool(rows, feature).tolist() == expected
 
 
 def test_features_of_one_table_may_pool_differently() -> None:
     inputs = ModelInputs(
         tables=(EmbeddingTable("t", 5, 2),),
-        fields=(Field("a", "t", "multi", pooling="mean"), Field("b", "t", "multi", pooling="sum")),
+        features=(Feature("a", "t", "multivalued", pooling="mean"), Feature("b", "t", "multivalued", pooling="sum")),
         numerics=0,
         scenarios=(("tab=1",),),
         tasks=TASKS[:1],
@@ -67,7 +67,7 @@ def test_features_of_one_table_may_pool_differently() -> None:
     embedding = SharedEmbedding(inputs, torch.device("cpu"))
     both = KeyedJaggedTensor(["a", "b"], torch.tensor([1, 2, 1, 2]), lengths=torch.tensor([2, 2]))
     out = embedding(both, None, torch.empty(1, 0))
-    torch.testing.assert_close(out.fields["a"] * 2, out.fields["b"])
+    torch.testing.assert_close(out.features["a"] * 2, out.features["b"])
 
 
 def test_concat_averages_sequences_and_ignores_padding() -> None:
@@ -105,7 +105,7 @@ def head(conversion: str) -> TowersHead:
     return TowersHead(INPUTS, TowersConfig(kind="towers", hidden=[], conversion=conversion), 1)  # type: ignore[arg-type]
 
 
-def fixed_logits(module: TowersHead, logits: list[float]) -> Predictions:
+def fixed_logits(module: TowersHead, logits: list[float]) -> HeadOutput:
     with torch.no_grad():
         for tower, logit in zip(module.towers.values(), logits, strict=True):
             tower[-1].weight.zero_()
@@ -147,7 +147,7 @@ def test_an_auxiliary_logit_is_added_before_probabilities_are_composed() -> None
 def test_losses_by_hand_and_padding_counts_nothing() -> None:
     click, buy = torch.tensor([0.8, 0.4, 0.5]), torch.tensor([0.1, 0.3, 0.5])
     binary = [torch.stack([p, 1 - p], dim=1).log() for p in (click, buy)]
-    predictions = Predictions(TASKS, (*binary, torch.tensor([[2.0], [1.0], [9.0]])))
+    predictions = HeadOutput(TASKS, (*binary, torch.tensor([[2.0], [1.0], [9.0]])))
     labels = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 3.0], [1.0, 1.0, 1.0]])
     losses = task_losses(predictions, labels, torch.tensor([1.0, 1.0, 0.0]), torch.tensor(2.0))
     expected = [-(math.log(0.8) + math.log(0.6)) / 2, -(math.log(0.9) + math.log(0.3)) / 2, (1.5**2 + 2**2) / 2]

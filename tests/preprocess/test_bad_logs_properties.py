@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import find_partitions, read_files
 from pipeline.preprocess.encode import Encoder, HashEncoder, QuantileEncoder, StandardizeEncoder
-from pipeline.preprocess.plan import make_plan
+from pipeline.preprocess.plan import make_preprocess_plan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.transform import Transform, encode_rows
-from pipeline.preprocess.units import Rows, all_columns, cut_units
+from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.preprocess.values import (
     Column,
     as_ids,
@@ -183,9 +183,9 @@ def test_rows_are_judged_as_plain_python_does_and_encoded(odd: pa.Table) -> None
         )
         sections = Sections(whole.logs, whole.features, whole.scenarios, whole.tasks, whole.table)
         (found,) = read_files(whole.logs, find_partitions(whole.logs).partitions)
-        plan = make_plan(sections, str(folder / "table"), found.files)
+        plan = make_preprocess_plan(sections, str(folder / "table"), found.files)
         (unit,) = cut_units(found)
-        rows = Rows(plan, unit, all_columns(plan))
+        rows = UnitRows(plan, unit, all_columns(plan))
         verdict = judge(sections, plan.sources, rows)
         reasons = [verdict.reasons[code - 1] if code else None for code in verdict.codes]
         numeric = odd.select(["click", "spent", "rating", "tab", "user", "price", "heat"]).to_pylist()

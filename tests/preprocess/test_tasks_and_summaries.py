@@ -13,7 +13,7 @@ from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, Unreadable, read_unit
-from pipeline.table.manifest import Column, LaneFile, Manifest, Partition, write_manifest
+from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn, write_manifest
 
 
 def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> None:
@@ -47,7 +47,7 @@ def manifest() -> Manifest:
     lanes = [[LaneFile("a", 600, 2048)], [LaneFile("b", 590, 2048)]]
     train = Partition("train", "1", 1203, 3, 10, lanes, {"key k: value is missing": 3}, ["day=1/torn.parquet"])
     test = Partition("test", "2", 0, 0, 0, [[], []], ids={"user": 8}, unknown={"user": 2}, missing={"user": 1})
-    return Manifest("f" * 64, 2, 16, [Column("user", "int32")], {"user": 12}, [train, test], ["3"])
+    return Manifest("f" * 64, 2, 16, [TableColumn("user", "int32")], {"user": 12}, [train, test], ["3"])
 
 
 def test_a_table_in_words(manifest: Manifest, tmp_path: Path) -> None:

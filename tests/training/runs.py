@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from jobs.train import train_on_worker
 from pipeline.config.experiment import Experiment
-from pipeline.training.worker import Worker
+from pipeline.workers.worker import Worker
 from tests import synthetic
 
 Tensors = dict[str, torch.Tensor]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipeline.config.experiment import Experiment
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
-from pipeline.training.inputs import model_inputs
-from pipeline.training.sharding import shard
 from pipeline.training.steps import PipelinedStep, PlainStep
-from pipeline.training.worker import Worker
+from pipeline.workers.worker import Worker
 from tests import synthetic
 from tests.models.parts import BOTTOMS, SMALL
 from tests.training.runs import Tensors, assert_identical, continued, metrics, new_run, run_on, tensors

@@ -10,9 +10,9 @@ import torch
 from pyarrow import fs
 
 from pipeline import storage
+from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.training.checkpoint import complete_checkpoints
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 

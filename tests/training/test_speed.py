@@ -10,9 +10,9 @@ import torch
 
 from models.layers import affine
 from pipeline.config.experiment import Experiment
-from pipeline.config.training import DenseOptimizer
-from pipeline.training.optimizers import dense_optimizer
-from pipeline.training.worker import keep_memory
+from pipeline.config.training import DenseOptimizerConfig
+from pipeline.sharding.optimizers import dense_optimizer
+from pipeline.workers.worker import keep_memory
 from tests.training.runs import continued, metrics, new_run, run_on, tensors
 from tests.workers import one_worker
 
@@ -75,7 +75,7 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(kind: str) -> None:
     classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
-    fused = dense_optimizer({"w": ours}, DenseOptimizer(kind=kind, lr=0.1, weight_decay=0.01), None)
+    fused = dense_optimizer({"w": ours}, DenseOptimizerConfig(kind=kind, lr=0.1, weight_decay=0.01), None)
     plain = classes.get(kind, torch.optim.SGD)([theirs], lr=0.1, weight_decay=0.01, foreach=False, fused=False)
     for _ in range(4):
         gradient = torch.randn(3, 4)

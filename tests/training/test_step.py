@@ -7,17 +7,17 @@ import torch
 
 from models.build import build_dense
 from models.embedding import SharedEmbedding
-from models.heads.towers import Predictions
+from models.heads.towers import HeadOutput
 from models.losses import task_losses
 from models.trunks.base import Context
 from pipeline.config.experiment import Experiment
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.reader import Reader
+from pipeline.sharding.model_inputs import batch_columns, model_inputs
+from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
-from pipeline.training.inputs import batch_columns, model_inputs
-from pipeline.training.sharding import shard
 from pipeline.training.steps import PlainStep
-from pipeline.training.worker import Worker
+from pipeline.workers.worker import Worker
 from tests.training.runs import Tensors, new_run
 from tests.workers import WorkerPool, one_worker
 
@@ -69,7 +69,7 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
     ones = torch.ones(int(real.sum()))
     context = Context(batch.scenarios, batch.weights, ones.sum(), batch.noise_keys)
     predictions, _ = dense(embedding(batch.ids, batch.sequences, batch.numerics), context)
-    kept = Predictions(predictions.tasks, tuple(part[real] for part in predictions.parameters))
+    kept = HeadOutput(predictions.tasks, tuple(part[real] for part in predictions.parameters))
     task_losses(kept, batch.labels[real], ones, ones.sum()).sum().backward()
     after = {}
     for start, module in (("embedding.", embedding), (prefix, dense)):

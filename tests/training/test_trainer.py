@@ -18,16 +18,16 @@ import torch
 
 import jobs.predict
 from jobs.train import choice_of_attempt, fresh_state, run, split_validation, train_reader
+from pipeline.checkpoint.format import claim, complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import read_manifest
-from pipeline.training.checkpoint import claim, complete_checkpoints
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.state import run_settings
-from pipeline.training.stop import EXIT_CODE
 from pipeline.training.trainer import Criterion, Trainer
-from pipeline.training.worker import Worker
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.worker import Worker
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 
@@ -304,7 +304,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (lines.exists() and lines.read_text().count("\n") > 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == EXIT_CODE, process.stderr.read() if process.stderr else ""
+    assert process.wait(60) == INTERRUPTED_EXIT_CODE, process.stderr.read() if process.stderr else ""
     assert list((Path(experiment.folder) / "checkpoints").glob("step-*/complete.json"))
     for run_of in (experiment, straight):
         with whole_machine() as worker:

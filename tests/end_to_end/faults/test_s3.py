@@ -15,13 +15,13 @@ import pytest
 from jobs import train
 from jobs.evaluate import evaluate_on_worker
 from pipeline import storage
+from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.loading.lane import LaneStream
 from pipeline.loading.order import RowGroup
 from pipeline.table.manifest import read_manifest
-from pipeline.training.checkpoint import complete_checkpoints
 from pipeline.training.metrics_log import RunLog
 from tests.end_to_end.conftest import ROOT, manygate
 from tests.object_store import BUCKET, Faults, ObjectStore, object_store

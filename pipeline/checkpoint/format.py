@@ -1,0 +1,316 @@
+"""Checkpoints: a folder of torch.distributed.checkpoint files, `state.json`, and a marker written last.
+
+checkpoints/step-00001200/
+  data/            weights, optimizer state, and each worker's own state
+  state.json       position, schedule inputs, best metric, experiment, fingerprints, versions
+  complete.json    the marker, with size and checksum of every file: without it the folder does not exist for a reader
+"""
+
+import json
+import pickle  # noqa: S403 - for the name of its error
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, TensorStorageMetadata
+
+from pipeline import storage
+from pipeline.checkpoint.dcp_storage import Written, find_damage, reader, writer
+from pipeline.errors import UserError
+from pipeline.workers.worker import Worker
+
+START_OVER_HINT = "delete the run's folder `checkpoints`, or use another `name`"
+MARKER = "complete.json"
+STATE = "state.json"
+DATA = "data"
+OWNER = "owner.json"
+"""In the run's folder: who writes its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint."""
+
+    uri: str
+    step: int
+    files: dict[str, Written]  # by path below the folder
+
+    def state(self) -> dict[str, Any]:
+        state = storage.read_json(storage.join(self.uri, STATE))
+        if not isinstance(state, dict) or not {"progress", "workers", "experiment", "table"} <= state.keys():
+            raise UserError(f"The checkpoint {self.uri} has no readable {STATE}: it is damaged; use another.")
+        return state
+
+
+def complete_checkpoints(folder: str) -> list[Checkpoint]:
+    """The complete checkpoints of a folder, oldest first."""
+    found = []
+    for name in storage.list_folder(folder):
+        checkpoint = _read_marker(storage.join(folder, name)) if name.startswith("step-") else None
+        if checkpoint is not None:
+            found.append(checkpoint)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def _read_marker(uri: str) -> Checkpoint | None:
+    marker = storage.read_json(storage.join(uri, MARKER))
+    if not isinstance(marker, dict) or "step" not in marker:
+        return None
+    if "files" not in marker:
+        raise UserError(
+            f"The checkpoint {uri} was saved by an earlier version of Manygate, without checksums, and cannot be used. "
+            f"Start afresh: {START_OVER_HINT}."
+        )
+    return Checkpoint(uri, marker["step"], {name: Written(**file) for name, file in marker["files"].items()})
+
+
+def find_checkpoint(folder: str, which: str) -> Checkpoint | None:
+    """`latest`, `best`, or the path of one; None where `latest` is asked for and there is none.
+
+    Raises:
+        UserError: the one that is asked for is not there or not complete.
+    """
+    if which not in ("latest", "best"):
+        named = _read_marker(which.rstrip("/"))
+        if named is None:
+            raise UserError(
+                f"{which} is not a complete checkpoint: expected a folder such as {folder}/step-00001200 with a "
+                f"{MARKER} in it."
+            )
+        return named
+    complete = complete_checkpoints(folder)
+    if which == "latest" or not complete:
+        return complete[-1] if complete else None
+    best = complete[-1].state()["progress"]["best_step"]
+    if best is None:
+        raise UserError(
+            f"No best checkpoint is known in {folder}: it needs training.early_stopping, and a validation since new "
+            "days came in last. Use --checkpoint latest."
+        )
+    for candidate in complete:
+        if candidate.step == best:
+            return candidate
+    raise UserError(f"The best checkpoint of {folder}, step {best}, is not there any more. Use --checkpoint latest.")
+
+
+def save_checkpoint(
+    folder: str,
+    step: int,
+    tensors: dict[str, Any],
+    own: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    worker: Worker,
+    check: Callable[[], None] = lambda: None,
+) -> Checkpoint:
+    """Saves on all workers together; the marker is written when every worker's part is there.
+
+    Args:
+        folder: of all checkpoints of the run.
+        step: steps trained so far.
+        tensors: state that is sharded or replicated (model, optimizer).
+        own: this worker's own state, name to tensor.
+        state: everything else, as JSON.
+        worker: this one.
+        check: called on the first worker before anything is written; what it raises is raised on every worker.
+
+    Raises:
+        SaveFailedError: on every worker, when any of them could not write its part.
+    """
+    uri = storage.join(folder, f"step-{step:08d}")
+    everything = {**tensors, "own": {str(worker.rank): own}}
+    written: dict[str, Written] = {}
+    try:
+        worker.on_first(check)
+        worker.on_first(lambda: start_afresh(uri))
+        dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
+        gathered = worker.gather(written)
+        return worker.on_first(lambda: commit(uri, step, gathered or [], state))
+    except CheckpointException as error:  # derives from BaseException; raised on every worker
+        raise SaveFailedError(str(next(iter(error.failures.values()))[0])) from error
+    except OSError as error:
+        raise SaveFailedError(str(error)) from error
+
+
+def claim(run: str) -> str:
+    """Makes this process the one that writes a run's checkpoints, and gives what `check_claim` asks for."""
+    token = uuid.uuid4().hex
+    storage.write_json(storage.join(run, OWNER), {"run": token})
+    return token
+
+
+def check_claim(run: str, token: str) -> None:
+    """Raises UserError where another process has claimed the run since: workers that were cut off may live on."""
+    owner = storage.read_json(storage.join(run, OWNER))
+    if owner not in (None, {"run": token}):
+        raise UserError(
+            f"Another training has begun in {run} since this one did, so this one ends: two would overwrite each "
+            "other's checkpoints. Give one of them another `name`."
+        )
+
+
+class SaveFailedError(Exception):
+    """A checkpoint could not be written; raised on every worker alike."""
+
+
+def start_afresh(uri: str) -> None:
+    """Makes an empty folder. One left by a run that died while saving goes: its files must not mix with the new."""
+    withdraw(uri)
+    storage.create_folder(uri)
+
+
+def withdraw(uri: str) -> None:
+    """Deletes a checkpoint, its marker first, so that a half-deleted one is none."""
+    storage.delete_file(storage.join(uri, MARKER))
+    storage.delete_folder(uri)
+
+
+def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[str, Any]) -> Checkpoint:
+    """Writes the state and then the marker, with the files that each worker has written."""
+    files = {f"{DATA}/{name}": file for written in gathered for name, file in written.items()}
+    text = json.dumps(state, indent=1)
+    storage.write_text(storage.join(uri, STATE), text)
+    files[STATE] = Written(len(text.encode()), zlib.crc32(text.encode()))
+    marker = {"step": step, "files": {name: asdict(file) for name, file in sorted(files.items())}}
+    storage.write_json(storage.join(uri, MARKER), marker)
+    return Checkpoint(uri, step, files)
+
+
+def check_files(checkpoint: Checkpoint, worker: Worker) -> str | None:
+    """Holds every file of a checkpoint against its size and checksum, a share on each worker. Collective.
+
+    Returns:
+        What is damaged, in words; None where all is as it was written.
+    """
+    mine = sorted(checkpoint.files.items())[worker.rank :: worker.workers]
+    damaged, unanswered = [], None
+    try:
+        found = {}
+        for name, file in mine:
+            worker.heartbeat.beat(f"a look at {name} of the checkpoint {checkpoint.uri}")
+            found[name] = find_damage(storage.join(checkpoint.uri, name), file)
+        damaged = [f"{name} {damage}" for name, damage in found.items() if damage is not None]
+    except OSError as error:
+        unanswered = str(error)
+    gathered = worker.gather((damaged, unanswered))
+
+    def judge() -> str | None:
+        assert gathered is not None
+        errors = [error for _, error in gathered if error is not None]
+        if errors:  # says nothing about the checkpoint: an older one must not take its place
+            raise UserError(
+                f"The checkpoint {checkpoint.uri} cannot be read: {errors[0]}. Try again when its store answers."
+            )
+        return next((damage for damages, _ in gathered for damage in damages), None)
+
+    return worker.on_first(judge)
+
+
+class _GrowingPlanner(DefaultLoadPlanner):
+    """Loads the rows of a sharded table that the checkpoint has, and leaves those that came after as they are."""
+
+    def set_up_planner(
+        self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        super().set_up_planner(state_dict, metadata, is_coordinator)
+        assert self.metadata is not None
+        sizes = {name: v.size() for name, v in self.state_dict.items() if isinstance(v, ShardedTensor)}
+        found = {
+            name: replace(there, size=sizes[name])
+            if name in sizes and isinstance(there, TensorStorageMetadata)
+            else there
+            for name, there in self.metadata.state_dict_metadata.items()
+        }
+        self.metadata = replace(self.metadata, state_dict_metadata=found)
+
+
+def load_tensors(
+    checkpoint: Checkpoint, tensors: dict[str, Any], worker: Worker, grown: Mapping[str, tuple[int, int]] | None = None
+) -> None:
+    """Loads into the given tensors, in place, after holding their names and sizes against the checkpoint's.
+
+    Args:
+        checkpoint: the checkpoint.
+        tensors: nested by name.
+        worker: this one.
+        grown: embedding tables that have more rows now, with the rows of before and of now; the first are loaded.
+
+    Raises:
+        UserError: a name or a size differs, or a file of the checkpoint is damaged.
+    """
+    source = reader(storage.join(checkpoint.uri, DATA))
+    try:
+        check_tensors(checkpoint, tensors, source.read_metadata().state_dict_metadata, grown or {})
+        dcp.load(tensors, storage_reader=source, process_group=worker.control, planner=_GrowingPlanner())
+    except CheckpointException as error:  # derives from BaseException
+        first = next(iter(error.failures.values()))[0]
+        raise UserError(
+            f"The checkpoint {checkpoint.uri} cannot be read: {first}. Use another with --resume PATH or "
+            "--checkpoint PATH."
+        ) from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"The checkpoint {checkpoint.uri} cannot be read: {error}. Use another one.") from error
+
+
+def check_tensors(
+    checkpoint: Checkpoint, tensors: dict[str, Any], found: dict[str, Any], grown: Mapping[str, tuple[int, int]]
+) -> None:
+    """Raises UserError where the model has a tensor that the checkpoint lacks or holds in another size."""
+    from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+
+    problems = []
+    for name, value in flatten_state_dict(tensors)[0].items():
+        if not hasattr(value, "size"):
+            continue
+        there = found.get(name)
+        if there is None:
+            problems.append(f"{name}: not in the checkpoint")
+        elif isinstance(there, TensorStorageMetadata) and not _fits(name, tuple(there.size), value, grown):
+            problems.append(f"{name}: {tuple(there.size)} in the checkpoint, {tuple(value.size())} in the model")
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"The checkpoint {checkpoint.uri} is of another model:\n{shown}{more}\n"
+            f"Change the experiment back, or start afresh: {START_OVER_HINT}."
+        )
+
+
+def _fits(name: str, there: tuple[int, ...], value: Any, grown: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a saved tensor is as large as this one, or has the rows that its table had.
+
+    Row-wise moments of a table that is cut by columns are longer than the table: such a table cannot grow.
+    """
+    size = tuple(value.size())
+    pairs = [rows for table, rows in grown.items() if f".{table}." in name]
+    is_grown = isinstance(value, ShardedTensor) and there[1:] == size[1:] and (there[0], size[0]) in pairs
+    return there == size or is_grown
+
+
+def load_own(checkpoint: Checkpoint, saved_workers: int, like: dict[str, torch.Tensor], worker: Worker) -> list[dict]:
+    """The own states of the workers that saved, dealt out over the workers there are now: some get several, or none.
+
+    Args:
+        checkpoint: the checkpoint.
+        saved_workers: how many workers made it.
+        like: this worker's own state, for names, sizes and types.
+        worker: this one.
+    """
+    ranks = range(worker.rank, saved_workers, worker.workers)
+    own = {str(rank): {name: torch.empty_like(value) for name, value in like.items()} for rank in ranks}
+    load_tensors(checkpoint, {"own": own}, worker)
+    return list(own.values())
+
+
+def prune(folder: str, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
+    """Deletes complete checkpoints beyond the last few, except every so many steps and the best one."""
+    for checkpoint in complete_checkpoints(folder)[:-keep_last]:
+        if checkpoint.step == best_step or (keep_every is not None and checkpoint.step % keep_every == 0):
+            continue
+        withdraw(checkpoint.uri)

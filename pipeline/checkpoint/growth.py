@@ -1,0 +1,117 @@
+"""A checkpoint taken over by a model with more scenarios or tasks: what is new stays initialised, the rest is kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from models.growth import Carried, Labels, carry_over, state_labels
+from models.labels import axis_labels
+from pipeline.checkpoint.checks import grown_tables
+from pipeline.checkpoint.format import Checkpoint, load_tensors
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.module import DenseStep
+from pipeline.workers.worker import Worker
+
+DENSE = "dense."  # where the dense part stands in the model's state
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """Names, sizes and labels of a dense part."""
+
+    tensors: dict[str, Tensor]
+    labels: Labels
+
+
+def dense_part(experiment: dict[str, Any], table_rows: dict[str, int]) -> DensePart:
+    """The dense part of an experiment, as it is when it is new."""
+    parsed = Experiment.model_validate(experiment)
+    with torch.random.fork_rng(devices=[]):
+        step = DenseStep(parsed.model, model_inputs(parsed, table_rows), bf16=False)
+    tensors = {DENSE + name: tensor for name, tensor in step.state_dict().items()}
+    return DensePart(tensors, {DENSE + name: axes for name, axes in axis_labels(step).items()})
+
+
+def load_grown(
+    checkpoint: Checkpoint, tensors: dict[str, Any], state: dict[str, Any], settings: dict[str, Any], worker: Worker
+) -> list[str]:
+    """Loads a checkpoint into the state of a larger model, in place. Collective.
+
+    Args:
+        checkpoint: the checkpoint.
+        tensors: state of the model and its optimizer, as they are when they are new.
+        state: what the checkpoint says.
+        settings: of the run now.
+        worker: this one.
+
+    Returns:
+        What is new, a line each; all else is kept, the optimizer's moments included.
+
+    Raises:
+        UserError: the checkpoint has something that the model has no place for.
+    """
+    before = dense_part(state["experiment"], state["table"]["table_rows"])
+    now = dense_part(settings["experiment"], settings["table"]["table_rows"])
+    weights, moments = tensors["model"], tensors["optimizer"]["state"]
+    old_weights = {
+        name: like(value, before.tensors[name]) if name in before.tensors else value
+        for name, value in weights.items()
+        if name in before.tensors or isinstance(value, ShardedTensor)
+    }
+    old_moments = {
+        owner: {
+            kind: like(value, before.tensors[owner]) if owner in before.tensors and value.dim() else copy_of(value)
+            for kind, value in state.items()
+        }
+        for owner, state in moments.items()
+        if owner in before.tensors or any(isinstance(value, ShardedTensor) for value in state.values())
+    }
+    rows = grown_tables(state, settings)
+    load_tensors(checkpoint, {"model": old_weights, "optimizer": {"state": old_moments}}, worker, rows)
+    try:
+        carried = carry_over(dense(old_weights), before.labels, dense(weights), now.labels)
+        flat_old, flat_new = flat(old_moments), flat(moments)
+        carry_over(
+            flat_old,
+            state_labels(flat_old, before.tensors, before.labels),
+            flat_new,
+            state_labels(flat_new, now.tensors, now.labels),
+        )
+    except ValueError as error:
+        raise UserError(f"The checkpoint {checkpoint.uri} cannot be taken over by this experiment: {error}.") from error
+    return carried_in_words(carried)
+
+
+def like(value: Tensor, old: Tensor) -> Tensor:
+    """An empty tensor of the old size, to load into."""
+    return torch.empty(old.shape, dtype=value.dtype)
+
+
+def copy_of(value: Any) -> Any:
+    """Numbers such as Adam's step, which are loaded apart before they are taken over; sharded state as it is."""
+    return value if isinstance(value, ShardedTensor) else torch.empty_like(value, device="cpu")
+
+
+def dense(weights: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not isinstance(value, ShardedTensor)}
+
+
+def flat(moments: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """The dense optimizer's tensors as ``PARAMETER.KIND``."""
+    return {
+        f"{owner}.{kind}": value
+        for owner, state in moments.items()
+        for kind, value in state.items()
+        if torch.is_tensor(value) and not isinstance(value, ShardedTensor)
+    }
+
+
+def carried_in_words(carried: Carried) -> list[str]:
+    """A line a tensor that is larger now or was not there."""
+    larger = [f"{name}: {', '.join(labels)} added" for name, labels in carried.grown.items()]
+    return [*larger, *(f"{name}: new" for name in carried.new)]

@@ -1,0 +1,123 @@
+"""Checkpoints are written while training goes on: the state is copied, and a thread writes the copy."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import _remote_device
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+
+from pipeline.checkpoint.format import Checkpoint, SaveFailedError, save_checkpoint
+from pipeline.workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 60  # how long a run that ends with an error waits for a checkpoint that is being written
+
+
+class Saver:
+    """One save at a time. Whether it went well is asked for by `settle`, at the same moments on every worker."""
+
+    def __init__(
+        self, folder: str, worker: Worker, in_background: bool, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepares to save. Collective.
+
+        Args:
+            folder: of all checkpoints of the run.
+            worker: this one.
+            in_background: copy the state and go on; else write it before going on.
+            check: called on the first worker before every save; what it raises ends the run.
+        """
+        self._folder = folder
+        self._check = check
+        # A group of its own: what is said about a save must not meet what training says meanwhile.
+        self._worker = replace(worker, control=dist.new_group(backend="gloo"))
+        self._in_background = in_background
+        self._thread: threading.Thread | None = None
+        self._step = 0
+        self._error: BaseException | None = None
+
+    def start(
+        self,
+        step: int,
+        tensors: dict[str, Any],
+        own: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        done: Callable[[Checkpoint, float], None],
+    ) -> None:
+        """Begins to save; the save before has been settled. Collective.
+
+        Args:
+            step: steps trained so far.
+            tensors: sharded or replicated state.
+            own: this worker's own state.
+            state: everything else.
+            done: called on the first worker with the checkpoint and the seconds that it took, in the saving thread.
+        """
+        if self._in_background:
+            tensors, own = copied(tensors), copied(own)
+        self._step, self._error = step, None
+        save = partial(save_checkpoint, self._folder, step, tensors, own, state, self._worker, self._check)
+        self._thread = threading.Thread(target=self._save, args=(save, done), name="manygate-save", daemon=True)
+        self._thread.start()
+        if not self._in_background:
+            self._thread.join()
+
+    def settle(self) -> tuple[int, bool] | None:
+        """Waits for the save that was begun last. Its step and whether it went well; None where there is none to wait
+        for. The same on every worker."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        if self._error is not None and not isinstance(self._error, SaveFailedError):
+            raise self._error
+        return self._step, self._error is None
+
+    def close(self) -> None:
+        """Gives a save that is under way some time to end; for the end of a run that failed."""
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+
+    def _save(self, save: Callable[[], Checkpoint], done: Callable[[Checkpoint, float], None]) -> None:
+        start = time.perf_counter()
+        try:
+            saved = save()
+            if self._worker.is_first:
+                done(saved, time.perf_counter() - start)
+        except SaveFailedError as error:
+            self._error = error
+            if self._worker.is_first:
+                log.warning("The checkpoint of step %d could not be saved: %s", self._step, error)
+        except BaseException as error:  # noqa: BLE001 - raised again by `settle`
+            self._error = error
+
+
+def copied(value: Any) -> Any:
+    """The same state in memory of its own, on the CPU."""
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    if isinstance(value, ShardedTensor):
+        shards = [Shard(copied(shard.tensor), _on_cpu(shard.metadata)) for shard in value.local_shards()]
+        whole = value.metadata()
+        metadata = replace(whole, shards_metadata=[_on_cpu(part) for part in whole.shards_metadata])
+        return ShardedTensor._init_from_local_shards_and_global_metadata(
+            shards, metadata, process_group=value._process_group
+        )
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    return value
+
+
+def _on_cpu(part: ShardMetadata) -> ShardMetadata:
+    """The same part of a tensor, in the memory of its worker's CPU."""
+    rank = part.placement.rank() if part.placement is not None else None
+    return replace(part, placement=_remote_device(f"rank:{rank}/cpu"))

@@ -1,0 +1,69 @@
+"""A split through the model: predictions of this worker, batch by batch."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.evaluation.split_metrics import Predictions
+from pipeline.loading.batch import Batch, Position
+from pipeline.loading.prefetch import prefetch
+from pipeline.loading.reader import Reader
+from pipeline.sharding.module import StepOutput
+
+
+@dataclass
+class PredictedBatch:
+    """One worker's part of a batch."""
+
+    predictions: Predictions  # padding left out
+    keys: pa.Table | None  # padding left out
+    output: StepOutput  # with padding, on the module's device
+
+
+def predict(module: nn.Module, reader: Reader, device: torch.device, group: str | None) -> Iterator[PredictedBatch]:
+    """Predicts a whole split in the order of the table.
+
+    Every worker makes the same number of steps, as sharded tables need. The module is left in evaluation mode.
+
+    Args:
+        module: batch to (loss, StepOutput).
+        reader: of the split, with the group among its keys.
+        device: of the module.
+        group: key column whose values become `Predictions.groups`.
+    """
+    module.eval()
+    batches = prefetch(reader.epoch(Position()))
+    with closing(batches), torch.no_grad():
+        for batch in batches:
+            _, output = module(batch.to(device))
+            yield _without_padding(batch, output, group)
+
+
+def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> PredictedBatch:
+    real = np.flatnonzero(output.weights.cpu().numpy() > 0)
+    keys = batch.keys.take(pa.array(real)) if batch.keys is not None else None
+    return PredictedBatch(
+        Predictions(
+            labels=output.labels.cpu().numpy()[real],
+            predictions=output.scores.float().cpu().numpy()[real],
+            weights=output.weights.cpu().numpy()[real],
+            scenarios=output.scenarios.cpu().numpy()[real].astype(np.int32),
+            groups=group_ids(keys[group]) if group is not None and keys is not None else None,
+        ),
+        keys,
+        output,
+    )
+
+
+def group_ids(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """One number a value, the same on every worker: integers as they are, other values by a 64-bit hash."""
+    if pa.types.is_integer(column.type):
+        return column.to_numpy().astype(np.int64)
+    return pd.util.hash_array(column.cast(pa.string()).to_pandas().to_numpy()).view(np.int64)

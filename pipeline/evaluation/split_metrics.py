@@ -1,0 +1,220 @@
+"""Predictions in, the `tasks` of evaluation-SPLIT.json out: every metric of every task, overall and per scenario."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.logs import ScenarioConfig, TaskConfig
+from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+
+METRICS: dict[str, Literal["higher", "lower", "one"]] = {
+    "auc": "higher",
+    "log_loss": "lower",
+    "calibration": "one",
+    "grouped_auc": "higher",
+    "macro_auc": "higher",
+    "rmse": "lower",
+    "mae": "lower",
+    "nrmse": "lower",
+    "nmae": "lower",
+    "spearman": "higher",
+    "gini": "higher",
+}
+"""Every metric, and which values are better. Calibration is best near one: it does not rank models."""
+
+RANKING = [name for name, better in METRICS.items() if better != "one"]
+"""The metrics that early stopping can go by."""
+
+
+@dataclass
+class Predictions:
+    """What a model predicts for rows of a split, beside what there is to hold it against.
+
+    A binary task's prediction is a probability, a continuous one's a value on the training scale.
+    """
+
+    labels: NDArray[np.float32]  # (rows, tasks)
+    predictions: NDArray[np.float32]  # (rows, tasks)
+    weights: NDArray[np.float32]  # (rows,)
+    scenarios: NDArray[np.int32]  # (rows, levels), indices into Scenario.labels
+    groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: a user, say
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
+        """The rows of all parts, of which either all have groups or none has."""
+        groups = [part.groups for part in parts if part.groups is not None]
+        if groups and len(groups) != len(parts):
+            raise ValueError(f"{len(groups)} of {len(parts)} parts have groups: either all or none must have them")
+        return Predictions(
+            labels=np.concatenate([part.labels for part in parts]),
+            predictions=np.concatenate([part.predictions for part in parts]),
+            weights=np.concatenate([part.weights for part in parts]),
+            scenarios=np.concatenate([part.scenarios for part in parts]),
+            groups=np.concatenate(groups) if groups else None,
+        )
+
+    def valid(self) -> "Predictions":
+        """The rows that count: padding has weight 0."""
+        return self._take(np.flatnonzero(self.weights > 0))
+
+    def canonical(self) -> "Predictions":
+        """The rows in an order that depends on the rows alone: by scenario, label, prediction, weight and group.
+
+        Rows arrive in another order when the number of workers changes, and float sums depend on the order of their
+        terms. Rows that are equal in all of these are interchangeable, so sums over this order are equal bit by bit.
+        """
+        keys = [*self.scenarios.T, *self.labels.T, *self.predictions.T, self.weights]
+        if self.groups is not None:
+            keys.append(self.groups)
+        return self._take(np.lexsort(keys[::-1]))
+
+    def _take(self, rows: NDArray[np.intp]) -> "Predictions":
+        return Predictions(
+            labels=self.labels[rows],
+            predictions=self.predictions[rows],
+            weights=self.weights[rows],
+            scenarios=self.scenarios[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
+
+
+def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]) -> dict[str, Any]:
+    """Exact metrics of all tasks, the same bit by bit in whatever order the rows come.
+
+    Args:
+        predictions: all rows of the split, from all workers; rows of weight 0 are left out.
+        tasks: in the order of the columns of labels and predictions.
+        scenarios: the levels, in the order of the columns of scenario indices.
+
+    Returns:
+        ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}}}``;
+        None means undefined. The scenarios are every label of every level, with or without rows, and with more than
+        one level every combination that occurs ("tab=1/user=new"). `macro_auc` is the unweighted mean AUC over the
+        finest of them that have one, `scenarios_undefined` the number that have none.
+
+    Raises:
+        UserError: a prediction is not finite, from which no metric could be told.
+    """
+    rows = predictions.valid()
+    _check_finite(rows, tasks)
+    rows = rows.canonical()
+    cells, finest = cells_of(rows.scenarios, scenarios)
+    everything = np.arange(len(rows.weights))
+    result: dict[str, Any] = {}
+    for column, task in enumerate(tasks):
+        measure = _binary_cell if task.kind == "binary" else _continuous_cell
+        measured = {label: measure(rows, column, members) for label, members in cells.items()}
+        result[task.name] = {"kind": task.kind} | measure(rows, column, everything)
+        if task.kind == "binary":
+            values = [measured[label]["auc"] for label in finest]
+            defined = [value for value in values if value is not None]
+            result[task.name]["macro_auc"] = sum(defined) / len(defined) if defined else None
+            result[task.name]["scenarios_undefined"] = len(values) - len(defined)
+        result[task.name]["scenarios"] = measured
+    return {"rows": len(rows.weights), "tasks": result}
+
+
+def metric_value(evaluation: dict[str, Any], metric: str) -> float | None:
+    """The value of a metric such as ``click.auc``, for early stopping; None where it is undefined.
+
+    Raises:
+        UserError: there is no such metric, or it does not rank models.
+    """
+    _direction(metric)
+    task, _, name = metric.rpartition(".")
+    known = [f"{t}.{m}" for t, cell in evaluation["tasks"].items() for m in cell if m in RANKING]
+    if metric not in known:
+        raise UserError(f"There is no metric {metric!r} in the evaluation; use one of {', '.join(known)}.")
+    value: float | None = evaluation["tasks"][task][name]
+    return value
+
+
+def is_better(metric: str, new: float | None, best: float | None) -> bool:
+    """Whether a new value of a metric such as ``click.auc`` beats the best so far; undefined values beat nothing.
+
+    Raises:
+        UserError: there is no such metric, or it does not rank models.
+    """
+    direction = _direction(metric)
+    if new is None or best is None:
+        return new is not None
+    return new > best if direction == "higher" else new < best
+
+
+def _direction(metric: str) -> Literal["higher", "lower"]:
+    direction = METRICS.get(metric.rpartition(".")[2])
+    if direction is None:
+        raise UserError(f"There is no metric {metric!r}; use TASK.METRIC with one of {', '.join(RANKING)}.")
+    if direction == "one":
+        raise UserError(f"{metric!r} says nothing about the order of models; use one of {', '.join(RANKING)}.")
+    return direction
+
+
+def _check_finite(rows: Predictions, tasks: list[TaskConfig]) -> None:
+    wrong = np.count_nonzero(~np.isfinite(rows.predictions), axis=0)
+    for task, count in zip(tasks, wrong, strict=True):
+        if count:
+            raise UserError(
+                f"{count} of {len(rows.weights)} predictions of task {task.name!r} are not finite numbers: training "
+                "has probably diverged. Evaluate an earlier checkpoint, or train with a lower learning rate."
+            )
+
+
+def cells_of(
+    indices: NDArray[np.int32], scenarios: list[ScenarioConfig]
+) -> tuple[dict[str, NDArray[np.intp]], list[str]]:
+    """Rows of every scenario cell, ascending, by label; and the labels of the finest cells."""
+    cells = dict.fromkeys(chain.from_iterable(level.labels for level in scenarios), np.empty(0, np.intp))
+    for i, level in enumerate(scenarios):
+        cells |= _split(indices[:, [i]], [level])
+    if len(scenarios) == 1:
+        return cells, list(cells)
+    combinations = _split(indices, scenarios)
+    return cells | combinations, list(combinations)
+
+
+def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str, NDArray[np.intp]]:
+    """Rows of every combination of these levels' scenarios that occurs, by label."""
+    shape = [len(level.labels) for level in levels]
+    codes = np.ravel_multi_index(tuple(indices.T), shape)
+    order = np.argsort(codes, kind="stable")
+    occurring, starts = np.unique(codes[order], return_index=True)
+    index_of_level = zip(*np.unravel_index(occurring, shape), strict=True)
+    labels = ["/".join(level.labels[i] for level, i in zip(levels, index, strict=True)) for index in index_of_level]
+    return dict(zip(labels, np.split(order, starts)[1:], strict=True))
+
+
+def _binary_cell(rows: Predictions, column: int, members: NDArray[np.intp]) -> dict[str, float | int | None]:
+    labels, probabilities = rows.labels[members, column], rows.predictions[members, column]
+    weights = rows.weights[members]
+    cell: dict[str, float | int | None] = {
+        "auc": metrics.auc(labels, probabilities, weights),
+        "log_loss": metrics.log_loss(labels, probabilities, weights),
+        "calibration": metrics.calibration(labels, probabilities, weights),
+    }
+    if rows.groups is not None:
+        value, used, skipped = metrics.grouped_auc(labels, probabilities, weights, rows.groups[members])
+        cell |= {"grouped_auc": value, "groups": used, "groups_skipped": skipped}
+    return cell | {"rows": len(members), "positives": int(np.count_nonzero(labels > 0))}
+
+
+def _continuous_cell(rows: Predictions, column: int, members: NDArray[np.intp]) -> dict[str, float | int | None]:
+    labels, values = rows.labels[members, column], rows.predictions[members, column]
+    weights = rows.weights[members]
+    return {
+        "rmse": metrics.rmse(labels, values, weights),
+        "mae": metrics.mae(labels, values, weights),
+        "nrmse": metrics.nrmse(labels, values, weights),
+        "nmae": metrics.nmae(labels, values, weights),
+        "spearman": metrics.spearman(labels, values, weights),
+        "gini": metrics.normalised_gini(labels, values, weights),
+        "calibration": metrics.calibration(labels, values, weights),
+        "rows": len(members),
+        "mean_label": metrics.mean(labels, weights),
+        "mean_prediction": metrics.mean(values, weights),
+    }

@@ -1,0 +1,256 @@
+"""A run as one HTML page that needs no network: what lies in the run's folder, in words, tables and charts."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from pipeline import storage
+from pipeline.config.experiment import PRIMARY_METRIC
+from pipeline.errors import UserError
+from pipeline.report import charts
+from pipeline.report import tables as report_tables
+from pipeline.report.charts import MetricsRecord, Panel
+from pipeline.report.tables import ReportTable
+
+PAGE = "report.html"
+TEMPLATE = "page.html.jinja"
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What lies in a run's folder."""
+
+    experiment: Mapping[str, Any]
+    experiment_text: str
+    records: list[
+        MetricsRecord
+    ]  # train and valid lines, in the order of their steps; none where models were only compared
+    evaluations: dict[str, Any]  # by split, test before valid before others
+    comparison: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A heading, how to read what is below it, and that."""
+
+    anchor: str
+    title: str
+    note: str
+    tables: list[ReportTable] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    command: str = ""  # to type, where the content is missing
+
+
+def write_report(folder: str) -> str:
+    """Writes `report.html` into a run's folder and gives its path or URI.
+
+    Raises:
+        UserError: the folder holds no run that was trained.
+    """
+    page = storage.join(folder, PAGE)
+    storage.write_text(page, render(read_run(folder)))
+    return page
+
+
+def read_run(folder: str) -> ReportedRun:
+    """Reads a run; evaluations and a comparison only where they are there.
+
+    Raises:
+        UserError: it was never trained, or has not reached its first log line, and nothing was compared.
+    """
+    metrics = storage.join(folder, "metrics.jsonl")
+    records = _records(storage.read_text(metrics)) if storage.exists(metrics) else []
+    comparison = storage.read_json(storage.join(folder, "compare.json"))
+    if not records and comparison is None:
+        raise UserError(
+            f"There is nothing to report on in {folder}: no training has written a line of metrics.jsonl there. Run "
+            "`manygate train EXPERIMENT` first, or give the `name` and `output` of a run that was trained."
+        )
+    text = storage.read_text(storage.join(folder, "experiment.yaml"))
+    return ReportedRun(yaml.safe_load(text), text, records, _evaluations(folder), comparison)
+
+
+def render(run: ReportedRun) -> str:
+    """The page. Whatever comes from the run's files is escaped; scripts and styles are inline."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    shown = sections(run)
+    figures = [chart.figure.to_json() for section in shown for panel in section.panels for chart in panel.charts]
+    return environment.get_template(TEMPLATE).render(
+        name=run.experiment["name"],
+        facts=headline(run),
+        sections=shown,
+        experiment=run.experiment_text,
+        # "<" could end the script that holds it.
+        figures=Markup("[" + ",\n".join(figures).replace("<", "\\u003c") + "]"),  # noqa: S704
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - a library's own script
+    )
+
+
+def headline(run: ReportedRun) -> dict[str, str]:
+    """What the run is and how good, by label."""
+    model = run.experiment["model"]
+    facts = {"Steps": f"{run.records[-1]['step']:,}"} if run.records else {}
+    facts |= {slot.capitalize(): model[slot]["kind"] for slot in ("bottom", "trunk", "head")}
+    for split, evaluation in list(run.evaluations.items())[:1]:
+        facts |= {
+            "Split": split,
+            "Rows": f"{evaluation['rows']:,}",
+            "Checkpoint": _last_part(evaluation["checkpoint"]),
+        }
+        for task, cell in evaluation["tasks"].items():
+            metric = PRIMARY_METRIC[cell["kind"]]
+            facts[f"{task} {metric.upper()}"] = report_tables.format_value(cell[metric])
+    return facts
+
+
+def sections(run: ReportedRun) -> list[ReportSection]:
+    """The sections that the run has something for, in the order of the page; metrics are always among them."""
+    diagnostics = charts.diagnostic_panels(run.records)
+    stopping = run.experiment.get("training", {}).get("early_stopping") or {}
+    possible = [
+        _metrics(run.evaluations),
+        ReportSection(
+            "learning",
+            "Learning curves",
+            "Loss and AUC while training are means since the log line before; validations measure the whole valid "
+            "split, over all rows and by scenario. A dashed line marks the best validation"
+            + (f" by {stopping['metric']}." if stopping else " of each task."),
+            panels=charts.learning_curves(run.records, stopping.get("metric")) if run.records else [],
+        ),
+        ReportSection(
+            "calibration",
+            "Calibration",
+            "Each point is a bin of about equally many rows: the mean prediction across, the mean label up, on the "
+            "training scale. On the dashed diagonal predictions are right on average; below it they are too high.",
+            panels=_of_splits(run, "reliability", lambda curves: [charts.reliability_curves(curves)]),
+        ),
+        ReportSection(
+            "experts",
+            "Use of the experts",
+            "A row is a scenario, a column an expert that its rows can use (of ple first the task's own and then the "
+            "shared ones, of hmoe the task's own); numbers are percentages, means over the scenario's rows of the log. "
+            "Where two rows differ, the scenarios have experts of their own; where they are alike, they share them.",
+            panels=_of_splits(run, "experts", charts.expert_maps),
+        ),
+        ReportSection(
+            "auxiliary",
+            "Auxiliary losses",
+            "KL divergences of the selected experts' gates: to the gate of an expert of that scenario (or task) alone, "
+            "and to that of one which all share. They fall as experts find their part. The noise is the standard "
+            "deviation of what is added to the gates.",
+            panels=diagnostics.auxiliary,
+        ),
+        ReportSection(
+            "gradients",
+            "Gradients of the tasks",
+            "At the shared embedding, means since the log line before. A cosine below 0 is a conflict: a step that "
+            "helps this task harms the core task.",
+            panels=diagnostics.gradients,
+        ),
+        ReportSection(
+            "diagnostics",
+            "Other diagnostics",
+            "Whatever else the model tells about itself while it trains: means since the log line before.",
+            panels=diagnostics.other,
+        ),
+        _comparison(run.comparison),
+    ]
+    return [
+        section for section in possible if section.command or section.tables or any(p.charts for p in section.panels)
+    ]
+
+
+def _metrics(evaluations: Mapping[str, Any]) -> ReportSection:
+    title = "Metrics"
+    if not evaluations:
+        return ReportSection(
+            "metrics", title, "This run was not evaluated yet:", command="manygate evaluate EXPERIMENT"
+        )
+    tables = []
+    for split, evaluation in evaluations.items():
+        for table in report_tables.metric_tables(evaluation):
+            tables.append(replace(table, title=f"{table.title}, {split} split"))
+    note = (
+        "Green is better than over all rows, orange worse; the greatest difference of a column is the darkest. "
+        "Calibration is predicted / observed, best near 1."
+    )
+    if len(evaluations) > 1:
+        note += "".join(
+            f" {split.capitalize()} split: {of['rows']:,} rows, checkpoint {_last_part(of['checkpoint'])}."
+            for split, of in evaluations.items()
+        )
+    if any(table.has_undefined for table in tables):
+        note += f" {report_tables.UNDEFINED} is undefined: no rows, only one class, or constant values."
+    return ReportSection("metrics", title, note, tables=tables)
+
+
+def _comparison(comparison: Mapping[str, Any] | None) -> ReportSection:
+    if comparison is None:
+        return ReportSection("comparison", "Comparison", "")
+    seeds, split = comparison["seeds"], comparison["split"]
+    note = (
+        f"Over all rows and by scenario of the {split} split. In the charts a point is a seed and a diamond the mean. "
+    )
+    if len(seeds) < 2:
+        note += (
+            f"Below a value is its difference to {comparison['baseline']}; with one seed nobody knows what is noise."
+        )
+    else:
+        note += (
+            f"Mean ± standard deviation over {len(seeds)} seeds, and below it the difference to "
+            f"{comparison['baseline']}: green is better and orange worse by more than noise, bold is beyond noise."
+        )
+    tables = report_tables.comparison_tables(comparison)
+    told = [text for table in tables for row in table.rows.values() for cell in row for text, _ in cell.below]
+    if any(text.startswith("transfer") for text in told):
+        note += (
+            " Transfer is the gain over the reference, a model of that scenario and task alone; below 0 it is a loss."
+        )
+    return ReportSection("comparison", "Comparison", note, tables, [charts.comparison_charts(comparison)])
+
+
+def _of_splits(run: ReportedRun, key: str, draw: Callable[[Any], list[Panel]]) -> list[Panel]:
+    """Panels of what the evaluations hold under a key; an evaluation from before there was such a key has none."""
+    panels = []
+    for split, evaluation in run.evaluations.items():
+        for panel in draw(evaluation[key]) if evaluation.get(key) else []:
+            panels.append(replace(panel, title=", ".join(filter(None, [panel.title, f"{split} split"]))))
+    return panels
+
+
+def _last_part(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def _records(text: str) -> list[MetricsRecord]:
+    """The train and valid lines; one that a kill has cut off is left out."""
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["kind"] in ("train", "valid"):
+            records.append(record)
+    return records
+
+
+def _evaluations(folder: str) -> dict[str, Any]:
+    prefix, suffix = "evaluation-", ".json"
+    splits = [
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in storage.list_folder(folder)
+        if name.startswith(prefix) and name.endswith(suffix)
+    ]
+    splits.sort(key=lambda split: (split != "test", split != "valid", split))
+    read = {split: storage.read_json(storage.join(folder, f"{prefix}{split}{suffix}")) for split in splits}
+    return {split: evaluation for split, evaluation in read.items() if evaluation is not None}

@@ -1,0 +1,93 @@
+"""One training step's forward: embedding, dense part, losses."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.build import ModelConfig, build_dense, build_rule
+from models.embedding import SharedEmbedding
+from models.inputs import Embedded, ModelInputs
+from models.losses import task_losses
+from models.objective import Objective
+from models.trunks.base import Context
+from pipeline.loading.batch import Batch, Position
+from pipeline.workers.collective import sum_over_workers
+
+
+@dataclass
+class StepOutput:
+    """What a step tells, detached."""
+
+    losses: Tensor  # (tasks,), unweighted, this worker's share: the mean over workers is that over the global batch
+    scores: Tensor  # (batch, tasks)
+    labels: Tensor  # (batch, tasks)
+    weights: Tensor  # (batch,)
+    scenarios: Tensor  # (batch, levels)
+    position: Position  # that of the batch
+    diagnostics: Tensor  # what DenseStep.diagnostics names, this worker's share
+    experts: dict[str, Tensor]  # see TrunkOutput
+
+
+class TrainingModule(nn.Module):
+    """Batch in, loss and output out. Only `embedding` is sharded; `dense` is replicated."""
+
+    def __init__(self, embedding: SharedEmbedding, dense: "DenseStep") -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.dense = dense
+
+    def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
+        embedded = self.embedding(batch.ids, batch.sequences, batch.numerics)
+        return self.dense(embedded, batch)
+
+
+class DenseStep(nn.Module):
+    """The dense part and the losses, kept whole when a pipeline traces the way to the sharded embedding."""
+
+    def __init__(self, config: ModelConfig, inputs: ModelInputs, bf16: bool) -> None:
+        super().__init__()
+        self.model = build_dense(config, inputs)
+        self.objective = Objective(inputs.tasks, config.objective)
+        self._rule = build_rule(config, inputs)
+        self._bf16 = bf16
+        self.diagnostics = (
+            *self.model.trunk.diagnostics,
+            *self.objective.diagnostics,
+            *(self._rule.diagnostics if self._rule else ()),
+        )
+
+    def forward(self, embedded: Embedded, batch: Batch) -> tuple[Tensor, StepOutput]:
+        rule = self._rule if torch.is_grad_enabled() else None
+        start = embedded.cut() if rule else embedded
+        context = Context(batch.scenarios, batch.weights, batch.weight_total, batch.noise_keys, sum_over_workers)
+        with torch.autocast(batch.weights.device.type, torch.bfloat16, enabled=self._bf16):
+            predictions, trunk = self.model(start, context)
+        losses = task_losses(predictions, batch.labels, batch.weights, batch.weight_total)
+        weighted, factors = self.objective(losses)
+        told = [*trunk.diagnostics.values(), *factors]
+        loss = weighted.sum() if trunk.penalty is None else weighted.sum() + trunk.penalty
+        if rule:
+            gradients, measured = rule(weighted, start.looked_up, context.total)
+            told += measured
+            if trunk.penalty is not None:  # of no task: it reaches the embedding as it is
+                own = torch.autograd.grad(trunk.penalty, start.looked_up, retain_graph=True, materialize_grads=True)
+                gradients = [a + b for a, b in zip(gradients, own, strict=True)]
+            loss = carry(loss, embedded.looked_up, gradients)
+        output = StepOutput(
+            losses=losses.detach(),
+            scores=predictions.scores().detach(),
+            labels=batch.labels,
+            weights=batch.weights,
+            scenarios=batch.scenarios,
+            position=batch.position,
+            diagnostics=torch.stack(told).float() if told else losses.new_empty(0),
+            experts=trunk.experts,
+        )
+        return loss, output
+
+
+def carry(loss: Tensor, tensors: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """The same loss, whose backward also gives these gradients to these tensors."""
+    carried = torch.stack([(tensor * gradient).sum() for tensor, gradient in zip(tensors, gradients, strict=True)])
+    return loss + (carried - carried.detach()).sum()

@@ -1,0 +1,110 @@
+"""Optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+
+from pipeline.config.training import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
+from pipeline.errors import UserError
+
+CPU_SPARSE = ("rowwise_adagrad", "adagrad", "sgd")
+
+
+def fuse_sparse_optimizer(
+    parameters: Iterable[nn.Parameter], config: SparseOptimizerConfig, device: torch.device
+) -> None:
+    """Marks embedding parameters to be updated inside backward, before they are sharded.
+
+    Raises:
+        UserError: the optimizer does not exist on this device.
+    """
+    if device.type == "cpu" and config.kind not in CPU_SPARSE:
+        raise UserError(
+            f"training.sparse_optimizer.kind is {config.kind!r}, which exists on CUDA only: on CPU use one of "
+            f"{', '.join(CPU_SPARSE)}."
+        )
+    arguments: dict[str, Any] = {"lr": config.lr}
+    if config.weight_decay:
+        arguments["weight_decay"] = config.weight_decay
+    if config.kind != "sgd":
+        arguments["eps"] = config.eps
+    optimizers: dict[str, type[torch.optim.Optimizer]] = {
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+    }
+    _apply_optimizer_in_backward(optimizers[config.kind], parameters, arguments)
+
+
+def dense_optimizer(
+    parameters: dict[str, nn.Parameter], config: DenseOptimizerConfig, clip_norm: float | None
+) -> KeyedOptimizer:
+    """The optimizer of the replicated parameters, with its state created, clipping where asked for.
+
+    The state is created at once: a checkpoint can only be loaded into moments that exist.
+    """
+    classes: dict[str, type[torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+    }
+
+    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        # One kernel for all that a step does to a parameter. Of Adagrad there is one on CPU alone.
+        is_fused = config.kind != "adagrad" or all(parameter.device.type == "cpu" for parameter in params)
+        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": is_fused}
+        return classes[config.kind](params, **options)
+
+    optimizer = KeyedOptimizerWrapper(parameters, build)
+    _create_state(optimizer, parameters)
+    if clip_norm is None:
+        return optimizer
+    return GradientClippingOptimizer(optimizer, clipping=GradientClipping.NORM, max_gradient=clip_norm)
+
+
+def _create_state(optimizer: KeyedOptimizerWrapper, parameters: dict[str, nn.Parameter]) -> None:
+    """Creates moments by a step with zero gradients and undoes what that step did (weight decay, step counts)."""
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer.init_state()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+        for state in optimizer.state.values():
+            for value in state.values():
+                if torch.is_tensor(value):
+                    value.zero_()
+
+
+class LearningRates:
+    """Sets the learning rates of a step as base rate times the schedule's factor: a function of the step alone."""
+
+    def __init__(self, optimizer: CombinedOptimizer, schedule: ScheduleConfig) -> None:
+        self._groups = [(group, group["lr"]) for group in optimizer.param_groups]
+        self._schedule = schedule
+
+    def set(self, step: int, total_steps: int) -> None:
+        """Before step number `step` of so many, from 0. The fused kernels take it over at the next zero_grad."""
+        factor = schedule_factor(self._schedule, step, total_steps)
+        for group, base in self._groups:
+            group["lr"] = base * factor
+
+
+def schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """The factor on the base learning rates at a step: up from 1/warmup, then down to `final`."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    span = max(total_steps - schedule.warmup_steps, 1)
+    progress = min((step - schedule.warmup_steps) / span, 1.0)
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    if schedule.decay == "constant":
+        return 1.0
+    return schedule.final + (1 - schedule.final) * shape[schedule.decay]

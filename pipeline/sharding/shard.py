@@ -1,0 +1,171 @@
+"""One unsharded model in, one sharded model with its optimizer out: constraints, plan, wrap, optimizers."""
+
+import hashlib
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import ShardingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from models.embedding import SharedEmbedding
+from models.inputs import EmbeddingTable, ModelInputs
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from pipeline.sharding.module import DenseStep, TrainingModule
+from pipeline.sharding.optimizers import dense_optimizer, fuse_sparse_optimizer
+from pipeline.workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+ROW_WISE = [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value]
+# What the planner may choose unless the experiment says otherwise. Data-parallel tables are left out: their optimizer
+# state does not move to another plan.
+DEFAULT_TYPES = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
+INIT_ROWS = 65_536  # rows that one seed initialises
+
+
+class PooledSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, with the row-wise types on CPU too: gloo runs them when every worker has equal rows."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(dict.fromkeys([*super().sharding_types(compute_device_type), *ROW_WISE]))
+
+
+@dataclass
+class ShardedModel:
+    """A model ready for steps."""
+
+    module: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    plan: ShardingPlan
+    diagnostics: tuple[str, ...]  # names of StepOutput.diagnostics
+
+
+def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> ShardedModel:
+    """Builds the experiment's model on this worker.
+
+    Raises:
+        UserError: no plan fits the workers, the constraints or the memory.
+    """
+    settings = experiment.training
+    torch.manual_seed(settings.seed)
+    # Tables are made on the meta device: no worker ever holds a whole one.
+    embedding = SharedEmbedding(inputs, torch.device("meta"))
+    dense = DenseStep(experiment.model, inputs, settings.precision == "bf16").to(worker.device)
+    module = TrainingModule(embedding, dense)
+    fuse_sparse_optimizer(embedding.parameters(), settings.sparse_optimizer, worker.device)
+    sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]
+    topology = Topology(
+        world_size=worker.workers,
+        local_world_size=worker.local_workers,
+        compute_device=worker.device.type,
+        **_memory(worker),
+    )
+    plan = make_sharding_plan(
+        module, sharders, topology, table_constraints(experiment), _local_batch(experiment, worker)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from inside torchrec's DDP call
+        wrapped = DistributedModelParallel(module, device=worker.device, plan=plan, sharders=sharders)
+    initialise_tables(wrapped, inputs.tables, settings.seed)
+    own = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+    optimizer = CombinedOptimizer(
+        [wrapped.fused_optimizer, dense_optimizer(own, settings.dense_optimizer, settings.clip_norm)]
+    )
+    return ShardedModel(wrapped, optimizer, plan, dense.diagnostics)
+
+
+def table_constraints(experiment: Experiment) -> dict[str, ParameterConstraints]:
+    """What the experiment file says of each table's placement."""
+    constraints = {}
+    for feature in experiment.features:
+        if feature.table != feature.name:
+            continue
+        wanted = getattr(feature, "sharding", None)
+        constraints[feature.name] = ParameterConstraints(sharding_types=[wanted] if wanted else DEFAULT_TYPES)
+    return constraints
+
+
+def make_sharding_plan(
+    module: nn.Module,
+    sharders: list[ModuleSharder[nn.Module]],
+    topology: Topology,
+    constraints: dict[str, ParameterConstraints],
+    local_batch: int,
+) -> ShardingPlan:
+    """Asks TorchRec's planner. Every worker asks with the same arguments and gets the same plan."""
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints=constraints,
+        batch_size=local_batch,
+        storage_reservation=FixedPercentageStorageReservation(0.15),
+    )
+    from torchrec.distributed.planner.types import PlannerError
+
+    try:
+        return planner.plan(module, sharders)
+    except (PlannerError, RuntimeError) as error:  # the planner raises both for a constraint that nothing meets
+        raise UserError(
+            f"TorchRec's planner finds no place for the embedding tables on {topology.world_size} workers "
+            f"({topology.compute_device}): {str(error).strip().splitlines()[0]} Use more workers, smaller tables, or "
+            "another `sharding` of the feature."
+        ) from error
+
+
+def initialise_tables(module: nn.Module, tables: tuple[EmbeddingTable, ...], seed: int) -> None:
+    """Uniform in ±1/sqrt(rows), drawn by seed, table and row: the same whatever the workers and the plan."""
+    sizes = {table.name: table for table in tables}
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            table = sizes.get(name.removesuffix(".weight").rpartition(".")[2])
+            if table is None or not isinstance(value, ShardedTensor):
+                continue
+            for part in value.local_shards():
+                first, left = part.metadata.shard_offsets
+                rows, width = part.metadata.shard_sizes
+                for block in range(first // INIT_ROWS, -(-(first + rows) // INIT_ROWS)):
+                    start = max(block * INIT_ROWS, first)
+                    stop = min((block + 1) * INIT_ROWS, first + rows)
+                    drawn = _draw(seed, table, block)[start - block * INIT_ROWS : stop - block * INIT_ROWS]
+                    part.tensor[start - first : stop - first].copy_(drawn[:, left : left + width])
+
+
+def _draw(seed: int, table: EmbeddingTable, block: int) -> torch.Tensor:
+    digest = hashlib.sha256(f"{seed}/{table.name}/{block}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    bound = 1 / math.sqrt(table.rows)
+    return torch.empty(INIT_ROWS, table.dim).uniform_(-bound, bound, generator=generator)
+
+
+def _local_batch(experiment: Experiment, worker: Worker) -> int:
+    return experiment.training.global_batch_size // worker.workers
+
+
+def _memory(worker: Worker) -> dict[str, int]:
+    """Bytes of memory of one worker, for the planner."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // worker.local_workers
+    if worker.device.type == "cuda":
+        return {"hbm_cap": torch.cuda.get_device_properties(worker.device).total_memory, "ddr_cap": host}
+    return {"ddr_cap": host}
+
+
+def describe_plan(plan: ShardingPlan) -> list[str]:
+    """One line a table: where it lies and how it is cut."""
+    lines = []
+    for module_plan in plan.plan.values():
+        for name, parameter in module_plan.items():
+            lines.append(f"{name}: {parameter.sharding_type} on workers {sorted(set(parameter.ranks))}")
+    return sorted(lines)

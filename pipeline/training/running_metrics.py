@@ -1,0 +1,66 @@
+"""Losses and AUC of the steps since the last log line, without a wait in the step."""
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.sharding.module import StepOutput
+from pipeline.training.binned_auc import BinnedAuc
+from pipeline.workers.worker import Worker
+
+
+class RunningMetrics:
+    """Running sums of this worker; `report` adds up the workers' and starts anew."""
+
+    def __init__(self, names: list[str], binary: list[int], diagnostics: tuple[str, ...], worker: Worker) -> None:
+        self._names = names
+        self._binary = binary
+        self._diagnostics = diagnostics
+        self._worker = worker
+        self._auc = BinnedAuc(binary, worker.device)
+        # Losses, then diagnostics, then steps.
+        self._sums = torch.zeros(len(names) + len(diagnostics) + 1, dtype=torch.float64, device=worker.device)
+
+    def update(self, output: StepOutput) -> None:
+        # Shares, so that the workers' sums add up to those of the global batches, also after their number changed.
+        self._sums[:-1] += torch.cat([output.losses, output.diagnostics]) / self._worker.workers
+        self._sums[-1] += 1 / self._worker.workers
+        self._auc.update(output.scores, output.labels, output.weights)
+
+    def report(self) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
+        """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective."""
+        sums = self._worker.sum(self._sums.cpu())
+        self._check_finite(sums)
+        self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
+        means = (sums[:-1] / sums[-1]).tolist()
+        losses, diagnostics = means[: len(self._names)], means[len(self._names) :]
+        report: dict[str, dict[str, float | None]] = {
+            name: {"loss": loss} for name, loss in zip(self._names, losses, strict=True)
+        }
+        for column, auc in zip(self._binary, self._auc.compute(), strict=True):
+            report[self._names[column]]["auc"] = auc
+        self._sums.zero_()
+        self._auc.reset()
+        return report, dict(zip(self._diagnostics, diagnostics, strict=True))
+
+    def check_finite(self) -> None:
+        """Raises UserError on every worker when a loss since the last report is no number. Collective."""
+        self._check_finite(self._worker.sum(self._sums.cpu().clone()))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sums": self._sums, "auc": self._auc.state}
+
+    def add_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what a worker had summed up when it was saved, beside what is here."""
+        self._sums += state["sums"]
+        self._auc.state += state["auc"]
+
+    def _check_finite(self, sums: Tensor) -> None:
+        if sums.isfinite().all():
+            return
+        wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
+        raise UserError(
+            f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged, or a "
+            "label of the losses ziln or tweedie is below zero. Use a lower learning rate, a longer "
+            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
+        )

@@ -1,0 +1,83 @@
+"""Launchers without Ray: this process alone, or one of torchrun's."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+from pipeline.workers.worker import Worker, backend, choose_device, this_worker
+
+Result = TypeVar("Result")
+
+Workers = int | tuple[int, int] | None
+"""A number of workers, a range of which Ray takes what is there, or None: one, or as many as torchrun was given."""
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(
+    body: Callable[[Worker], Result],
+    launcher: str,
+    workers: Workers,
+    device: str,
+    scratch: str,
+    lanes: int,
+    max_restarts: int,
+) -> Result:
+    """Runs a body on every worker and returns the first worker's result.
+
+    Args:
+        body: what a worker does; importable, with picklable arguments, where Ray carries it.
+        launcher: ``local`` or ``ray``; under torchrun the processes are already there.
+        workers: see `Workers`.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        scratch: folder that all nodes see, for what Ray writes of its own.
+        lanes: of the feature table, which the workers must divide.
+        max_restarts: times that Ray starts the workers again after one has died.
+
+    Raises:
+        UserError: the launcher cannot give that many workers.
+    """
+    if is_torchrun():
+        return _run_under_torchrun(body, workers, device)
+    if launcher == "ray":
+        from pipeline.workers.launch_ray import launch_ray
+
+        return launch_ray(body, workers or 1, device, scratch, lanes, max_restarts)
+    if workers not in (None, 1):
+        count = workers if isinstance(workers, int) else f"{workers[0]}-{workers[1]}"
+        raise UserError(
+            f"The local launcher runs in this process and has one worker; {count} were asked for. Use --launcher ray "
+            f"--workers {count}, or torchrun --nproc-per-node N -m jobs.cli train EXPERIMENT."
+        )
+    return _run_here(body, device)
+
+
+def _run_here(body: Callable[[Worker], Result], device: str) -> Result:
+    device = choose_device(device)
+    # A store in memory instead of a port: nothing listens, and a debugger may stop the process for as long as it likes.
+    dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return body(this_worker(device, rank=0, workers=1, local_rank=0, local_workers=1))
+    finally:
+        dist.destroy_process_group()
+
+
+def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, device: str) -> Result:
+    device = choose_device(device)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if workers is not None and workers != size:
+        raise UserError(f"--workers is {workers}, but torchrun started {size} processes: leave --workers away.")
+    bound = torch.device("cuda", local_rank) if device == "cuda" else None
+    dist.init_process_group(backend(device), device_id=bound)
+    try:
+        return body(this_worker(device, rank, size, local_rank, local_size))
+    finally:
+        dist.destroy_process_group()

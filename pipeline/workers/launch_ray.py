@@ -1,0 +1,147 @@
+"""The Ray launcher: the same body on the workers of a Ray Train group. The only file that imports ray.train.
+
+Ray starts the workers again when one of them has died; where they go on is theirs to find in the run's folder.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import ray
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.workers.driver_channel import join_channel, open_channel
+from pipeline.workers.worker import Worker, backend, this_worker
+
+Result = TypeVar("Result")
+
+
+def launch_ray(
+    body: Callable[[Worker], Result],
+    workers: int | tuple[int, int],
+    device: str,
+    scratch: str,
+    lanes: int,
+    max_restarts: int,
+) -> Result:
+    """Runs a body on Ray workers and returns the first worker's result. Ray is connected already.
+
+    Args:
+        body: importable on the workers, with picklable arguments.
+        workers: one process each; a range lets Ray take what is there, at every start of the workers.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        scratch: folder that all nodes see, for what Ray Train itself writes; deleted at the end.
+        lanes: of the feature table, which the workers must divide.
+        max_restarts: times that the workers are started again after one has died.
+
+    Raises:
+        UserError: the cluster has too few CPUs or GPUs, or the body raised one.
+    """
+    fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+    gpus = ray.cluster_resources().get("GPU", 0)
+    use_gpu = device == "cuda" or (device == "auto" and gpus >= fewest)
+    check_resources(fewest, use_gpu)
+    kind = "cuda" if use_gpu else "cpu"
+    with open_channel() as channel:
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={
+                "body": body,
+                "device": kind,
+                "channel": channel,
+                "lanes": lanes,
+                "is_range": fewest < most,
+            },
+            torch_config=TorchConfig(backend=backend(kind)),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),  # type: ignore[arg-type]
+            # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=max_restarts)),
+        )
+        try:
+            result = trainer.fit().return_value  # type: ignore[attr-defined]
+        except WorkerGroupError as error:
+            raise user_error_of(error) or error from None
+        finally:
+            storage.delete_folder(scratch)
+        refusal: Any = ray.get(channel.refusal.remote())
+        if refusal is not None:
+            raise UserError(refusal)
+        return result
+
+
+def run_worker(config: dict[str, Any]) -> Any:
+    """What each Ray worker runs: its process group is up, its place is in the environment."""
+    place = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    channel = config["channel"]
+    told: list[Any] = [ray.get(channel.begin.remote()) if place[0] == 0 else None]
+    dist.broadcast_object_list(told, src=0)
+    attempt, has_saved, refusal = told[0]
+    if refusal is not None:  # Ray starts the workers again after a user's mistake, too: it would come again
+        return None
+    if config["is_range"]:
+        usable = largest_divisor(config["lanes"], place[1])
+        if usable < place[1] and not regroup(usable, backend(config["device"])):
+            return None
+        place = [place[0], usable, place[2], min(place[3], usable)]
+    worker = this_worker(config["device"], *place)
+    worker = replace(worker, attempt=attempt, has_saved=has_saved, on_saved=channel.saved.remote)
+    join_channel(channel, worker.stop)
+    try:
+        return config["body"](worker)
+    except storage.StoreError:  # may answer again when the workers start again
+        raise
+    except UserError as error:
+        ray.get(channel.refuse.remote(attempt, str(error)))
+        raise
+
+
+def largest_divisor(lanes: int, workers: int) -> int:
+    """The most workers, of those that are there, that divide the lanes."""
+    return max(count for count in range(1, workers + 1) if lanes % count == 0)
+
+
+def regroup(usable: int, name: str) -> bool:
+    """Puts the first workers into a process group of their own. Whether this is one of them; the others are left over.
+
+    Args:
+        usable: how many.
+        name: the group's backend.
+    """
+    rank, host = dist.get_rank(), os.environ["MASTER_ADDR"]
+    store = dist.TCPStore(host, 0, usable, is_master=True, wait_for_workers=False) if rank == 0 else None
+    port: list[Any] = [store.port if store is not None else None]
+    dist.broadcast_object_list(port, src=0)
+    dist.destroy_process_group()
+    if rank >= usable:
+        return False
+    store = store or dist.TCPStore(host, port[0], usable, is_master=False)
+    dist.init_process_group(name, store=store, rank=rank, world_size=usable)
+    return True
+
+
+def check_resources(workers: int, use_gpu: bool) -> None:
+    """Raises UserError where the cluster could never place the workers: Ray would wait for ever."""
+    kind = "GPU" if use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < workers:
+        raise UserError(
+            f"{workers} workers need {workers} {kind}s, and the Ray cluster has {there}: "
+            f"use --workers {max(there, 1)}, add nodes, or use another training.device."
+        )
+
+
+def user_error_of(error: WorkerGroupError) -> UserError | None:
+    """The user's mistake among the failures of a worker group, if it is one."""
+    for failure in error.worker_failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return UserError(*cause.args)
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return None

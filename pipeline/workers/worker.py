@@ -1,0 +1,126 @@
+"""One process of a run: its place among the others and its device."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+
+Result = TypeVar("Result")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+class Heartbeat:
+    """A worker's current activity and its start time. A watchdog reads it; `beat` is called wherever work is done."""
+
+    def __init__(self) -> None:
+        self.beat("start")
+
+    def beat(self, what: str) -> None:
+        self._now = (what, time.monotonic())  # in one assignment: the watchdog is another thread
+
+    @property
+    def what(self) -> str:
+        return self._now[0]
+
+    def age_s(self) -> float:
+        return time.monotonic() - self._now[1]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker with its process group up."""
+
+    rank: int
+    workers: int
+    local_workers: int
+    device: torch.device
+    control: dist.ProcessGroup  # on CPU, for small values, beside the one that the model uses
+    stop: threading.Event = field(default_factory=threading.Event)  # set when this worker is told to stop
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    attempt: int = 0  # times that the workers of this command have been started again by themselves
+    has_saved: bool = False  # whether an earlier attempt has saved a checkpoint
+    on_saved: Callable[[], object] = lambda: None  # called on the first worker when this one has
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor over all workers."""
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def gather(self, value: object) -> list | None:
+        """What every worker gave, in order of rank, on the first worker; None on the others."""
+        out = [None] * self.workers if self.is_first else None
+        dist.gather_object(value, out, dst=0, group=self.control)
+        return out
+
+    def on_first(self, action: Callable[[], Result]) -> Result:
+        """Does something on the first worker and gives its result, or raises its error, on every worker.
+
+        Without this an error of the first worker would leave the others waiting for it.
+        """
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box[0] = action()
+            except Exception as error:  # noqa: BLE001 - raised below, on every worker
+                box[1] = error
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+def choose_device(wanted: str) -> str:
+    """`cpu` or `cuda` for a wish of auto, cpu or cuda.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "training.device is cuda, but torch sees no CUDA device here: use training.device=auto, or run "
+            "`manygate doctor` to see what is missing."
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def backend(device: str) -> str:
+    """The process group's backend for a device."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def keep_memory() -> None:
+    """Lets this process keep the memory that it frees, for its next step.
+
+    The C library gives blocks of 32 MiB and more back at once, and a step that gets them anew spends up to a third of
+    its time on the kernel's clearing them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def this_worker(device: str, rank: int, workers: int, local_rank: int, local_workers: int) -> Worker:
+    """This process as a worker, once its process group is up.
+
+    Threads are fixed here, not left to the launcher: with equal threads training repeats bit by bit.
+    """
+    keep_memory()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
+    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    return Worker(rank, workers, local_workers, place, dist.new_group(backend="gloo"))
