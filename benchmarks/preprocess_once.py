@@ -23,12 +23,12 @@ from examples.synthetic.generate import NUMERICS
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
+from pipeline.features.encoder_files import encoder_file
 from pipeline.preprocess.discover import find_partitions, read_files
-from pipeline.preprocess.encode import INDEX, encoder_file
+from pipeline.preprocess.encode import INDEX
 from pipeline.preprocess.fit import fit_encoders
 from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.plan import make_preprocess_plan
-from pipeline.preprocess.sections import Sections
 
 CATEGORICALS, BUCKETED = 26, 6
 # Of the contest of vocabularies:
@@ -133,7 +133,7 @@ def with_ours(log: str, table: str) -> list[int]:
     """Values of each column, by the first pass of preprocessing."""
     settings = three_columns(log)
     path = storage.absolute(table)
-    sections = Sections(settings.logs, settings.features, settings.scenarios, settings.tasks, settings.table)
+    sections = settings.table_experiment
     partitions = read_files(sections.logs, find_partitions(sections.logs).partitions)
     fit_encoders(make_preprocess_plan(sections, path, [file for part in partitions for file in part.files]), partitions)
     return [pq.read_metadata(encoder_file(path, name)).num_rows for name in COUNTED]

@@ -25,11 +25,12 @@ from pipeline import storage
 from pipeline.checkpoint.format import find_checkpoint
 from pipeline.checkpoint.progress import Progress
 from pipeline.comparison.variants import make_variants, parse_seeds, single_task_reference, with_enough_steps
-from pipeline.config.base import nearest
-from pipeline.config.experiment import RUN_NAME, Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment, parse_experiment
+from pipeline.config.table_experiment import RUN_NAME
 from pipeline.errors import UserError
 from pipeline.report.comparison import compare, format_comparison
+from pipeline.section import nearest
 from pipeline.table.manifest import MANIFEST, SCENARIO, Manifest, read_manifest
 from pipeline.table.settings import differences, table_settings
 from pipeline.workers.launch import Workers, is_torchrun

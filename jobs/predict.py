@@ -10,7 +10,6 @@ from jobs.evaluate import restored_model
 from jobs.launching import checkpoint_choice, launch_on_workers, read_table
 from pipeline import storage
 from pipeline.config.experiment import Experiment
-from pipeline.config.logs import TaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.run import split_reader
@@ -113,13 +112,5 @@ def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
         columns[f"scenario_{scenario.name}"] = labels
     for column, task in enumerate(experiment.tasks):
         for name, values in (("label", batch.predictions.labels), ("prediction", batch.predictions.predictions)):
-            columns[f"{name}_{task.name}"] = pa.array(in_unit_of_log(values[:, column], task))
+            columns[f"{name}_{task.name}"] = pa.array(task.to_log_unit(values[:, column]))
     return pa.table(columns)
-
-
-def in_unit_of_log(values: np.ndarray, task: TaskConfig) -> np.ndarray:
-    """From the training scale, transform(column * scale), back to the unit of the column."""
-    if task.kind == "binary":
-        return values
-    wide = values.astype(np.float64)
-    return (np.expm1(wide) if task.transform == "log1p" else wide) / task.scale

@@ -1,9 +1,12 @@
 """What a model is built for: tables, features, scenarios and tasks, free of files and of column names."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the experiment file is read, and logs are preprocessed, by processes that never need PyTorch
+    from torch import Tensor
 
 FeatureKind = Literal["categorical", "multivalued", "sequence"]
 
@@ -87,7 +90,7 @@ class Embedded:
     lengths: dict[str, Tensor]  # name -> (batch,)
     numerics: Tensor  # (batch, numerics)
 
-    def cut(self) -> "Embedded":
+    def cut(self) -> Embedded:
         """The same values, as the start of a graph of their own."""
         return replace(
             self,

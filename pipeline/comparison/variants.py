@@ -8,11 +8,12 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from models.build import ModelConfig
-from pipeline.config.base import nearest
-from pipeline.config.experiment import PRIMARY_METRIC, RUN_NAME, Experiment
+from pipeline.config.experiment import PRIMARY_METRIC, Experiment
 from pipeline.config.load import apply_override, parse_experiment
 from pipeline.config.logs import TaskConfig
+from pipeline.config.table_experiment import RUN_NAME
 from pipeline.errors import UserError
+from pipeline.section import nearest
 
 REFERENCE_STEPS = 50
 """Steps that an epoch of a reference has at least, where its batches need not become too small for it."""

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from models.bottoms.concat import ConcatConfig
 from models.bottoms.dtrn import DTRNConfig
 from models.build import ModelConfig
 from pipeline import storage
-from pipeline.config.base import Section, nearest
-from pipeline.config.features import Categorical, Feature, Multivalued, Numeric, Sequence, embedded_features
-from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
-from pipeline.config.training import CheckpointConfig, EvaluationConfig, TableConfig, TrainingConfig
-
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+from pipeline.config.logs import TaskConfig
+from pipeline.config.table_experiment import TableExperiment
+from pipeline.config.training import CheckpointConfig, EvaluationConfig, TrainingConfig
+from pipeline.section import nearest
 
 # What models are compared by, a kind of task.
 PRIMARY_METRIC = {"binary": "auc", "continuous": "rmse"}
@@ -25,31 +23,13 @@ RANKING_METRICS = {
 }
 
 
-class Experiment(Section):
+class Experiment(TableExperiment):
     """The resolved experiment file. References between its sections are known to hold."""
 
-    name: str = Field(pattern=RUN_NAME)
-    output: str = "runs"
-    """Folder or URI under which the run keeps its own folder, `output/name`."""
-    logs: LogsConfig
-    table: TableConfig = TableConfig()
-    features: list[Feature] = Field(min_length=1)
-    scenarios: list[ScenarioConfig] = Field(min_length=1)
-    tasks: list[TaskConfig] = Field(min_length=1)
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-
-    @property
-    def folder(self) -> str:
-        """The run's folder or URI."""
-        return storage.join(self.output, self.name)
-
-    @property
-    def table_folder(self) -> str:
-        """Where the run's feature table lies."""
-        return self.table.path or storage.join(self.folder, "table")
 
     @property
     def checkpoint_folder(self) -> str:
@@ -57,9 +37,17 @@ class Experiment(Section):
         return storage.join(self.folder, "checkpoints")
 
     @property
-    def embedded(self) -> dict[str, Categorical | Multivalued | Sequence]:
-        """Features whose ids come from a column of ids, by name."""
-        return embedded_features(self.features)
+    def table_experiment(self) -> TableExperiment:
+        """The part that decides the feature table."""
+        return TableExperiment(
+            name=self.name,
+            output=self.output,
+            logs=self.logs,
+            table=self.table,
+            features=self.features,
+            scenarios=self.scenarios,
+            tasks=self.tasks,
+        )
 
     @model_validator(mode="after")
     def _check_references(self) -> "Experiment":
@@ -67,7 +55,7 @@ class Experiment(Section):
         check_names(self)
         check_unique("tasks", (t.name for t in self.tasks))
         check_unique("scenarios", (s.name for s in self.scenarios))
-        check_shares(self)
+        check_feature_references(self)
         check_task_order(self)
         check_labels_are_not_inputs(self)
         check_lanes(self)
@@ -98,14 +86,10 @@ def check_names(experiment: Experiment) -> None:
             raise ValueError(f"{path}: PyTorch keeps {name!r} for itself: use another, such as '{name}_{ending}'")
 
 
-def check_shares(experiment: Experiment) -> None:
-    owners = {name for name, feature in experiment.embedded.items() if feature.shares is None}
+def check_feature_references(experiment: Experiment) -> None:
+    features = {feature.name: feature for feature in experiment.features}
     for i, feature in enumerate(experiment.features):
-        if not isinstance(feature, Numeric) and feature.shares is not None and feature.shares not in owners:
-            raise ValueError(
-                f"features.{i}.shares: no feature with a table of its own is called {feature.shares!r}; "
-                + nearest(feature.shares, owners)
-            )
+        feature.check_references(f"features.{i}", features)
 
 
 def check_task_order(experiment: Experiment) -> None:
@@ -124,11 +108,12 @@ def check_labels_are_not_inputs(experiment: Experiment) -> None:
     """A label that is also a feature would let the model read the answer."""
     labels = {task.column: task.name for task in experiment.tasks}
     for i, feature in enumerate(experiment.features):
-        if feature.column in labels:
-            raise ValueError(
-                f"features.{i}.column: {feature.column!r} is the label of task {labels[feature.column]!r} "
-                "and cannot be an input: remove the feature or the task"
-            )
+        for column in feature.columns:
+            if column in labels:
+                raise ValueError(
+                    f"features.{i}.column: {column!r} is the label of task {labels[column]!r} "
+                    "and cannot be an input: remove the feature or the task"
+                )
 
 
 def check_lanes(experiment: Experiment) -> None:
@@ -166,15 +151,16 @@ def check_bottom(experiment: Experiment) -> None:
     bottom = experiment.model.bottom
     if isinstance(bottom, ConcatConfig):
         return
-    target = experiment.embedded.get(bottom.target)
-    if not isinstance(target, Categorical):
-        names = [name for name, f in experiment.embedded.items() if isinstance(f, Categorical)]
+    targets = {feature.name: feature for feature in experiment.features if feature.is_single_id}
+    if bottom.target not in targets:
         raise ValueError(
-            f"model.bottom.target: no categorical feature is called {bottom.target!r}; {nearest(bottom.target, names)}"
+            f"model.bottom.target: no categorical feature is called {bottom.target!r}; "
+            + nearest(bottom.target, targets)
         )
-    widths = {f.name: f.dim for f in experiment.features if f.table == f.name}
-    dim = widths[target.table]
-    if not any(isinstance(f, Sequence) and widths[f.table] == dim for f in experiment.features):
+    widths = {feature.name: feature.table_width for feature in experiment.features}
+    dim = widths[targets[bottom.target].encoder_name]
+    read = [feature.model_feature for feature in experiment.features]
+    if not any(f is not None and f.kind == "sequence" and widths[f.table] == dim for f in read):
         raise ValueError(
             f"model.bottom: this bottom reads behaviours: add a feature of kind `sequence` whose table has the width "
             f"of {bottom.target!r} ({dim}), such as one that shares its table"

@@ -3,10 +3,12 @@
 import re
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
 from pipeline.errors import UserError
+from pipeline.section import Section
 
 PartitionValue = int | str
 Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -123,3 +125,19 @@ class TaskConfig(Section):
             if self.loss != loss and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` belongs to `loss: {loss}` and to nothing else")
         return self
+
+    def to_training_scale(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Labels as they are trained, transform(column * scale); not finite where a value has no place in float32."""
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            scaled = values * self.scale
+            return (np.log1p(scaled) if self.transform == "log1p" else scaled).astype(np.float32)
+
+    def to_log_unit(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Labels or predictions on the training scale, back in the unit of the log's column; probabilities as they are.
+
+        The inverse of `to_training_scale`.
+        """
+        if self.kind == "binary":
+            return values
+        wide = values.astype(np.float64)
+        return (np.expm1(wide) if self.transform == "log1p" else wide) / self.scale

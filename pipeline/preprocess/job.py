@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.logs import LogsConfig
+from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
+from pipeline.features.encoder_files import ENCODERS
 from pipeline.preprocess.commit import (
     PartitionRecord,
     delete_superseded_partitions,
@@ -28,7 +30,6 @@ from pipeline.preprocess.discover import (
     read_files,
 )
 from pipeline.preprocess.encode import (
-    ENCODERS,
     INDEX,
     EncoderIndex,
     delete_superseded_encoders,
@@ -37,8 +38,6 @@ from pipeline.preprocess.encode import (
 )
 from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
 from pipeline.preprocess.plan import PreprocessPlan, columns_in_words, make_preprocess_plan
-from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.sources import table_kind
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
@@ -59,7 +58,7 @@ logger = logging.getLogger(__name__)
 class ExistingTable:
     """A feature table as the job finds it."""
 
-    sections: Sections
+    sections: TableExperiment
     path: str
     earlier: dict[str, Any] | None  # its settings; None where none was begun, or it is to be overwritten
     records: list[PartitionRecord]  # all complete partitions, those that do not belong to it any more included
@@ -79,7 +78,7 @@ class ExistingTable:
         return [record for record in self.records if record.belongs(self.sections.logs, made_with)]
 
 
-def _find_table(sections: Sections, path: str, earlier: dict[str, Any] | None) -> ExistingTable:
+def _find_table(sections: TableExperiment, path: str, earlier: dict[str, Any] | None) -> ExistingTable:
     records = [] if earlier is None else read_records(path, growth_fingerprint(earlier))
     return ExistingTable(sections, path, earlier, records)
 
@@ -102,7 +101,7 @@ def preprocess(
             settings, a file cannot be read, or too many rows cannot be used.
     """
     path = storage.absolute(table)
-    sections = Sections(experiment.logs, experiment.features, experiment.scenarios, experiment.tasks, experiment.table)
+    sections = experiment.table_experiment
     there = _find_table(sections, path, None if overwrite else read_settings(path))
     if there.earlier is not None and there.earlier != there.settings:
         grown = check_may_continue(path, there.earlier, there.settings)
@@ -268,8 +267,9 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
 
 def _check_kinds(plan: PreprocessPlan, index: EncoderIndex) -> None:
     """New partitions must have the kind of ids that the encoders were fitted on."""
+    features = {feature.name: feature for feature in plan.sections.features}
     for name, encoder in index.encoders.items():
-        if "values" in encoder and (kind := table_kind(plan.sections, plan.sources, name)) != encoder["values"]:
+        if "values" in encoder and (kind := features[name].encoder_values(plan.sources.kinds)) != encoder["values"]:
             raise UserError(
                 f"feature {name!r}: the new partitions have ids of kind {kind}, but the encoder in {plan.table} was "
                 f"fitted on {encoder['values']}. Convert the new partitions, or make the table again with --overwrite."

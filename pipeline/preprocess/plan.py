@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.config.features import Numeric
+from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogFile
-from pipeline.preprocess.sections import Sections
 from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
 from pipeline.preprocess.sources import Sources, find_sources
 from pipeline.table.manifest import KEY, LABEL, SCENARIO, TableColumn
@@ -18,7 +17,7 @@ from pipeline.table.manifest import KEY, LABEL, SCENARIO, TableColumn
 class PreprocessPlan:
     """All that a unit of work needs to know; sent to the workers once."""
 
-    sections: Sections
+    sections: TableExperiment
     log: str  # folder or URI, the same in every working directory
     table: str
     sources: Sources
@@ -26,7 +25,7 @@ class PreprocessPlan:
     schema: pa.Schema  # of lane files
 
 
-def make_preprocess_plan(sections: Sections, table: str, files: list[LogFile]) -> PreprocessPlan:
+def make_preprocess_plan(sections: TableExperiment, table: str, files: list[LogFile]) -> PreprocessPlan:
     """Binds the experiment to its logs and loads the side tables.
 
     Raises:
@@ -44,7 +43,7 @@ def make_preprocess_plan(sections: Sections, table: str, files: list[LogFile]) -
     return PreprocessPlan(sections, log, table, sources, sides, lane_schema(sections, sources.keys))
 
 
-def check_join_kinds(sections: Sections, sources: Sources, sides: list[SideTable]) -> None:
+def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[SideTable]) -> None:
     for i, (join, side) in enumerate(zip(sections.logs.joins, sides, strict=True)):
         if sources.kinds[join.key] != side.key_kind:
             raise UserError(
@@ -53,17 +52,9 @@ def check_join_kinds(sections: Sections, sources: Sources, sides: list[SideTable
             )
 
 
-def lane_schema(sections: Sections, keys: dict[str, pa.DataType]) -> pa.Schema:
+def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.Schema:
     """Columns of the lane files: features, labels, scenarios, keys. None has nulls; keys may, where rows are padded."""
-    columns: dict[str, pa.DataType] = {}
-    for feature in sections.features:
-        if feature.kind in ("multivalued", "sequence"):
-            # Parquet's name for an item: a schema that was read back is then the same to the last byte.
-            columns[feature.name] = pa.list_(pa.field("element", pa.int32()))
-        elif isinstance(feature, Numeric) and feature.encode.standardize is not None:
-            columns[feature.name] = pa.float32()
-        else:
-            columns[feature.name] = pa.int32()
+    columns = {feature.name: feature.column_type for feature in sections.features}
     columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
     columns |= {SCENARIO + scenario.name: pa.int32() for scenario in sections.scenarios}
     columns |= {KEY + key: keys[key] for key in sections.logs.keys}

@@ -8,12 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config.features import Categorical, Numeric
 from pipeline.config.logs import ScenarioConfig, TaskConfig
-from pipeline.preprocess.sections import Sections
+from pipeline.config.table_experiment import TableExperiment
+from pipeline.features.values import as_ids, as_numbers, ids_of, not_utf8
 from pipeline.preprocess.sources import Sources
 from pipeline.preprocess.units import UnitRows
-from pipeline.preprocess.values import as_ids, as_numbers, ids_of, not_utf8
 
 _KEPT, _FILTERED = 0, -1
 
@@ -54,7 +53,7 @@ class Verdict:
         return dict(sorted(zip(self.reasons, counts, strict=True), key=lambda item: (-item[1], item[0])))
 
 
-def judge(sections: Sections, sources: Sources, rows: UnitRows) -> Verdict:
+def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdict:
     """Decides about every row of a unit: labels, keys, scenarios, then features, each in the experiment's order."""
     verdict = Verdict(np.zeros(rows.count, dtype=np.int16))
     for task in sections.tasks:
@@ -69,21 +68,13 @@ def judge(sections: Sections, sources: Sources, rows: UnitRows) -> Verdict:
         codes = scenario_codes(scenario, sources, rows)
         verdict.reject(codes == _NO_SCENARIO, f"scenario {scenario.name}: value is missing or not a whole number")
     for feature in sections.features:
-        if isinstance(feature, Numeric):
-            _judge_number(verdict, feature, rows)
-        elif isinstance(feature, Categorical) and feature.column in sources.fractional:
-            _judge_id(verdict, feature, sources, rows)
+        if feature.is_judged(sources.fractional):
+            for wrong, reason in feature.faults(rows):
+                verdict.reject(wrong, f"feature {feature.name}: {reason}")
     for scenario in sections.scenarios:
         if scenario.other == "drop":
             verdict.filter(scenario_codes(scenario, sources, rows) == len(scenario.values))
     return verdict
-
-
-def label_values(task: TaskConfig, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Labels as they are trained: transform(column * scale)."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        scaled = numbers * task.scale
-        return (np.log1p(scaled) if task.transform == "log1p" else scaled).astype(np.float32)
 
 
 _NO_SCENARIO = -1
@@ -113,25 +104,7 @@ def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows) -> None:
         return
     if task.transform == "log1p":
         reject(numbers < 0, "label is negative, where log1p expects 0 or more")
-    reject(~np.isfinite(label_values(task, numbers)), "label is too large for float32")
-
-
-def _judge_number(verdict: Verdict, feature: Numeric, rows: UnitRows) -> None:
-    column = rows.column(feature.column)
-    numbers = as_numbers(column.values)
-    verdict.reject(np.isinf(numbers)[column.rows], f"feature {feature.name}: value is infinite")
-    if feature.encode.standardize == "log1p":
-        verdict.reject((numbers <= -1)[column.rows], f"feature {feature.name}: value is -1 or less, outside log1p")
-    if feature.encode.standardize == "identity":
-        # The square of a larger one has no place in float64: the deviation would be infinite, and every value 0.
-        too_large = np.abs(numbers) > np.finfo(np.float32).max
-        verdict.reject(too_large[column.rows], f"feature {feature.name}: value is too large for float32")
-
-
-def _judge_id(verdict: Verdict, feature: Categorical, sources: Sources, rows: UnitRows) -> None:
-    column = rows.column(feature.column)
-    _, fractional = as_ids(column.values, sources.kinds[feature.column])
-    verdict.reject(fractional[column.rows], f"feature {feature.name}: value is not a whole number")
+    reject(~np.isfinite(task.to_training_scale(numbers)), "label is too large for float32")
 
 
 def _nulls(values: pa.Array) -> NDArray[np.bool_]:

@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.config.base import nearest
 from pipeline.config.logs import JoinConfig
 from pipeline.errors import UserError
+from pipeline.features.values import IdArray, Kind, as_ids, value_kind, without_views
 from pipeline.preprocess.discover import UNREADABLE, one_line
-from pipeline.preprocess.values import IdArray, Kind, as_ids, value_kind, without_views
+from pipeline.section import nearest
 
 
 @dataclass(frozen=True)

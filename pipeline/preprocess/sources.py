@@ -1,27 +1,16 @@
 """Which columns the experiment uses, where each comes from, and whether its type fits its use."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config.base import nearest
-from pipeline.config.features import Categorical, Multivalued, Numeric, Sequence
+from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
+from pipeline.features.columns import ANY_TYPE, IDS, NUMBERS, Use
+from pipeline.features.values import KIND_IN_WORDS, Kind, without_views
 from pipeline.preprocess.discover import LogFile
-from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.values import Kind, is_list, is_number, value_kind, without_views
-
-
-@dataclass(frozen=True)
-class Use:
-    """One use of a column by the experiment."""
-
-    column: str
-    user: str  # who uses it, with its path in the experiment file
-    expected: str  # the types that fit, in words
-    fits: Callable[[pa.DataType], bool]
-    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # of the ids in it, where it has ids
+from pipeline.section import nearest
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,7 @@ class Sources:
         return column not in self.side
 
 
-def find_sources(sections: Sections, files: list[LogFile], sides: list[pa.Schema]) -> Sources:
+def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa.Schema]) -> Sources:
     """Finds and checks every column that the experiment uses.
 
     Raises:
@@ -62,65 +51,28 @@ def find_sources(sections: Sections, files: list[LogFile], sides: list[pa.Schema
                 fractional.add(use.column)
         if use.column in sections.logs.keys:
             keys[use.column] = _widest(use, schemas)
-    _check_shared_tables(sections, kinds)
+    features = {feature.name: feature for feature in sections.features}
+    for i, feature in enumerate(sections.features):
+        feature.check_id_kinds(f"features.{i}", features, kinds)
     _check_scenario_values(sections, kinds)
     return Sources(side, kinds, fractional, keys)
 
 
-def uses(sections: Sections) -> Iterator[Use]:
+def uses(sections: TableExperiment) -> Iterator[Use]:
     """Every use of a column: join keys, features, scenarios, labels, keys."""
     for i, join in enumerate(sections.logs.joins):
-        yield Use(join.key, f"the join (logs.joins.{i}.key)", *_IDS)
+        yield Use(join.key, f"the join (logs.joins.{i}.key)", IDS)
     for i, feature in enumerate(sections.features):
-        user = f"feature {feature.name!r} (features.{i}.column)"
-        if isinstance(feature, Numeric):
-            yield Use(feature.column, user, "an integer, a float or a boolean", is_number)
-        elif isinstance(feature, Categorical):
-            yield Use(feature.column, user, *_IDS)
-        elif isinstance(feature, Multivalued) and feature.separator is not None:
-            yield Use(feature.column, user, *_TEXTS)
-        elif isinstance(feature, Multivalued):
-            yield Use(feature.column, user, _LISTS[0] + ", or text with a `separator`", *_LISTS[1:])
-        else:
-            yield Use(feature.column, user, *_LISTS)
+        yield from feature.uses(f"features.{i}")
     for i, scenario in enumerate(sections.scenarios):
-        yield Use(scenario.column, f"scenario {scenario.name!r} (scenarios.{i}.column)", *_IDS)
+        yield Use(scenario.column, f"scenario {scenario.name!r} (scenarios.{i}.column)", IDS)
     for i, task in enumerate(sections.tasks):
-        user = f"task {task.name!r} (tasks.{i}.column)"
-        yield Use(task.column, user, "an integer, a float or a boolean", is_number)
+        yield Use(task.column, f"task {task.name!r} (tasks.{i}.column)", NUMBERS)
     for i, key in enumerate(sections.logs.keys):
-        yield Use(key, f"the key (logs.keys.{i})", "any type", lambda type_: True)
+        yield Use(key, f"the key (logs.keys.{i})", ANY_TYPE)
 
 
-def _has_ids(type_: pa.DataType) -> bool:
-    return value_kind(type_) is not None
-
-
-def _is_plain_text(type_: pa.DataType) -> bool:
-    return value_kind(type_) == "text"
-
-
-def _is_id_list(type_: pa.DataType) -> bool:
-    if not is_list(type_):
-        return False
-    item = type_.value_type
-    return pa.types.is_null(item) or (_has_ids(item) and not pa.types.is_floating(item))
-
-
-def _item_kind(type_: pa.DataType) -> Kind | None:
-    return value_kind(type_.value_type) if is_list(type_) else None
-
-
-def _text_kind(type_: pa.DataType) -> Kind:
-    return "text"
-
-
-_IDS = ("whole numbers, texts or booleans", _has_ids, value_kind)
-_TEXTS = ("text to be split at the separator", _is_plain_text, _text_kind)
-_LISTS = ("lists of whole numbers or texts", _is_id_list, _item_kind)
-
-
-def _find(sections: Sections, use: Use, log_columns: list[str], sides: list[pa.Schema]) -> int | None:
+def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: list[pa.Schema]) -> int | None:
     """Index of the side table that has the column; None for the log, which every join key comes from."""
     joins = sections.logs.joins
     if use.column in {join.key for join in joins}:
@@ -160,12 +112,12 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
         type_ = schema.field(use.column).type
         if pa.types.is_null(type_):  # nothing but nulls: what pandas writes for an empty column
             continue
-        if not use.fits(type_):
+        if not use.types.fits(type_):
             raise UserError(
-                f"The column {use.column!r}, which {use.user} names, is {type_} in {place}; expected {use.expected}. "
-                "Name another column, or convert this one."
+                f"The column {use.column!r}, which {use.user} names, is {type_} in {place}; expected "
+                f"{use.types.expected}. Name another column, or convert this one."
             )
-        kind = use.kind(type_)
+        kind = use.types.kind(type_)
         if kind is not None:
             kinds.setdefault(kind, f"{type_} in {place}")
     if len(kinds) > 1:
@@ -174,7 +126,7 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
             "Ids must be whole numbers everywhere or texts everywhere: convert one of them."
         )
     # A column of nothing but nulls has no values that could be of either kind.
-    return next(iter(kinds), use.kind(pa.int64()) or use.kind(pa.list_(pa.int64())))
+    return next(iter(kinds), use.types.kind(pa.int64()) or use.types.kind(pa.list_(pa.int64())))
 
 
 def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
@@ -195,31 +147,14 @@ def _decoded(type_: pa.DataType) -> pa.DataType:
     return without_views(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
-def _check_shared_tables(sections: Sections, kinds: dict[str, Kind]) -> None:
-    owners = {feature.name: feature for feature in sections.features}
-    for i, feature in enumerate(sections.features):
-        if isinstance(feature, Numeric) or feature.shares is None:
-            continue
-        owner = owners[feature.shares]
-        if kinds[feature.column] != kinds[owner.column]:
-            raise UserError(
-                f"features.{i}.shares: {feature.name!r} has {_WORDS[kinds[feature.column]]} in the column "
-                f"{feature.column!r}, but {owner.name!r}, whose table it shares, has {_WORDS[kinds[owner.column]]} in "
-                f"{owner.column!r}. Convert one, or give {feature.name!r} `ids` and `dim` of its own."
-            )
-
-
-_WORDS: dict[Kind, str] = {"int": "whole numbers", "text": "texts"}
-
-
-def _check_scenario_values(sections: Sections, kinds: dict[str, Kind]) -> None:
+def _check_scenario_values(sections: TableExperiment, kinds: dict[str, Kind]) -> None:
     for i, scenario in enumerate(sections.scenarios):
         kind = kinds[scenario.column]
         wrong = [value for value in scenario.values if isinstance(value, int) != (kind == "int")]
         if wrong:
             raise UserError(
-                f"scenarios.{i}.values: the column {scenario.column!r} holds {_WORDS[kind]}, but {wrong[0]!r} is not "
-                "one: write the values as they are in the log."
+                f"scenarios.{i}.values: the column {scenario.column!r} holds {KIND_IN_WORDS[kind]}, but {wrong[0]!r} "
+                "is not one: write the values as they are in the log."
             )
         wide = [value for value in scenario.values if isinstance(value, int) and not -(2**63) <= value < 2**64]
         if wide:
@@ -227,14 +162,3 @@ def _check_scenario_values(sections: Sections, kinds: dict[str, Kind]) -> None:
                 f"scenarios.{i}.values: expected whole numbers of 64 bits, as the column {scenario.column!r} has, but "
                 f"found {wide[0]}: write the values as they are in the log."
             )
-
-
-def table_kind(sections: Sections, sources: Sources, table: str) -> Kind:
-    """What the ids of an embedding table are made of."""
-    owner = sections.embedded[table]
-    return sources.kinds[owner.column]
-
-
-def features_of_table(sections: Sections, table: str) -> list[Categorical | Multivalued | Sequence]:
-    """The features whose ids are rows of an embedding table."""
-    return [feature for feature in sections.embedded.values() if feature.table == table]

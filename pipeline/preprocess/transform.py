@@ -7,18 +7,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.features import MISSING_ID, UNKNOWN_ID, Categorical, Multivalued, Numeric, Sequence
 from pipeline.errors import UserError
+from pipeline.features.base import EncodedColumn
+from pipeline.features.encoders import Encoder
+from pipeline.features.values import as_numbers
 from pipeline.preprocess.discover import one_line
-from pipeline.preprocess.encode import Encoder, read_lists
 from pipeline.preprocess.plan import PreprocessPlan
-from pipeline.preprocess.rows import judge, label_values, scenario_codes
+from pipeline.preprocess.rows import judge, scenario_codes
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
-from pipeline.preprocess.values import as_ids, as_numbers
 from pipeline.preprocess.write import deal, unit_generator, write_lanes, write_quarantine
 from pipeline.table.manifest import KEY
-
-_MOST_ITEMS = 2**31 - 1  # of a list column of one unit: offsets are int32
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,11 @@ class IdCounts:
     unknown: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
 
-    def add(self, feature: str, ids: NDArray[Any], missing: int) -> None:
-        """Counts ids that stand in the table, and nulls: those of single values, or those dropped from lists."""
-        self.ids[feature] = len(ids)
-        self.unknown[feature] = int(np.count_nonzero(ids == UNKNOWN_ID))
-        self.missing[feature] = missing
+    def add(self, feature: str, column: EncodedColumn) -> None:
+        self.ids[feature] = column.ids
+        self.missing[feature] = column.missing
+        if column.unknown is not None:
+            self.unknown[feature] = column.unknown
 
 
 def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
@@ -79,33 +77,17 @@ def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> 
     plan, counts = shared.plan, IdCounts()
     columns: list[pa.Array] = []
     for feature in plan.sections.features:
-        encoder = shared.encoders[feature.name if isinstance(feature, Numeric) else feature.table]
-        if isinstance(feature, Numeric):
-            columns.append(_encode_number(feature, encoder, rows, order, counts))
-        elif isinstance(feature, Categorical):
-            columns.append(_encode_id(plan, feature, encoder, rows, order, counts))
-        else:
-            columns.append(_encode_lists(plan, feature, encoder, rows, order, counts))
+        encoded = feature.encode_rows(shared.encoders[feature.encoder_name], rows, order)
+        columns.append(encoded.values)
+        counts.add(feature.name, encoded)
     for task in plan.sections.tasks:
         column = rows.column(task.column)
-        columns.append(pa.array(label_values(task, as_numbers(column.values))[column.rows[order]]))
+        columns.append(pa.array(task.to_training_scale(as_numbers(column.values))[column.rows[order]]))
     for scenario in plan.sections.scenarios:
         columns.append(pa.array(scenario_codes(scenario, plan.sources, rows)[order]))
     for key in plan.sections.logs.keys:
         columns.append(_encode_key(plan, key, rows, order))
     return pa.Table.from_arrays(columns, schema=plan.schema), counts
-
-
-def _encode_number(
-    feature: Numeric, encoder: Encoder, rows: UnitRows, order: NDArray[np.int64], counts: IdCounts
-) -> pa.Array:
-    column = rows.column(feature.column)
-    at = column.rows[order]
-    missing = np.isnan(as_numbers(column.values))[at]
-    encoded = encoder.encode(column.values)[at]
-    counts.ids[feature.name] = len(at)
-    counts.missing[feature.name] = int(np.count_nonzero(missing))
-    return pa.array(encoded)
 
 
 def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[np.int64]) -> pa.Array:
@@ -119,43 +101,3 @@ def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[n
             f"as it was in other files, and not every value fits: {one_line(error)}. Write that column with one type "
             "in all files."
         ) from error
-
-
-def _encode_id(
-    plan: PreprocessPlan,
-    feature: Categorical,
-    encoder: Encoder,
-    rows: UnitRows,
-    order: NDArray[np.int64],
-    counts: IdCounts,
-) -> pa.Array:
-    column = rows.column(feature.column)
-    values, _ = as_ids(column.values, plan.sources.kinds[feature.column])
-    ids = encoder.encode(values)[column.rows[order]]
-    counts.add(feature.name, ids, int(np.count_nonzero(ids == MISSING_ID)))
-    return pa.array(ids)
-
-
-def _encode_lists(
-    plan: PreprocessPlan,
-    feature: Multivalued | Sequence,
-    encoder: Encoder,
-    rows: UnitRows,
-    order: NDArray[np.int64],
-    counts: IdCounts,
-) -> pa.Array:
-    column = rows.column(feature.column)
-    at = column.rows[order]
-    lists = read_lists(feature, column.values, plan.sources.kinds[feature.column])
-    if max(lists.lengths.sum(), lists.lengths[at].sum()) > _MOST_ITEMS:
-        raise UserError(
-            f"feature {feature.name!r}: its lists have more than {_MOST_ITEMS:,} items in one unit of rows. "
-            "Write the log with smaller row groups, or make the lists shorter."
-        )
-    offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
-    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(encoder.encode(lists.items)))
-    ordered = ids.take(pa.array(at))
-    dropped = int(lists.dropped[at].sum())
-    counts.add(feature.name, ordered.flatten().to_numpy(), dropped)
-    counts.ids[feature.name] += dropped
-    return ordered

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.features.values import Column, Kind, as_ids, is_text, without_views
 from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
 from pipeline.preprocess.plan import PreprocessPlan
 from pipeline.preprocess.sources import uses
-from pipeline.preprocess.values import Column, as_ids, is_text, without_views
 
 UNIT_ROWS = 2**20
 """Rows of a unit, at most; a row group is never cut. The default of pyarrow's writer makes one row group a unit."""
@@ -80,6 +80,10 @@ class UnitRows:
             return Column.of(self._log[name])
         joined = self._joins[side]
         return Column(self._plan.sides[side].columns[name].take(joined.values), joined.rows)
+
+    def id_kind(self, name: str) -> Kind:
+        """What the ids in a column are made of, in the whole log."""
+        return self._plan.sources.kinds[name]
 
     @cached_property
     def _joins(self) -> list[Column]:

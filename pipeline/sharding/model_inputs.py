@@ -2,34 +2,19 @@
 
 from collections.abc import Mapping
 
-from models.inputs import EmbeddingTable, Feature, ModelInputs, Task
+from models.inputs import ModelInputs, Task
 from pipeline.config.experiment import Experiment
-from pipeline.config.features import Multivalued, Numeric, Sequence
 from pipeline.loading.columns import BatchColumns
 
 
 def model_inputs(experiment: Experiment, table_rows: Mapping[str, int]) -> ModelInputs:
     """Tables with the rows that preprocessing found (`Manifest.table_rows`), features, scenarios and tasks."""
-    tables, features = [], []
-    for feature in experiment.features:
-        if isinstance(feature, Numeric):
-            if feature.dim is None:
-                continue
-            tables.append(EmbeddingTable(feature.name, table_rows[feature.name], feature.dim))
-            features.append(Feature(feature.name, feature.name, "categorical"))
-            continue
-        if feature.dim is not None:
-            tables.append(EmbeddingTable(feature.name, table_rows[feature.name], feature.dim))
-        if isinstance(feature, Sequence):
-            features.append(Feature(feature.name, feature.table, "sequence", max_length=feature.max_length))
-        elif isinstance(feature, Multivalued):
-            features.append(Feature(feature.name, feature.table, "multivalued", pooling=feature.pooling))
-        else:
-            features.append(Feature(feature.name, feature.table, "categorical"))
+    tables = [feature.embedding_table(table_rows) for feature in experiment.features]
+    features = [feature.model_feature for feature in experiment.features]
     names = [task.name for task in experiment.tasks]
     return ModelInputs(
-        tables=tuple(tables),
-        features=tuple(features),
+        tables=tuple(table for table in tables if table is not None),
+        features=tuple(feature for feature in features if feature is not None),
         numerics=len(standardised(experiment)),
         scenarios=tuple(tuple(scenario.labels) for scenario in experiment.scenarios),
         tasks=tuple(
@@ -62,4 +47,4 @@ def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, 
 
 def standardised(experiment: Experiment) -> tuple[str, ...]:
     """Names of the numbers that enter as they are."""
-    return tuple(f.name for f in experiment.features if isinstance(f, Numeric) and f.dim is None)
+    return tuple(f.name for f in experiment.features if f.model_feature is None)

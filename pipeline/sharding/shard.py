@@ -92,10 +92,9 @@ def table_constraints(experiment: Experiment) -> dict[str, ParameterConstraints]
     """What the experiment file says of each table's placement."""
     constraints = {}
     for feature in experiment.features:
-        if feature.table != feature.name:
-            continue
-        wanted = getattr(feature, "sharding", None)
-        constraints[feature.name] = ParameterConstraints(sharding_types=[wanted] if wanted else DEFAULT_TYPES)
+        if feature.table_width is not None:
+            types = [feature.sharding_type] if feature.sharding_type else DEFAULT_TYPES
+            constraints[feature.name] = ParameterConstraints(sharding_types=types)
     return constraints
 
 

@@ -4,12 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import storage
-from pipeline.config.features import Feature
-from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
-from pipeline.config.training import TableConfig
+from pipeline.config.logs import LogsConfig
+from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import Manifest
 
@@ -21,33 +20,19 @@ COLUMNS = "columns.parquet"
 # partition is in which is held against the table apart from the settings. How encoders meet new days may be switched.
 _ELSEWHERE = {
     "logs": {"max_quarantined", "splits"},
-    "features": {"sharding", "dim", "pooling"},
     "tasks": {"weight", "after", "loss", "delta", "power"},
     "table": {"path", "encoders"},
 }
 _GROWING = ("scenarios", "tasks")
 
 
-class TableSections(Protocol):
-    """The sections of an experiment that decide a feature table."""
-
-    @property
-    def logs(self) -> LogsConfig: ...
-    @property
-    def features(self) -> list[Feature]: ...
-    @property
-    def scenarios(self) -> list[ScenarioConfig]: ...
-    @property
-    def tasks(self) -> list[TaskConfig]: ...
-    @property
-    def table(self) -> TableConfig: ...
-
-
-def table_settings(sections: TableSections) -> dict[str, Any]:
+def table_settings(sections: TableExperiment) -> dict[str, Any]:
     """The sections as JSON, without the keys that do not decide the table."""
     settings: dict[str, Any] = {
         "logs": sections.logs.model_dump(mode="json"),
-        "features": [feature.model_dump(mode="json") for feature in sections.features],
+        "features": [
+            feature.model_dump(mode="json", exclude=set(feature.outside_table)) for feature in sections.features
+        ],
         "scenarios": [scenario.model_dump(mode="json") for scenario in sections.scenarios],
         "tasks": [task.model_dump(mode="json") for task in sections.tasks],
         "table": sections.table.model_dump(mode="json"),
@@ -160,7 +145,7 @@ def check_may_overwrite(table: str) -> None:
         )
 
 
-def check_table_is_of(sections: TableSections, table: str, manifest: Manifest) -> None:
+def check_table_is_of(sections: TableExperiment, table: str, manifest: Manifest) -> None:
     """Holds a finished table against an experiment that is to read it. Where the logs lie does not matter any more.
 
     Raises:

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from pipeline.config.experiment import RANKING_METRICS
-from pipeline.config.features import Categorical
 from pipeline.config.load import dump_experiment, load_experiment, parse_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.split_metrics import RANKING
+from pipeline.features.categorical import CategoricalFeature
 from tests import synthetic
 
 EXAMPLE = Path("examples/kuairand/experiment.yaml")
@@ -46,7 +46,7 @@ def test_overrides_reach_every_level() -> None:
     )
     assert changed.training.epochs == 3 and changed.training.schedule.decay == "cosine"
     user = changed.features[0]
-    assert isinstance(user, Categorical) and user.dim == 32
+    assert isinstance(user, CategoricalFeature) and user.dim == 32
     assert changed.features[1].column == "other_column"
     assert changed.tasks[0].weight == 2.5
     assert changed.logs.splits["test"] == (20220505, 20220506)

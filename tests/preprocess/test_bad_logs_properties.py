@@ -14,14 +14,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.preprocess.discover import find_partitions, read_files
-from pipeline.preprocess.encode import Encoder, HashEncoder, QuantileEncoder, StandardizeEncoder
-from pipeline.preprocess.plan import make_preprocess_plan
-from pipeline.preprocess.rows import judge
-from pipeline.preprocess.sections import Sections
-from pipeline.preprocess.transform import Transform, encode_rows
-from pipeline.preprocess.units import UnitRows, all_columns, cut_units
-from pipeline.preprocess.values import (
+from pipeline.features.encoders import Encoder, HashEncoder, QuantileEncoder, StandardizeEncoder
+from pipeline.features.values import (
     Column,
     as_ids,
     as_lists,
@@ -31,6 +25,11 @@ from pipeline.preprocess.values import (
     hash_values,
     positions,
 )
+from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.plan import make_preprocess_plan
+from pipeline.preprocess.rows import judge
+from pipeline.preprocess.transform import Transform, encode_rows
+from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from tests.preprocess.logs import experiment
 from tests.preprocess.test_bad_logs import FEATURES, TAB, TABLES, TASKS, check_nothing_is_lost, good, run, texts, write
 
@@ -131,7 +130,7 @@ def test_a_table_has_every_row_or_there_is_none(first: pa.Table, second: pa.Tabl
 
 ENCODERS: dict[str, Encoder] = {
     **{name: HashEncoder(5) for name in ("user", "item", "hashed", "words", "tags")},
-    "price": QuantileEncoder(np.array([0.0, 2.0])),
+    "price": QuantileEncoder(np.array([0.0, 2.0]), 3),
     "log_price": StandardizeEncoder(0.5, 1e-9, log1p=True),
     "heat": StandardizeEncoder(0.5, 1e-9, log1p=False),
 }
@@ -181,7 +180,7 @@ def test_rows_are_judged_as_plain_python_does_and_encoded(odd: pa.Table) -> None
         whole = experiment(
             folder, logs={"joins": [], "splits": {"train": [1, 1]}}, features=FEATURES, scenarios=[TAB], tasks=TASKS
         )
-        sections = Sections(whole.logs, whole.features, whole.scenarios, whole.tasks, whole.table)
+        sections = whole.table_experiment
         (found,) = read_files(whole.logs, find_partitions(whole.logs).partitions)
         plan = make_preprocess_plan(sections, str(folder / "table"), found.files)
         (unit,) = cut_units(found)

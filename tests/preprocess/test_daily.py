@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.experiment import Experiment
-from pipeline.config.features import Vocabulary
 from pipeline.errors import UserError
-from pipeline.preprocess import units, vocabulary
+from pipeline.features import vocabulary
+from pipeline.features.vocabulary import VocabularyConfig
+from pipeline.preprocess import units
 from pipeline.preprocess.job import preprocess
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.settings import check_table_is_of, fingerprint
@@ -118,7 +119,7 @@ def test_a_value_gets_its_id_on_the_day_that_it_reaches_min_count(
     days: list[dict[int, int]], min_count: int, max_size: int | None, ranges: list[int]
 ) -> None:
     """Whatever the ranges of each day: the same as counting all days in one dictionary."""
-    limits = Vocabulary(min_count=min_count, max_size=max_size)
+    limits = VocabularyConfig(min_count=min_count, max_size=max_size)
     known, totals, expected = vocabulary.empty_vocabulary("int"), Counter[int](), list[int]()
     with tempfile.TemporaryDirectory() as folder:
         for number, (day, parts) in enumerate(zip(days, ranges, strict=False), start=1):

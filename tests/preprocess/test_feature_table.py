@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.preprocess import units, vocabulary
+from pipeline.features import vocabulary
+from pipeline.features.values import hash_values
+from pipeline.preprocess import units
 from pipeline.preprocess.job import preprocess
-from pipeline.preprocess.values import hash_values
 from pipeline.table.manifest import Manifest, read_manifest
 from tests.preprocess.logs import DAYS, digests, experiment, read_days, read_split, write_log, write_side
 

@@ -1,5 +1,8 @@
 """Errors out of Ray tasks, how a unit is read, and what a person is told of a table."""
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, Unreadable, read_unit
 from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn, write_manifest
+from tests.preprocess.logs import experiment
 
 
 def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> None:
@@ -30,6 +34,17 @@ def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> No
     with pytest.raises(UserError, match=r"^The number is 2; expected another\.$"):
         list(run_tasks(task, [{"number": 2}], 2))
     assert list(run_tasks(task, [], 2)) == []
+
+
+def test_what_tasks_get_brings_no_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "experiment").write_bytes(pickle.dumps(experiment(tmp_path).table_experiment))
+    code = (
+        "import pickle, sys, pipeline.preprocess.transform; "
+        "read = pickle.load(open(sys.argv[1], 'rb')); "
+        "print(read.features[0].name, {'torch', 'models.build'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "experiment")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "user set()\n"
 
 
 def test_only_repetitive_texts_are_read_as_dictionaries(tmp_path: Path) -> None:

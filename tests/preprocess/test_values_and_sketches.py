@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.preprocess import sketch, units
+from pipeline.features import sketch
+from pipeline.features.encoders import HashEncoder, QuantileEncoder, StandardizeEncoder, VocabularyEncoder
+from pipeline.features.sketch import Moments, bucket_edges, merge, summarize
+from pipeline.features.values import Column, as_ids, as_lists, count_values, hash_values, positions
+from pipeline.preprocess import units
 from pipeline.preprocess.discover import LogFile, LogPartition, PartitionFiles
-from pipeline.preprocess.encode import HashEncoder, QuantileEncoder, StandardizeEncoder, VocabularyEncoder
-from pipeline.preprocess.sketch import Moments, bucket_edges, merge, summarize
 from pipeline.preprocess.units import Unit, cut_units
-from pipeline.preprocess.values import Column, as_ids, as_lists, count_values, hash_values, positions
 from pipeline.preprocess.write import deal, unit_generator
 
 numbers = st.lists(st.integers(-50, 50).map(lambda n: n / 4), min_size=1, max_size=80)
@@ -50,7 +51,7 @@ def test_vocabulary_encoder() -> None:
 
 def test_number_encoders() -> None:
     values = pa.array([None, float("nan"), 1.0, 2.0, 5.0])
-    assert QuantileEncoder(np.array([2.0, 4.0])).encode(values).tolist() == [0, 0, 2, 3, 4]
+    assert QuantileEncoder(np.array([2.0, 4.0]), 3).encode(values).tolist() == [0, 0, 2, 3, 4]
     assert StandardizeEncoder(2.0, 0.5, log1p=False).encode(values).tolist() == [0, 0, -2, 0, 6]
     assert np.isfinite(StandardizeEncoder(0.0, 1e-9, log1p=False).encode(pa.array([1e300]))).all()
 

@@ -1,16 +1,70 @@
 """Mergeable summaries of numbers: weighted points for quantiles, moments for mean and deviation."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 MAX_POINTS = 16384
 """Points that a summary keeps. Data with no more distinct values than this is summarised exactly."""
 
 _MERGED_AT_ONCE = 64  # levels of merging, each of which costs accuracy, grow with the logarithm to this base
+
+
+class Summary(Protocol):
+    """Fits an encoder to numbers: a part per unit of rows, and the parts of all units make the encoder's state."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the parts of all units fit into one process; else each is a file until they are merged."""
+        ...
+
+    @abstractmethod
+    def of(self, numbers: NDArray[np.float64], weights: NDArray[np.int64]) -> pa.Table:
+        """The part of a unit, of numbers that each stand for `weights` rows; those of weight 0 are left out."""
+
+    @abstractmethod
+    def merge(self, parts: Iterable[pa.Table]) -> pa.Table:
+        """The encoder's state; it depends on the order of the parts."""
+
+
+@dataclass(frozen=True)
+class QuantileSummary:
+    """Edges of buckets that have equal weight."""
+
+    buckets: int
+    is_small = False
+
+    def of(self, numbers: NDArray[np.float64], weights: NDArray[np.int64]) -> pa.Table:
+        points = summarize(numbers, weights)
+        return pa.table({"value": points.values, "weight": points.weights})
+
+    def merge(self, parts: Iterable[pa.Table]) -> pa.Table:
+        points = merge(Points(part["value"].to_numpy(), part["weight"].to_numpy()) for part in parts)
+        return pa.table({"edge": bucket_edges(points, self.buckets)})
+
+
+@dataclass(frozen=True)
+class MomentsSummary:
+    """Mean and standard deviation."""
+
+    is_small = True
+
+    def of(self, numbers: NDArray[np.float64], weights: NDArray[np.int64]) -> pa.Table:
+        seen = weights > 0
+        moments = Moments.of(numbers[seen], weights[seen])
+        return pa.table({"count": [moments.count], "mean": [moments.mean], "squares": [moments.squares]})
+
+    def merge(self, parts: Iterable[pa.Table]) -> pa.Table:
+        each = (Moments(**part.to_pylist()[0]) for part in parts)
+        moments = reduce(Moments.combined, each, Moments(0, 0.0, 0.0))
+        return pa.table({"mean": [moments.mean], "deviation": [moments.deviation]})
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Kind = Literal["int", "text"]
 """What ids are made of. Booleans and floats that are whole numbers count as int."""
+
+KIND_IN_WORDS: dict[Kind, str] = {"int": "whole numbers", "text": "texts"}
 
 IdArray: TypeAlias = pa.Array
 """An int64 or large_string array; null is a missing value."""
@@ -42,6 +43,10 @@ class Column:
             codes = codes.fill_null(len(values))
             values = pa.concat_arrays([values, pa.nulls(1, values.type)])
         return cls(values, codes.to_numpy())
+
+    def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of some rows have each of the values."""
+        return np.bincount(self.rows[rows], minlength=len(self.values))
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,8 @@ def count_values(values: list[IdArray], weights: list[NDArray[Any]]) -> pa.Table
 
 def hash_values(values: IdArray) -> NDArray[np.uint64]:
     """A 64-bit hash of each value that is the same on every machine and in every run; values must not be null."""
+    import pandas as pd  # takes longer than all else that an experiment file needs, which is read by every command
+
     if pa.types.is_integer(values.type):
         return pd.util.hash_array(values.to_numpy())
     codes, distinct = factorize(values)

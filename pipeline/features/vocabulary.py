@@ -13,16 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline import storage
-from pipeline.config.features import FIRST_VALUE_ID, Vocabulary
-from pipeline.preprocess.encode import RARE, generation_folder, write_encoder
-from pipeline.preprocess.values import IdArray, Kind, count_values, hash_values, positions
+from pipeline.features.encoder_files import RARE, generation_folder, write_encoder
+from pipeline.features.encoders import FIRST_VALUE_ID
+from pipeline.features.values import IdArray, Kind, count_values, hash_values, positions
+from pipeline.section import Section
 
 UNITS_PER_RANGE = 16
 """Units whose distinct values fit into the memory of one merge."""
 
 _ROWS_AT_ONCE = 2**22  # partial counts that are held before they are summed
+
+
+class VocabularyConfig(Section):
+    """Values of the training split get an id each; values seen less than `min_count` times share the unknown id."""
+
+    min_count: int = Field(default=1, ge=1)
+    max_size: int | None = Field(default=None, ge=1)
 
 
 def range_count(units: int) -> int:
@@ -52,7 +61,9 @@ def empty_vocabulary(kind: Kind) -> pa.Table:
     return pa.schema({"value": value, "id": pa.int64(), "count": pa.int64()}).empty_table()
 
 
-def merge_range(paths: list[str], number: int, settings: Vocabulary, known: pa.Table) -> tuple[pa.Table, pa.Table]:
+def merge_range(
+    paths: list[str], number: int, settings: VocabularyConfig, known: pa.Table
+) -> tuple[pa.Table, pa.Table]:
     """Sums the counts of one range over all units.
 
     Args:
@@ -91,7 +102,7 @@ def _values(table: pa.Table) -> IdArray:
     return table["value"].combine_chunks()
 
 
-def _room(known: pa.Table, settings: Vocabulary) -> int | None:
+def _room(known: pa.Table, settings: VocabularyConfig) -> int | None:
     """How many values may still get an id; None: any number."""
     return None if settings.max_size is None else settings.max_size - len(known)
 
@@ -102,7 +113,7 @@ def best_first(counts: pa.Table, max_size: int | None) -> pa.Table:
     return ordered if max_size is None else ordered.slice(0, max_size)
 
 
-def extended(known: pa.Table, counts: pa.Table, settings: Vocabulary) -> pa.Table:
+def extended(known: pa.Table, counts: pa.Table, settings: VocabularyConfig) -> pa.Table:
     """A vocabulary (value, id, count) with counts added: values without an id get the next ones, best first."""
     at = positions(_values(counts), _values(known))
     sums = _counts(known).copy()
@@ -113,7 +124,7 @@ def extended(known: pa.Table, counts: pa.Table, settings: Vocabulary) -> pa.Tabl
     return pa.table({"value": values, "id": ids, "count": np.concatenate([sums, _counts(new)])})
 
 
-def write_vocabulary(table: str, name: str, generation: int, state: pa.Table, settings: Vocabulary) -> None:
+def write_vocabulary(table: str, name: str, generation: int, state: pa.Table, settings: VocabularyConfig) -> None:
     """Writes a vocabulary. When it is full no other value will get an id: the counts of rare ones go."""
     write_encoder(table, name, state, generation)
     if len(state) == settings.max_size:

@@ -1,0 +1,37 @@
+"""The part of an experiment that decides its feature table.
+
+Ray tasks get this instead of the whole experiment, whose model section would make every worker import PyTorch.
+"""
+
+from pydantic import Field
+
+from pipeline import storage
+from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
+from pipeline.config.training import TableConfig
+from pipeline.features.kinds import AnyFeature
+from pipeline.section import Section
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class TableExperiment(Section):
+    """Where a feature table is, and the sections that decide what is in it."""
+
+    name: str = Field(pattern=RUN_NAME)
+    output: str = "runs"
+    """Folder or URI under which the run keeps its own folder, `output/name`."""
+    logs: LogsConfig
+    table: TableConfig = TableConfig()
+    features: list[AnyFeature] = Field(min_length=1)
+    scenarios: list[ScenarioConfig] = Field(min_length=1)
+    tasks: list[TaskConfig] = Field(min_length=1)
+
+    @property
+    def folder(self) -> str:
+        """The run's folder or URI."""
+        return storage.join(self.output, self.name)
+
+    @property
+    def table_folder(self) -> str:
+        """Folder or URI of the run's feature table."""
+        return self.table.path or storage.join(self.folder, "table")

@@ -1,0 +1,71 @@
+"""How features see the log: which columns they use, and what those columns hold in some rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline.features.values import Column, Kind, is_list, is_number, value_kind
+
+
+@dataclass(frozen=True)
+class ColumnTypes:
+    """Arrow types that fit one use of a column."""
+
+    expected: str  # the types in words
+    fits: Callable[[pa.DataType], bool]
+    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # of the ids in it, where it has ids
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a column by the experiment."""
+
+    column: str
+    user: str  # who uses it, with its path in the experiment file
+    types: ColumnTypes
+
+
+class Rows(Protocol):
+    """Some rows of the log with the side tables joined."""
+
+    def column(self, name: str) -> Column: ...
+
+    def id_kind(self, name: str) -> Kind:
+        """What the ids in a column are made of, in the whole log."""
+        ...
+
+
+def _has_ids(type_: pa.DataType) -> bool:
+    return value_kind(type_) is not None
+
+
+def _is_plain_text(type_: pa.DataType) -> bool:
+    return value_kind(type_) == "text"
+
+
+def _is_id_list(type_: pa.DataType) -> bool:
+    if not is_list(type_):
+        return False
+    item = type_.value_type
+    return pa.types.is_null(item) or (_has_ids(item) and not pa.types.is_floating(item))
+
+
+def _item_kind(type_: pa.DataType) -> Kind | None:
+    return value_kind(type_.value_type) if is_list(type_) else None
+
+
+def _text_kind(type_: pa.DataType) -> Kind:
+    return "text"
+
+
+def _anything(type_: pa.DataType) -> bool:
+    return True
+
+
+IDS = ColumnTypes("whole numbers, texts or booleans", _has_ids, value_kind)
+ID_LISTS = ColumnTypes("lists of whole numbers or texts", _is_id_list, _item_kind)
+SEPARATED_TEXTS = ColumnTypes("text to be split at the separator", _is_plain_text, _text_kind)
+NUMBERS = ColumnTypes("an integer, a float or a boolean", is_number)
+ANY_TYPE = ColumnTypes("any type", _anything)

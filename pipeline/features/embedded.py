@@ -1,0 +1,140 @@
+"""Features whose ids are looked up in an embedding table: their own, or that of another feature."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipeline.errors import UserError
+from pipeline.features.base import BaseFeature, EncodedColumn, ShardingType
+from pipeline.features.columns import Rows
+from pipeline.features.encoder_files import read_encoder
+from pipeline.features.encoders import Encoder, HashEncoder, VocabularyEncoder
+from pipeline.features.values import KIND_IN_WORDS, IdArray, Kind, Lists
+from pipeline.features.vocabulary import VocabularyConfig
+from pipeline.section import Section, nearest
+
+MOST_ITEMS = 2**31 - 1
+"""Of a list column of one unit: offsets are int32."""
+
+
+class IdsConfig(Section):
+    """Where ids come from: exactly one of a vocabulary, or a number of hash buckets."""
+
+    vocabulary: VocabularyConfig | None = None
+    hash: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "IdsConfig":
+        if (self.vocabulary is None) == (self.hash is None):
+            raise ValueError("give exactly one of `vocabulary: {...}` and `hash: BUCKETS`")
+        return self
+
+
+class EmbeddedFeature(BaseFeature):
+    """A feature whose ids are looked up in a table: its own (`ids` and `dim`), or that of the feature it `shares`."""
+
+    ids: IdsConfig | None = None
+    dim: int | None = Field(default=None, ge=1)
+    shares: str | None = None
+    sharding: ShardingType | None = None
+
+    outside_table: ClassVar[frozenset[str]] = frozenset({"dim", "sharding"})
+
+    @model_validator(mode="after")
+    def _own_or_shared(self) -> "EmbeddedFeature":
+        own = [self.ids is not None, self.dim is not None]
+        if self.shares is None and not all(own):
+            raise ValueError("a feature with a table of its own needs `ids` and `dim`; or name another's with `shares`")
+        if self.shares is not None and (any(own) or self.sharding is not None):
+            raise ValueError("`shares` takes the other feature's table: remove `ids`, `dim` and `sharding`")
+        return self
+
+    def check_references(self, path: str, features: Mapping[str, BaseFeature]) -> None:
+        owners = [name for name, feature in features.items() if feature.may_be_shared]
+        if self.shares is not None and self.shares not in owners:
+            raise ValueError(
+                f"{path}.shares: no feature with a table of its own is called {self.shares!r}; "
+                + nearest(self.shares, owners)
+            )
+
+    def check_id_kinds(self, path: str, features: Mapping[str, BaseFeature], kinds: Mapping[str, Kind]) -> None:
+        if self.shares is None:
+            return
+        owner = features[self.shares]
+        if kinds[self.column] != kinds[owner.column]:
+            raise UserError(
+                f"{path}.shares: {self.name!r} has {KIND_IN_WORDS[kinds[self.column]]} in the column "
+                f"{self.column!r}, but {owner.name!r}, whose table it shares, has {KIND_IN_WORDS[kinds[owner.column]]} "
+                f"in {owner.column!r}. Convert one, or give {self.name!r} `ids` and `dim` of its own."
+            )
+
+    @property
+    def may_be_shared(self) -> bool:
+        return self.shares is None
+
+    @property
+    def vocabulary(self) -> VocabularyConfig | None:
+        return self.ids.vocabulary if self.ids is not None else None
+
+    @property
+    def encoder_name(self) -> str:
+        return self.shares or self.name
+
+    @property
+    def encoder_kind(self) -> str:
+        return "hash" if self.vocabulary is None else "vocabulary"
+
+    def encoder_values(self, kinds: Mapping[str, Kind]) -> Kind | None:
+        return kinds[self.column]
+
+    def load_encoder(self, table: str, generation: int) -> Encoder:
+        assert self.ids is not None, "a feature that shares a table has no encoder of its own"
+        if self.ids.hash is not None:
+            return HashEncoder(self.ids.hash)
+        return VocabularyEncoder(read_encoder(table, self.name, generation, ["value"])["value"].combine_chunks())
+
+    @property
+    def table_width(self) -> int | None:
+        return self.dim
+
+    @property
+    def sharding_type(self) -> ShardingType | None:
+        return self.sharding
+
+
+class ListFeature(EmbeddedFeature):
+    """A feature with a list of ids in each row."""
+
+    @abstractmethod
+    def read(self, values: pa.Array, kind: Kind) -> Lists:
+        """The ids in values of its column."""
+
+    def seen_ids(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[IdArray, NDArray[np.int64]]:
+        column = rows.column(self.column)
+        lists = self.read(column.values, rows.id_kind(self.column))
+        return lists.items, np.repeat(column.counts(kept), lists.lengths)
+
+    @property
+    def column_type(self) -> pa.DataType:
+        # Parquet's name for an item: a schema that was read back is then the same to the last byte.
+        return pa.list_(pa.field("element", pa.int32()))
+
+    def encode_rows(self, encoder: Encoder, rows: Rows, order: NDArray[np.int64]) -> EncodedColumn:
+        column = rows.column(self.column)
+        at = column.rows[order]
+        lists = self.read(column.values, rows.id_kind(self.column))
+        if max(lists.lengths.sum(), lists.lengths[at].sum()) > MOST_ITEMS:
+            raise UserError(
+                f"feature {self.name!r}: its lists have more than {MOST_ITEMS:,} items in one unit of rows. "
+                "Write the log with smaller row groups, or make the lists shorter."
+            )
+        offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
+        ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(encoder.encode(lists.items)))
+        ordered = ids.take(pa.array(at))
+        dropped = int(lists.dropped[at].sum())
+        return EncodedColumn.of_ids(ordered, ordered.flatten().to_numpy(), missing=0, dropped=dropped)

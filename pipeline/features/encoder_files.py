@@ -1,0 +1,31 @@
+"""The files that keep the state of encoders in a feature table."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+
+ENCODERS = "encoders"
+RARE = "rare"
+GENERATION = "generation-"
+
+
+def generation_folder(table: str, generation: int) -> str:
+    """Folder of the vocabularies of a generation. Other encoders never change and stay with the first."""
+    folder = storage.join(table, ENCODERS)
+    return folder if generation == 1 else storage.join(folder, f"{GENERATION}{generation:05d}")
+
+
+def encoder_file(table: str, name: str, generation: int = 1) -> str:
+    """File with the state of an encoder: a vocabulary, quantile edges, or moments."""
+    return storage.join(generation_folder(table, generation), f"{name}.parquet")
+
+
+def write_encoder(table: str, name: str, state: pa.Table, generation: int = 1) -> None:
+    filesystem, path = storage.prepare_file(encoder_file(table, name, generation))
+    pq.write_table(state, path, filesystem=filesystem, compression="lz4")
+
+
+def read_encoder(table: str, name: str, generation: int = 1, columns: list[str] | None = None) -> pa.Table:
+    filesystem, path = storage.resolve(encoder_file(table, name, generation))
+    return pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
