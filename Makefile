@@ -1,8 +1,8 @@
-# make demo: from nothing to a trained model. make test: lint and every test. make soak MINUTES=30: random kills on real
-# processes, and whether it shows afterwards. make bench: speed beside peers and beside the machine's limit, in about
-# 15 minutes on two cores; make bench-full: more sizes. All set up what they need first.
+# make demo: from nothing to a trained model. make test: lint and every test. make soak MINUTES=30: random kills of real
+# processes, then a comparison with undisturbed runs. make bench: speed compared with peers and the machine's limits, in
+# about 15 minutes on two cores; make bench-full: more sizes. All set up the environment first.
 
-# The first interpreter that really runs (a pyenv shim can be there and fail), is 3.11 or 3.12 and can make environments.
+# The first interpreter that runs (a pyenv shim can exist and fail), is 3.11 or 3.12 and can create environments.
 CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c '$(CHECK)' >/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
@@ -14,7 +14,7 @@ MINUTES ?= 30
 setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
 	  echo "Install one, on Debian and Ubuntu: sudo apt install python3 python3-venv" >&2; \
-	  echo "Or name one: make PYTHON=/path/to/python3.12 setup" >&2; exit 2; }
+	  echo "Or choose one: make PYTHON=/path/to/python3.12 setup" >&2; exit 2; }
 	@$(PYTHON) cluster/install.py $(VENV)
 
 demo: setup

@@ -1,7 +1,7 @@
-"""All benchmarks of speed in one run, and their summary: `make bench`, or `make bench-full` for more sizes.
+"""All speed benchmarks in one run, and their summary: `make bench`, or `make bench-full` for more sizes.
 
-Writes benchmarks/results.json: a ratio a name, null with a reason where it was not measured; the figures behind them;
-and the machine.
+Writes benchmarks/results.json: the ratios by name, null with a reason if not measured; the figures behind them; and the
+machine.
 """
 
 import argparse
@@ -40,27 +40,27 @@ TARGETS = {
     "vocabulary_vs_groupby": 10.0,
     "scenarios_32_vs_2": 1.3,
 }
-"""What each ratio is to reach; the last one is not to pass it."""
+"""The target of each ratio: the least value, or the greatest for those in AT_MOST."""
 AT_MOST = ("scenarios_32_vs_2",)
 
 
 class Bench:
-    """Runs stages one after the other; one that fails leaves its ratios null and says why."""
+    """Runs stages one after another; a stage that fails leaves its ratios null, with the reason."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
         self.reasons: dict[str, str] = {}
 
-    def run(self, stage: str, measure: Callable[[], dict[str, Any]], tell: Callable[[dict[str, Any]], None]) -> None:
+    def run(self, stage: str, measure: Callable[[], dict[str, Any]], report: Callable[[dict[str, Any]], None]) -> None:
         print(f"\n== {stage}", flush=True)
         start = time.perf_counter()
         try:
             self.figures[stage] = measure()
-        except Exception as error:  # noqa: BLE001 - told in the summary, and the other stages go on
+        except Exception as error:  # noqa: BLE001 - the summary has it, and the other stages run
             self.reasons[stage] = f"{type(error).__name__}: {error}".strip()
             print(f"failed: {self.reasons[stage]}")
             return
-        tell(self.figures[stage])
+        report(self.figures[stage])
         print(f"({time.perf_counter() - start:.0f} s)", flush=True)
 
     def ratios(self) -> dict[str, float | None]:
@@ -88,7 +88,7 @@ def preprocess_measured(sizes: list[int], scratch: str) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for."""
+    """The machine that the figures were measured on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
@@ -107,18 +107,18 @@ def machine() -> dict[str, Any]:
 
 
 def summary(ratios: dict[str, float | None], has_amx: bool) -> str:
-    """The ratios as a table, and whether each has reached what it is to reach."""
+    """The ratios and their targets as a table."""
     lines = ["| ratio                  |  value |   target |", "| ---------------------- | -----: | -------: |"]
     for name, value in ratios.items():
         sign = "<=" if name in AT_MOST else ">="
         shown = "-" if value is None else f"{value:.2f}"
-        note = " (of CPUs with AMX; this one has none)" if name == "bf16_vs_fp32" and not has_amx else ""
+        note = " (for CPUs with AMX; this one has none)" if name == "bf16_vs_fp32" and not has_amx else ""
         lines.append(f"| {name:<22} | {shown:>6} | {sign} {TARGETS[name]:>5} |{note}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measures all stages, tells and writes the results."""
+    """Measures all stages, prints and writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="more sizes, workers, experts and sequences")
     full = parser.parse_args().full
@@ -127,13 +127,13 @@ def main() -> None:
     bench = Bench()
     with tempfile.TemporaryDirectory(prefix="manygate-bench-") as scratch:
         folder = Path(scratch)
-        bench.run("train", lambda: train.measure(folder / "train", rounds=6 if full else 4), train.tell)
-        bench.run("load", lambda: load.measure(folder / "load"), load.tell)
-        bench.run("cost", lambda: cost.measure(full), cost.tell)
+        bench.run("train", lambda: train.measure(folder / "train", rounds=6 if full else 4), train.report)
+        bench.run("load", lambda: load.measure(folder / "load"), load.report)
+        bench.run("cost", lambda: cost.measure(full), cost.report)
         if full:
-            bench.run("scale", lambda: scale.measure(folder / "train"), scale.tell)
+            bench.run("scale", lambda: scale.measure(folder / "train"), scale.report)
         sizes = ROWS_FULL if full else ROWS
-        bench.run("preprocess", lambda: preprocess_measured(sizes, scratch), preprocess.tell)
+        bench.run("preprocess", lambda: preprocess_measured(sizes, scratch), preprocess.report)
     ratios, here = bench.ratios(), machine()
     reasons = bench.why_null(ratios)
     results = {**ratios, "why_null": reasons, "targets": TARGETS, "machine": here, "figures": bench.figures}

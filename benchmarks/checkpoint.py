@@ -1,11 +1,11 @@
-"""What saving costs: seconds beside a plain write of as many bytes, and how long training stands still for it.
+"""What saving costs: its duration compared with a plain write of the same size, and the training time lost.
 
     python -m benchmarks.checkpoint examples/kuairand/experiment.yaml [--rows 1000000] [key=value ...]
 
-Takes the experiment's feature table (preprocess first); every embedding table gets at least `--rows` rows, so that the
-state is of a size that matters. One worker, this process. A save takes turns with a plain sequential write of the same
-number of bytes, synced as the save's files are, to the same disk. What training loses by a save is the time of the
-steps around it, less that of as many steps without one. Writes benchmarks/checkpoint.json.
+Uses the experiment's feature table (preprocess first); every embedding table gets at least `--rows` rows, so that the
+state is large enough to matter. One worker, in this process. Saves take turns with a plain sequential write of the same
+number of bytes to the same disk, synced as the files of a save are. The training time lost by a save is the time of the
+steps around it minus the time of as many steps without a save. Writes benchmarks/checkpoint.json.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from pipeline.workers.worker import Worker
 
 RESULT = Path(__file__).with_name("checkpoint.json")
 ROUNDS = 5
-STEPS = 16  # longer than a save
+STEPS = 16  # together longer than a save
 CHUNK = 2**24
 
 
@@ -60,7 +60,7 @@ def measure(worker: Worker, experiment: Experiment, rows: int) -> None:
                 size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         with tempfile.TemporaryDirectory(dir=Path(experiment.output).absolute().parent) as folder:
             found["plain write"].append({"seconds": seconds_of(partial(write_plainly, Path(folder) / "plain", size))})
-    tell(size, found)
+    report(size, found)
 
 
 def endless(experiment: Experiment, manifest: Manifest, worker: Worker) -> Iterator[Batch]:
@@ -70,7 +70,7 @@ def endless(experiment: Experiment, manifest: Manifest, worker: Worker) -> Itera
 
 
 def save_once(state: RunState, settings: dict[str, Any], saver: Saver, step: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of the save, those that training waits before its next step, and all that training loses by it."""
+    """Seconds of the save, seconds that training waits before its next step, and the training time lost in total."""
     took: list[float] = []
     without = seconds_of(lambda: [step() for _ in range(STEPS)])
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def save_once(state: RunState, settings: dict[str, Any], saver: Saver, step: Cal
 
 
 def write_plainly(path: Path, size: int) -> None:
-    """As many bytes in a row, on the disk when this returns."""
+    """Writes the bytes sequentially; they are on the disk when this returns."""
     chunk = os.urandom(CHUNK)
     with path.open("wb") as file:
         for start in range(0, size, CHUNK):
@@ -100,14 +100,14 @@ def seconds_of(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def tell(size: int, found: dict[str, list[dict[str, float]]]) -> None:
+def report(size: int, found: dict[str, list[dict[str, float]]]) -> None:
     medians = {
         kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for kind, runs in found.items()
     }
     plain = medians["plain write"]["seconds"]
     pace = statistics.median(run["step"] for kind in ("foreground", "background") for run in found[kind])
     print(f"\nA checkpoint of {size:,} bytes; a step takes {pace * 1000:.0f} ms; medians of {ROUNDS}\n")
-    print("| save       | seconds | beside a plain write | training waits | training loses |")
+    print("| save       | seconds |  times a plain write | training waits | training loses |")
     print("| ---------- | ------: | -------------------: | -------------: | -------------: |")
     for kind in ("foreground", "background"):
         m = medians[kind]
@@ -125,7 +125,7 @@ def main() -> None:
     """Measures the experiment that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint")
     parser.add_argument("experiment")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of each embedding table, at least")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="least number of rows of each embedding table")
     args, overrides = parser.parse_known_args()
     experiment = load_experiment(args.experiment, overrides)
 

@@ -1,8 +1,8 @@
-"""What scenarios, experts and sequences cost: step times of one worker, on random batches in memory, in turn.
+"""What scenarios, experts and sequences cost: step times of one worker on random batches in memory, taking turns.
 
     python -m benchmarks.cost [--full]
 
-MMoE, PLE, STAR and AESM² at 2, 8 and 32 scenarios; in full also with more experts, and DIN over three sequences.
+MMoE, PLE, STAR and AESM² with 2, 8 and 32 scenarios; with --full also more experts, and DIN over three sequences.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Entry:
 
 
 def measure(full: bool) -> dict[str, Any]:
-    """Milliseconds a step of each model, and the ratio of the summary."""
+    """Milliseconds per step of each model, and the ratio for the summary."""
     found: dict[str, Any] = {}
 
     def body(worker: Worker) -> None:
@@ -68,12 +68,12 @@ def measure(full: bool) -> dict[str, Any]:
     least, most = str(SCENARIOS[0]), str(SCENARIOS[-1])
     own = [
         found["scenarios_ms"][trunk] for trunk in TRUNKS if trunk != "mmoe"
-    ]  # where scenarios have parts of their own
+    ]  # the trunks that have parts for each scenario
     return found | {"ratios": {"scenarios_32_vs_2": max(ms[most] / ms[least] for ms in own)}}
 
 
 def times(worker: Worker, variants: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Median milliseconds a step of variants of the load, which take turns in a random order."""
+    """Median milliseconds per step of variants of the workload, which take turns in a random order."""
     entries = {name: entry(worker, variant) for name, variant in variants.items()}
     order, shuffle = list(entries), random.Random(0)  # noqa: S311 - no secret
     for number in range(WARM_UP + ROUNDS):
@@ -96,22 +96,22 @@ def entry(worker: Worker, variant: dict[str, Any]) -> Entry:
     return Entry(choose_step("plain", model, worker.device), cycle(batches), [])
 
 
-def tell(figures: dict[str, Any]) -> None:
+def report(figures: dict[str, Any]) -> None:
     """Prints the figures."""
     rows = [(f"{trunk}, scenarios", ms) for trunk, ms in figures["scenarios_ms"].items()]
     rows += [(f"{trunk}, experts", ms) for trunk, ms in figures.get("experts_ms", {}).items()]
     rows += [("sequences", figures["sequences_ms"])] if "sequences_ms" in figures else []
-    print("\nMilliseconds a step")
+    print("\nMilliseconds per step")
     for name, ms in rows:
         print(f"| {name:<16} | " + " | ".join(f"{key}: {value:,.1f}" for key, value in ms.items()) + " |")
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true")
     figures = measure(parser.parse_args().full)
-    tell(figures)
+    report(figures)
     print({name: round(value, 2) for name, value in figures["ratios"].items()})
 
 

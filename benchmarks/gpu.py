@@ -1,8 +1,8 @@
-"""Training on one GPU, by batch size, against its limits: `python -m benchmarks.gpu`. Says so where there is none.
+"""Training on one GPU, by batch size, compared with its limits: `python -m benchmarks.gpu`. Without a GPU it says so.
 
-For batches of 4,096 to 131,072 rows: samples a second of the step on batches in memory and from the feature table;
-where the time goes, by kernel; and what the products would take at the rate of the GPU's matrix units, and the
-embedding at its memory's, both measured here.
+For batches of 4,096 to 131,072 rows: samples per second of the step, on batches in memory and from the feature table;
+where the time goes, by kernel; and the limit if matrix products ran at the rate of the GPU's matrix units and the
+embedding at the bandwidth of its memory, both measured here.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from pipeline.workers.worker import Worker
 ROWS = 4_000_000
 BATCHES = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 HELD, WARM_UP, STEPS = 16, 10, 40
-# Parts of kernels' names; whatever has none of them is counted as dense.
+# Parts of kernel names; a kernel that matches none of them is counted as dense.
 EMBEDDING = ("embedding", "jagged", "bucketize", "bounds_check", "segment", "radix", "DeviceRadixSort", "cumsum")
 INPUT = ("Memcpy HtoD", "Memcpy PtoD")
 
 
 def measure(folder: Path, precision: str) -> list[dict[str, Any]]:
-    """One entry a batch size."""
+    """One entry per batch size."""
     workload.prepare(folder, ROWS)
     return [by_batch(folder, precision, batch) for batch in BATCHES]
 
@@ -50,7 +50,7 @@ def by_batch(folder: Path, precision: str, batch: int) -> dict[str, Any]:
     def body(worker: Worker) -> None:
         model = shard(made, workload.inputs_of(made), worker)
         held = cycle(list(islice(batches(made, worker), HELD)))
-        # A pipelined step reads ahead from the one iterator that it is first given: each source has a step of its own.
+        # A pipelined step reads ahead from the first iterator that it gets, so each source has its own step.
         step = choose_step("pipelined", model, worker.device)
         found["memory"] = rate(step, held, batch)
         found["shares"] = shares(step, held)
@@ -69,7 +69,7 @@ def batches(made: Experiment, worker: Worker) -> Iterator[Batch]:
 
 
 def rate(step: Step, source: Iterator[Batch], batch: int) -> int:
-    """Samples a second."""
+    """Samples per second."""
     for _ in range(WARM_UP):
         step(source)
     torch.cuda.synchronize()
@@ -81,7 +81,7 @@ def rate(step: Step, source: Iterator[Batch], batch: int) -> int:
 
 
 def shares(step: Step, source: Iterator[Batch]) -> dict[str, float]:
-    """Share of the time of some steps in kernels of the embedding, of the dense part, in copies of input, and idle."""
+    """Shares of the time of some steps: kernels of the embedding, of the dense part, copies of input, and idle time."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         start = time.perf_counter()
         for _ in range(STEPS):
@@ -92,7 +92,7 @@ def shares(step: Step, source: Iterator[Batch]) -> dict[str, float]:
     for event in profiled.key_averages():
         spent[part_of(event.key)] += event.self_device_time_total
     found = {part: round(microseconds / whole, 3) for part, microseconds in spent.items()}
-    return found | {"idle": round(max(0.0, 1 - sum(spent.values()) / whole), 3)}  # streams that overlap hide some
+    return found | {"idle": round(max(0.0, 1 - sum(spent.values()) / whole), 3)}  # streams that overlap hide some idle
 
 
 def part_of(kernel: str) -> str:
@@ -103,13 +103,13 @@ def part_of(kernel: str) -> str:
 
 
 def limit(precision: str) -> int:
-    """Samples a second of the products at the measured rate of this precision, then the embedding at the memory's."""
+    """Samples per second at the measured rates of matrix products, in this precision, and of memory."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     square = torch.randn(8192, 8192, dtype=dtype, device="cuda")
     flops = 2 * 8192**3 / seconds_of(lambda: square @ square)
     block = torch.empty(2**28, dtype=torch.float32, device="cuda")
     bandwidth = 2 * block.nbytes / seconds_of(block.clone)
-    # A row is read forward; backward its gradient is read, and the row and its sum of squares read and written.
+    # Forward, a row is read; backward, its gradient is read, and the row and its sum of squares are read and written.
     row = workload.DIM * 4
     embedding = bandwidth / (workload.CATEGORICALS * (row + row + 2 * (row + 4)))
     return round(one_after_the_other(flops / FLOPS, embedding))
@@ -127,16 +127,16 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="to keep the data in; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder to keep the data in; by default a temporary one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("There is no GPU here that torch can use: nothing was measured.")
+        sys.exit("torch finds no GPU on this machine: nothing was measured.")
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(options.folder or Path(scratch), options.precision)
-    print(f"{torch.cuda.get_device_name()}, {options.precision}, samples a second")
+    print(f"{torch.cuda.get_device_name()}, {options.precision}, samples per second")
     for entry in found:
         print(
             f"| {entry['batch']:>7,} | memory {entry['memory']:>10,} | disk {entry['disk']:>10,} | {entry['shares']} "

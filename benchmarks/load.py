@@ -1,9 +1,9 @@
-"""Reading alone, from lane files to batches, beside pyarrow's decoding of the same columns.
+"""Reading alone, from lane files to batches, compared with pyarrow's decoding of the same columns.
 
     python -m benchmarks.load --folder DIR
 
-`decode` reads the same row groups in the same order of an epoch, one after the other; `decode_whole` reads whole files
-in the order of the table, which no training could use. Both with pyarrow's own threads. They take turns.
+`decode` reads the same row groups in the same order of an epoch, one after another; `decode_whole` reads whole files in
+table order, which no training could use. Both use pyarrow's own threads. All three take turns.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Read = tuple[int, int]  # rows, bytes
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Rows and bytes a second of each, and the ratio. The folder keeps log and table."""
+    """Rows and bytes per second of each way to read, and the ratios. The folder keeps the log and the table."""
     workload.prepare(folder, ROWS)
     made = workload.experiment(folder)
     manifest = read_manifest(made.table_folder)
@@ -66,7 +66,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def load(made: Experiment, manifest: Manifest) -> Read:
-    """Every batch of an epoch, as training gets it; bytes as they lie in the batches."""
+    """Reads every batch of an epoch as training gets it; the bytes are those of the batches."""
     columns = batch_columns(made, workload.inputs_of(made))
     reader = Reader(
         made.table_folder,
@@ -111,22 +111,22 @@ def decode_whole(made: Experiment, manifest: Manifest, columns: list[str]) -> Re
     return rows, size
 
 
-def tell(figures: dict[str, Any]) -> None:
+def report(figures: dict[str, Any]) -> None:
     """Prints the figures."""
-    print(f"\n| {'reading':<14} | rows a second | MB a second |\n| {'-' * 14} | ------------: | ----------: |")
+    print(f"\n| {'reading':<14} | rows per second | MB per second |\n| {'-' * 14} | --------------: | ------------: |")
     for name in ("load", "decode", "decode_whole"):
         rows, size = figures[name]["rows_per_second"], figures[name]["bytes_per_second"]
-        print(f"| {name:<14} | {rows:>13,} | {size / 1e6:>11,.0f} |")
+        print(f"| {name:<14} | {rows:>15,} | {size / 1e6:>13,.0f} |")
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="to keep the data in; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder to keep the data in; by default a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(options.folder or Path(scratch))
-    tell(figures)
+    report(figures)
     print({name: round(value, 2) for name, value in figures["ratios"].items()})
 
 

@@ -1,11 +1,11 @@
-"""What each trunk and each bottom costs: the time of a training step, as a ratio measured side by side in one run.
+"""What each trunk and each bottom costs: the time of a training step, as ratios measured side by side in one run.
 
     python -m benchmarks.models examples/kuairand/experiment.yaml [key=value ...]
 
-Takes the experiment's feature table (preprocess first) and the same batches for all. Steps of all models take turns
-in a random order, so that whatever else the machine does meets all alike; told is the median over the rounds. One
-worker, this process. Trunks stand on the bottom `concat`, bottoms under the trunk `shared_bottom`; trunks take over
-what keys of the experiment's own trunk they have too.
+Uses the experiment's feature table (preprocess first) and the same batches for all models. Steps of all models take
+turns in a random order, so that other load on the machine affects all alike; the median over the rounds is reported.
+One worker, in this process. Trunks are combined with the bottom `concat`, bottoms with the trunk `shared_bottom`; a
+trunk takes over those keys of the experiment's own trunk that it also has.
 """
 
 import random
@@ -56,7 +56,7 @@ def measure(worker: Worker, experiment: Experiment) -> None:
     models = {name: build(worker, variant) for name, variant in variants(experiment)}
     names, order = list(models), random.Random(0)  # noqa: S311 - no secret
     for round_number, batch in enumerate(islice(cycle(batches), WARM_UP + ROUNDS)):
-        order.shuffle(names)  # a model pays for what the one before it left in caches and memory
+        order.shuffle(names)  # the previous model leaves its data in caches and memory
         for name in names:
             start = time.perf_counter()
             models[name][0](iter([batch]))
@@ -64,7 +64,7 @@ def measure(worker: Worker, experiment: Experiment) -> None:
                 torch.cuda.synchronize()
             if round_number >= WARM_UP:
                 seconds.setdefault(name, []).append(time.perf_counter() - start)
-    tell({name: statistics.median(seconds[name]) for name in models}, models, batches[0])
+    report({name: statistics.median(seconds[name]) for name in models}, models, batches[0])
 
 
 def build(worker: Worker, experiment: Experiment) -> tuple[PlainStep, int]:
@@ -74,8 +74,8 @@ def build(worker: Worker, experiment: Experiment) -> tuple[PlainStep, int]:
     return PlainStep(model, worker.device), sum(parameter.numel() for parameter in dense.parameters())
 
 
-def tell(medians: dict[str, float], models: dict[str, tuple[PlainStep, int]], batch: Batch) -> None:
-    print(f"\nSteps of {batch.rows:,} rows; {FIRST}: {batch.rows / medians[FIRST]:,.0f} rows a second\n")
+def report(medians: dict[str, float], models: dict[str, tuple[PlainStep, int]], batch: Batch) -> None:
+    print(f"\nSteps of {batch.rows:,} rows; {FIRST}: {batch.rows / medians[FIRST]:,.0f} rows per second\n")
     print(f"| {'model':<24} | step time | dense parameters |\n| {'-' * 24} | --------: | ---------------: |")
     for name, median in medians.items():
         print(f"| {name:<24} | {median / medians[FIRST]:>9.2f} | {models[name][1]:>16,} |")

@@ -1,7 +1,7 @@
 """Manygate as a contestant: `python -m benchmarks.own WHAT --folder DIR`, or under torchrun for more workers.
 
-disk       the trainer as it is: feature table, read-ahead, step, window, log lines
-memory     its step alone, on batches held in memory
+disk       the whole trainer: feature table, read-ahead, step, running metrics, log lines
+memory     the trainer's step alone, on batches held in memory
 dense      forward and backward of the dense part, and its optimizer, on embeddings held in memory
 embedding  lookup, gradient and update of the tables, on gradients held in memory
 """
@@ -36,18 +36,18 @@ HELD = 64  # batches in memory
 
 
 class Over(Exception):
-    """There is no further round."""
+    """There are no more rounds."""
 
 
 class Rounds:
-    """Takes the place of a validation: the trainer calls it every so many steps, and does not count its time."""
+    """Takes the place of validation: the trainer calls it at a fixed interval of steps and does not count its time."""
 
     def __init__(self, worker: Worker, turns: Turns | None, samples: int) -> None:
         self._worker, self._turns, self._samples = worker, turns, samples
         self._start: float | None = None
 
     def __call__(self) -> dict[str, Any]:
-        """Tells of the round, and waits for the next one, on all workers. The first call ends the warming up."""
+        """Reports the round and waits for the next one, on all workers. The first call ends the warm-up."""
         if not self._worker.on_first(self._next):
             raise Over
         return {"tasks": {}}
@@ -77,7 +77,7 @@ def from_disk(worker: Worker, made: Experiment, turns: Turns | None, steps: int)
 def in_memory(
     prepare: Callable[[ShardedModel, list[Batch], Worker], Callable[[], None]],
 ) -> Callable[[Worker, Experiment, Turns | None, int], None]:
-    """A body that repeats what `prepare` makes of the model and of batches in memory."""
+    """A body that repeats the step that `prepare` makes from the model and batches in memory."""
 
     def body(worker: Worker, made: Experiment, turns: Turns | None, steps: int) -> None:
         model = shard(made, workload.inputs_of(made), worker)
@@ -102,7 +102,7 @@ def dense_alone(model: ShardedModel, batches: list[Batch], worker: Worker) -> Ca
     batches = [batch.to(worker.device) for batch in batches]
     held = [module.embedding(batch.ids, batch.sequences, batch.numerics).cut() for batch in batches]
     endless = cycle(zip(batches, held, strict=True))
-    _, optimizer = model.optimizer.optimizers  # the fused one, then that of the dense part
+    _, optimizer = model.optimizer.optimizers  # the fused optimizer, then that of the dense part
 
     def step() -> None:
         batch, embedded = next(endless)
@@ -144,11 +144,11 @@ BODIES = {
 
 
 def main() -> None:
-    """Takes part as the command line says."""
+    """Runs the contestant that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=BODIES)
-    parser.add_argument("--folder", type=Path, required=True, help="where workload.prepare has been")
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--folder", type=Path, required=True, help="the folder that workload.prepare has filled")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     arguments = parser.parse_args()
     made = workload.experiment(

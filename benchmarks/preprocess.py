@@ -1,14 +1,15 @@
-"""Preprocessing against Polars, and the counting of vocabularies against Ray Data.
+"""Preprocessing compared with Polars, and the counting of vocabularies compared with Ray Data.
 
     python -m benchmarks.preprocess --rows 2000000,5000000 [--scratch DIR] [--json FILE] [--vocabulary-rows 1000000]
 
-Of each size a log is generated, which both sides preprocess in turn, each in processes of its own: ours with the
-interpreter that runs this, Polars (`benchmarks.peers.polars_preprocess`) with that of `.venv-peers`. Both must have
-written all rows, and found the same values in three columns. Our seconds begin when Ray is up, with no worker yet; what
-Ray's own start takes is told beside them. What is imported before the work begins counts for neither.
+For each size a log is generated. Both sides preprocess it in turn, each in processes of its own: ours with the
+interpreter that runs this, Polars (`benchmarks.peers.polars_preprocess`) with that of `.venv-peers`. Both must write
+all rows and find the same values in three columns. Our time starts when Ray is up, with no worker yet; the time that
+Ray itself takes to start is reported separately. Imports before the work starts are not counted for either side.
 
-Peak memory is that of the process, or with us the greatest sum over the driver and Ray's workers: resident memory less
-what is shared, ten times a second. Files in the page cache, Ray's object store and its services are not counted.
+Peak memory is that of the process, or for ours the greatest sum over the driver and Ray's workers: resident memory
+minus shared memory, sampled ten times per second. Files in the page cache, Ray's object store and Ray's services are
+not counted.
 """
 
 import argparse
@@ -34,24 +35,24 @@ VOCABULARY_ROWS = 1_000_000
 COMPARED = ("c01", "c02", "c03")
 DAYS = 10
 ROUNDS, ROUNDS_LARGE, LARGE = 2, 1, 5_000_000
-SAMPLE_S, LIST_S = 0.1, 0.5  # between two looks at the memory, and at which processes there are
-RAY_OF_THE_NODE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # no workers
+SAMPLE_S, LIST_S = 0.1, 0.5  # between two samples of the memory, and between two lists of the processes
+RAY_OF_THE_NODE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # not workers
 
 Result = dict[str, Any]
 
 
 class BenchmarkError(Exception):
-    """A side that did not come to its end, or did other work than it should."""
+    """A side failed, or did not do the work that it should."""
 
 
 def measure(sizes: list[int], vocabulary_rows: int, scratch: str) -> Result:
     """Both contests. The scratch folder must have room for a log and two feature tables of the largest size.
 
     Raises:
-        BenchmarkError: a side failed, or both did not do the same work.
+        BenchmarkError: a side failed, or the two sides did not do the same work.
     """
     if not PEERS_PYTHON.exists():
-        raise BenchmarkError("There is no .venv-peers: make it with `python benchmarks/peers/install.py`.")
+        raise BenchmarkError("There is no .venv-peers: create it with `python benchmarks/peers/install.py`.")
     return {
         "sizes": [contest(rows, Path(scratch).absolute()) for rows in sizes],
         "vocabulary": vocabulary_contest(vocabulary_rows, Path(scratch).absolute()),
@@ -76,7 +77,7 @@ def contest(rows: int, scratch: Path) -> Result:
 
 
 def vocabulary_contest(rows: int, scratch: Path) -> Result:
-    """Our counting of three columns against two ways of Ray Data, in one process."""
+    """Our counting of three columns compared with two ways of Ray Data, in one process."""
     log = make_log(rows, scratch)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         rounds = run(*ours("vocabularies", log, Path(folder, "table")))
@@ -85,7 +86,7 @@ def vocabulary_contest(rows: int, scratch: Path) -> Result:
 
 
 def make_log(rows: int, scratch: Path) -> Path:
-    """The log of a size, unless an earlier call has made it."""
+    """The log of this size; generated unless an earlier call has done so."""
     log = scratch / f"log-{rows}"
     if not log.exists():
         unfinished = log.with_suffix(".unfinished")
@@ -94,13 +95,13 @@ def make_log(rows: int, scratch: Path) -> Path:
         command = [sys.executable, "-m", "examples.synthetic.generate", str(unfinished), *settings]
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)  # noqa: S603
         if done.returncode:
-            raise BenchmarkError(f"The log of {rows:,} rows was not made:\n{done.stderr[-2000:]}")
+            raise BenchmarkError(f"The log of {rows:,} rows was not generated:\n{done.stderr[-2000:]}")
         unfinished.rename(log)
     return log
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_ADDRESS": "local"}  # never the head that somebody has running
+    return {**os.environ, "RAY_ADDRESS": "local"}  # never a head that somebody else has started
 
 
 def ours(work: str, log: Path, table: Path) -> tuple[str, list[str]]:
@@ -112,8 +113,8 @@ def polars(log: Path, output: Path) -> tuple[str, list[str]]:
 
 
 def run(name: str, command: list[str]) -> Result:
-    """Runs a side to its end; what it tells, with the peak of its memory as it is counted here."""
-    os.sync()  # what the side before has written is not this one's to wait for
+    """Runs one side to its end and returns what it reports, with its peak memory as measured here."""
+    os.sync()  # so that this side does not wait for what the side before has written
     with tempfile.TemporaryFile("w+") as answers, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=answers, stderr=errors)  # noqa: S603
         peak = max(memory(process), default=0)
@@ -121,12 +122,12 @@ def run(name: str, command: list[str]) -> Result:
             errors.seek(0)
             raise BenchmarkError(f"{name} ended with {process.returncode}:\n{errors.read()[-2000:]}")
         answers.seek(0)
-        told: Result = json.loads(answers.read())
-    return told | {"peak_bytes": peak}
+        reported: Result = json.loads(answers.read())
+    return reported | {"peak_bytes": peak}
 
 
 def memory(process: "subprocess.Popen[bytes]") -> Iterator[int]:
-    """Bytes of a process and the Ray workers below it, until it ends."""
+    """Bytes of a process and the Ray workers below it, sampled until it ends."""
     members: list[psutil.Process] = []
     listed = -LIST_S
     while process.poll() is None:
@@ -137,7 +138,7 @@ def memory(process: "subprocess.Popen[bytes]") -> Iterator[int]:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The process itself, and the workers of the Ray that it has started."""
+    """The process itself, and the workers of the Ray cluster that it has started."""
     found = []
     with suppress(psutil.NoSuchProcess):
         found.append(psutil.Process(pid))
@@ -150,7 +151,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def unshared(process: psutil.Process) -> int:
-    """Resident memory less what is shared: private to the last page without a look at every page."""
+    """Resident minus shared memory: the private memory, without a look at every page."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         held = process.memory_info()
         return int(held.rss - held.shared)
@@ -158,7 +159,7 @@ def unshared(process: psutil.Process) -> int:
 
 
 def check_same_work(rows: int, outputs: dict[str, Path]) -> None:
-    """Raises BenchmarkError unless both have written all rows, and ids of three columns are the same."""
+    """Raises BenchmarkError unless both sides wrote all rows and the ids of three columns are the same."""
     for side, output in outputs.items():
         written = sum(pq.read_metadata(file).num_rows for file in output.rglob("lane[-=]*/*.parquet"))
         if written != rows:
@@ -173,14 +174,14 @@ def check_same_work(rows: int, outputs: dict[str, Path]) -> None:
 
 
 def summary(rows: int, rounds: list[Result]) -> Result:
-    """The median of each figure, the greatest peak."""
-    medians = {key: statistics.median(told[key] for told in rounds) for key in rounds[0] if key.endswith("seconds")}
+    """The median of each figure, and the greatest peak memory."""
+    medians = {key: statistics.median(result[key] for result in rounds) for key in rounds[0] if key.endswith("seconds")}
     rate = rows / medians["seconds"]
-    return {**medians, "rows_per_second": rate, "peak_bytes": max(told["peak_bytes"] for told in rounds)}
+    return {**medians, "rows_per_second": rate, "peak_bytes": max(result["peak_bytes"] for result in rounds)}
 
 
-def tell(result: Result) -> None:
-    """Prints what was found."""
+def report(result: Result) -> None:
+    """Prints the figures."""
     print("\n|       rows | ours rows/s | Polars rows/s | ours / Polars | ours peak | Polars peak | start of Ray |")
     print("| ---------: | ----------: | ------------: | ------------: | --------: | ----------: | -----------: |")
     for size in result["sizes"]:
@@ -199,12 +200,12 @@ def gigabytes(side: Result) -> str:
 
 
 def main() -> None:
-    """Measures what the command line says."""
+    """Measures the sizes that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", default="2000000", help="sizes of the log, with commas between")
+    parser.add_argument("--rows", default="2000000", help="sizes of the log, separated by commas")
     parser.add_argument("--vocabulary-rows", type=int, default=VOCABULARY_ROWS)
-    parser.add_argument("--scratch", help="folder for logs and tables; logs are kept for the next call there")
-    parser.add_argument("--json", type=Path, help="file that the result is written to")
+    parser.add_argument("--scratch", help="folder for logs and tables; logs in it are kept for the next call")
+    parser.add_argument("--json", type=Path, help="file to write the result to")
     arguments = parser.parse_args()
     sizes = [int(rows) for rows in arguments.rows.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
@@ -214,7 +215,7 @@ def main() -> None:
             result = measure(sizes, arguments.vocabulary_rows, scratch)
         except BenchmarkError as error:
             sys.exit(str(error))
-    tell(result)
+    report(result)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""One process of ours in the contests of `benchmarks.preprocess`: does its work, and prints one JSON line.
+"""A process of our side in the contests of `benchmarks.preprocess`: does its work and prints one JSON line.
 
 python -m benchmarks.preprocess_once features LOG TABLE
 python -m benchmarks.preprocess_once vocabularies LOG TABLE
@@ -31,7 +31,7 @@ from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.plan import make_preprocess_plan
 
 CATEGORICALS, BUCKETED = 26, 6
-# Of the contest of vocabularies:
+# For the contest of vocabularies:
 COUNTED = ("c01", "c02", "c03")
 ROUNDS = 2
 
@@ -48,7 +48,7 @@ def numeric(name: str, encode: Section) -> Section:
 
 
 def all_features() -> list[Section]:
-    """Every column of the synthetic log that has no behaviours."""
+    """Every column of a synthetic log without behaviours."""
     numbers = [f"n{number:02d}" for number in range(1, NUMERICS + 1)]
     return [
         *(categorical(f"c{number:02d}", "categorical", 2) for number in range(1, CATEGORICALS + 1)),
@@ -76,7 +76,7 @@ def all_columns(log: str) -> Experiment:
 
 
 def three_columns(log: str) -> Experiment:
-    """The experiment of the contest of vocabularies: all days are counted, and every value."""
+    """The experiment of the contest of vocabularies: values are counted over all days, and none is left out."""
     days = days_of(log)
     features = [categorical(name, "categorical", 1) for name in COUNTED]
     click = {"name": "click", "column": "click", "kind": "binary"}
@@ -97,17 +97,17 @@ def experiment(log: str, splits: Section, keys: list[str], features: list[Sectio
 
 
 def make_features(log: str, table: str) -> dict[str, float]:
-    """Preprocesses the log. Ray is up before, with no worker yet."""
+    """Preprocesses the log. Ray is up before the time starts, with no worker yet."""
     connect_seconds = seconds_of(connect)
     settings = all_columns(log)
     began = time.time()
     seconds = seconds_of(lambda: preprocess(settings, table))
-    fitted = Path(table, "encoders", INDEX).stat().st_mtime  # written last of the first pass
+    fitted = Path(table, "encoders", INDEX).stat().st_mtime  # the last file that the first pass writes
     return {"seconds": seconds, "fit_seconds": fitted - began, "connect_seconds": connect_seconds}
 
 
 def count_values(log: str, table: str) -> dict[str, list[float]]:
-    """Counts the values of three columns in three ways that take turns, in one Ray."""
+    """Counts the values of three columns in three ways that take turns, in one Ray cluster."""
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
     words = ray.data.from_items([{"value": str(number % 7)} for number in range(1000)])
@@ -125,7 +125,7 @@ def count_values(log: str, table: str) -> dict[str, list[float]]:
             distinct[way] = work()
             seconds[way].append(time.perf_counter() - start)
     if len(set(map(tuple, distinct.values()))) > 1:
-        raise SystemExit(f"The contestants do not find as many values: {distinct}.")
+        raise SystemExit(f"The contestants find different numbers of values: {distinct}.")
     return seconds
 
 
@@ -140,7 +140,7 @@ def with_ours(log: str, table: str) -> list[int]:
 
 
 def read_texts(log: str, names: Iterable[str]) -> ray.data.Dataset:
-    """Columns of the log as plain texts: Ray Data cannot group those whose files have dictionaries of their own."""
+    """Columns of the log as plain texts: Ray Data cannot group columns with one dictionary per file."""
     columns = list(names)
     schema = pa.schema([(name, pa.string()) for name in columns])
     return ray.data.read_parquet(log, schema=schema).select_columns(columns)
@@ -164,12 +164,12 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Does what the command line says. Whatever else prints goes to standard error."""
+    """Does the work that the command line names. All other output goes to standard error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     works = {"features": make_features, "vocabularies": count_values}
     parser.add_argument("work", choices=works)
     parser.add_argument("log")
-    parser.add_argument("table", help="folder that is not there yet")
+    parser.add_argument("table", help="folder that does not exist yet")
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

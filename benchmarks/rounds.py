@@ -1,7 +1,7 @@
-"""The two sides of a contest: contestants are processes that work in turn, so that whatever else the machine does meets
+"""The two sides of a contest: contestants are processes that work in turn, so that other load on the machine affects
 all alike. Standard library only: contestants run in environments of their own.
 
-A contestant writes a JSON line when it is ready, and one more after every round; it begins a round when it is told to.
+A contestant writes one JSON line when it is ready and one after every round; it starts a round when it reads a line.
 """
 
 import json
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class ContestantError(Exception):
-    """A contestant that did not come to its end."""
+    """A contestant ended before its work was done."""
 
 
 class Turns:
-    """The contestant's side. Whatever else prints goes to standard error."""
+    """The contestant's side. All other output of the process goes to standard error."""
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
@@ -35,11 +35,11 @@ class Turns:
         self._answer({"ready": True, **about})
 
     def wait(self) -> bool:
-        """Waits for the next round; False when there is none."""
+        """Waits for the next round; False if there is none."""
         return sys.stdin.readline() != ""
 
     def done(self, samples: float, seconds: float) -> None:
-        """Tells of a round."""
+        """Reports a round."""
         self._answer({"samples": samples, "seconds": seconds})
 
     def _answer(self, message: Mapping[str, Any]) -> None:
@@ -59,11 +59,11 @@ def serve(work: Callable[[], float], **about: Any) -> None:
 
 @dataclass
 class Contestant:
-    """A process, from outside."""
+    """A contestant, seen from the process that starts it."""
 
     name: str
     command: Sequence[str]
-    rates: list[float] = field(default_factory=list)  # samples a second, one a round
+    rates: list[float] = field(default_factory=list)  # samples per second, one value per round
 
     def start(self) -> None:
         """Starts the process and waits until it is ready."""
@@ -79,7 +79,7 @@ class Contestant:
         self._read()
 
     def round(self) -> None:
-        """Lets it work for one round."""
+        """Lets the process work for one round."""
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write("go\n")
@@ -88,14 +88,14 @@ class Contestant:
         self.rates.append(done["samples"] / done["seconds"])
 
     def stop(self) -> None:
-        """Ends the process; one that was not started is no mistake."""
+        """Ends the process; does nothing if it was not started."""
         if hasattr(self, "_process") and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
 
     @property
     def rate(self) -> float:
-        """Samples a second, the median of the rounds."""
+        """Samples per second, the median of the rounds."""
         return statistics.median(self.rates)
 
     def _read(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Contestant:
 
 
 def compete(contestants: Sequence[Contestant], rounds: int, warm_up: int = 1) -> None:
-    """Starts all, and lets them work in turn, in another order every round."""
+    """Starts all contestants and lets them work in turn, in a new random order every round."""
     order, shuffle = list(contestants), random.Random(0)  # noqa: S311 - no secret
     try:
         for contestant in contestants:

@@ -1,7 +1,7 @@
 """More workers, and larger tables: `python -m benchmarks.scale --folder DIR`.
 
 One, two and four workers train from disk on the cores of this machine. Tables of up to 50 million rows are looked up
-and updated in memory, by one worker: all 26 features share one table of that many rows.
+and updated in memory by one worker: all 26 features share one table with that many rows.
 """
 
 import argparse
@@ -29,10 +29,10 @@ STEPS, WARM_UP, HELD = 60, 20, 20
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Samples a second by number of workers, and of the embedding alone by rows of its table."""
+    """Samples per second by number of workers, and of the embedding alone by number of table rows."""
     workload.prepare(folder, ROWS)
     contestants = {count: own(f"{count} workers", folder, "disk", 12, workers=count) for count in WORKERS}
-    for contestant in contestants.values():  # one after the other: seven processes at a time would wait for memory
+    for contestant in contestants.values():  # one after another: seven processes at a time would wait for memory
         compete([contestant], rounds=3)
     return {
         "workers": {str(count): round(contestant.rate) for count, contestant in contestants.items()},
@@ -41,7 +41,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def embedding_rate(rows: int) -> int:
-    """Samples a second of the embedding alone, where all features share one table of so many rows."""
+    """Samples per second of the embedding alone, where all features share one table with this many rows."""
     made = one_table(workload.experiment(Path("unused")))
     inputs = model_inputs(made, {"c01": rows})
     rates: list[int] = []
@@ -61,28 +61,28 @@ def embedding_rate(rows: int) -> int:
 
 
 def one_table(made: Experiment) -> Experiment:
-    """The load with one table for all features."""
+    """The workload with one table for all features."""
     data = written(made)
     first, *others = data["features"]
     shared = [{key: f[key] for key in ("name", "column", "kind")} | {"shares": first["name"]} for f in others]
     return parse_experiment(data | {"features": [first, *shared]}, "benchmark")
 
 
-def tell(figures: dict[str, Any]) -> None:
+def report(figures: dict[str, Any]) -> None:
     """Prints the figures."""
     for title in ("workers", "table_rows"):
-        print(f"\n{title.replace('_', ' ')}, samples a second")
+        print(f"\n{title.replace('_', ' ')}, samples per second")
         for name, rate in figures[title].items():
             print(f"| {name:>12} | {rate:>10,} |")
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="to keep the data in; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder to keep the data in; by default a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        tell(measure(options.folder or Path(scratch)))
+        report(measure(options.folder or Path(scratch)))
 
 
 if __name__ == "__main__":

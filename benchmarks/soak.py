@@ -1,11 +1,11 @@
-"""Kills real processes at random, again and again, and compares what comes out with what undisturbed ones made.
+"""Kills real processes at random, repeatedly, and compares the results with those of undisturbed runs.
 
     python -m benchmarks.soak --minutes 30 [--seed 0] [--output benchmarks/soak.json]
 
 A round takes a fresh copy, disturbs it up to four times, lets it finish and compares: tables file by file, runs bit by
-bit (to rounding where the number of workers changes). What a round does follows from the seed and its number, but for
-how fast the machine is. The folder of a round with a difference is kept; `--first N` begins with round N, to see it
-again. Leaves with 1 when there is a difference.
+bit (up to rounding where the number of workers changes). What a round does depends only on the seed, its number and the
+speed of the machine. The folder of a round with a difference is kept; `--first N` begins with round N, to repeat it.
+Exits with 1 if there is a difference.
 """
 
 import argparse
@@ -34,26 +34,26 @@ from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 KILLED = -9
 GROUP_FAILED = 1  # torchrun, when one of its workers has died
 MOST_DISTURBANCES = 4
-MOST_INSIDE = 2  # kills that one command is to survive: fewer than training.max_restarts
-LATER_S = 0.3  # after a line, so that a checkpoint may be under way
-RAY_IS_UP = "Ray: started"  # as cluster.connect says it
-TOLD = 1500  # characters of a failed command's output
-# All experts, and noise in their shares: where two experts are equally near, rounding would decide which is selected,
-# and the sums of other numbers of workers round differently.
+MOST_INSIDE = 2  # kills that one command must survive: fewer than training.max_restarts
+LATER_S = 0.3  # at most, after a line: a save may then be in progress
+RAY_IS_UP = "Ray: started"  # the message of cluster.connect
+SHOWN = 1500  # characters of a failed command's output
+# All experts are used, with noise in their shares. A selection would depend on rounding where two experts are equally
+# close to a row, and sums are rounded differently on other numbers of workers.
 SMOOTH = ("model.trunk.top_specific=8", "model.trunk.top_shared=8", "model.trunk.noise_in_mixture=true")
 
 
-class Difference(Exception):  # noqa: N818 - what is looked for, no failure of the soak
+class Difference(Exception):  # noqa: N818 - what the soak looks for, not a failure of it
     """A round did not end as the undisturbed run did."""
 
-    def __init__(self, what: str, said: str = "") -> None:
+    def __init__(self, what: str, output: str = "") -> None:
         super().__init__(what)
-        self.said = said[-TOLD:]  # not for the JSON: it names paths and the host
+        self.output = output[-SHOWN:]  # not for the JSON: it names paths and the host
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What rounds are compared with, and how long it took, in seconds."""
+    """The runs that rounds are compared with, and how long they took, in seconds."""
 
     folder: Path
     experiment: Path
@@ -66,7 +66,7 @@ class Undisturbed:
 
 @dataclass
 class Round:
-    """One round under way."""
+    """One round in progress."""
 
     kind: str
     folder: Path
@@ -87,7 +87,7 @@ class Round:
         return [job, str(self.undisturbed.experiment), f"output={self.folder}"]
 
     def moment(self, seconds: float) -> Moment:
-        """Anywhere in the undisturbed duration, start included; or in the training itself."""
+        """A random moment in the duration of the undisturbed run, including its start; or in the training itself."""
         if self.rng.random() < 0.5:
             return Moment(self.rng.uniform(0.02, 1) * seconds)
         return self.moment_in_training()
@@ -103,13 +103,13 @@ class Round:
         strike: Callable[[Running], int],
         between: Callable[[], object] = lambda: None,
     ) -> None:
-        """Runs a command and strikes it some times, then once more to its end.
+        """Runs a command a few times and disturbs it each time, then runs it once more to its end.
 
         Args:
-            command: of each attempt.
-            moment: of each strike.
-            strike: disturbs; gives the exit code that is to follow.
-            between: done after each strike.
+            command: returns the command of each attempt.
+            moment: returns the moment of each disturbance.
+            strike: disturbs the command and returns the expected exit code.
+            between: called after each disturbance.
         """
         for _ in range(self.rng.randint(1, MOST_DISTURBANCES)):
             running, expected = self.start(command()), 0
@@ -117,51 +117,51 @@ class Round:
                 expected = strike(running)
             code = running.end()
             check(running, code, (0, expected))
-            if code == 0:  # it was faster
+            if code == 0:  # it ended before the disturbance
                 break
             self.kills += 1
             between()
         self.finish(command())
 
     def finish(self, command: list[str]) -> None:
-        """A command to its end, with nothing amiss."""
+        """Runs a command to its end; it must succeed without a traceback."""
         running = self.start(command)
         check(running, running.end(), (0,))
-        if "Traceback" in running.said():
-            raise Difference(f"{running.log.name} ended well, but with a traceback", running.said())
+        if "Traceback" in running.output():
+            raise Difference(f"{running.log.name} succeeded, but with a traceback", running.output())
 
     def survive(self, command: list[str], moment: Callable[[], Moment], title: str) -> None:
-        """Runs one command, and kills workers of its Ray whose title begins so: it must end well all the same."""
+        """Runs one command and kills workers of its Ray whose title begins with `title`; it must still succeed."""
         running = self.start(command)
-        running.until(lambda: RAY_IS_UP in running.said())  # a kill before makes ray.init itself wait for ever
+        running.until(lambda: RAY_IS_UP in running.output())  # an earlier kill makes ray.init wait forever
         for _ in range(self.rng.randint(1, MOST_INSIDE)):
             reached = running.reaches(moment(), self.run / "metrics.jsonl")
             if not reached or not running.until(lambda: bool(running.ray_workers(title))):
                 break
-            there = running.ray_workers(title)
-            if there:
-                self.rng.choice(there).kill()
+            workers = running.ray_workers(title)
+            if workers:
+                self.rng.choice(workers).kill()
                 self.kills += 1
         check(running, running.end(), (0,))
 
     def compare_table(self) -> None:
-        tell(table_difference(self.undisturbed.run("table") / "table", self.run / "table"))
+        check_no_difference(table_difference(self.undisturbed.run("table") / "table", self.run / "table"))
 
     def compare_run(self, name: str, is_exact: bool = True) -> None:
-        tell(run_difference(self.undisturbed.run(name), self.run, self.folder, is_exact))
+        check_no_difference(run_difference(self.undisturbed.run(name), self.run, self.folder, is_exact))
 
     def copy_table(self) -> None:
         shutil.copytree(self.undisturbed.run("table") / "table", self.run / "table")
 
 
 def check(running: Running, code: int | None, expected: tuple[int, ...]) -> None:
-    """Raises Difference where a command did not end in one of the expected ways."""
+    """Raises Difference unless a command ended in one of the expected ways."""
     if code not in expected:
         ended = f"took more than {LIMIT_S} s" if code is None else f"ended with {code}"
-        raise Difference(f"{running.log.name} {ended}", running.said())
+        raise Difference(f"{running.log.name} {ended}", running.output())
 
 
-def tell(difference: str | None) -> None:
+def check_no_difference(difference: str | None) -> None:
     if difference is not None:
         raise Difference(difference)
 
@@ -171,7 +171,7 @@ def kill(running: Running) -> int:
     return KILLED
 
 
-def tell_to_stop(running: Running) -> int:
+def terminate(running: Running) -> int:
     running.process.terminate()
     return INTERRUPTED_EXIT_CODE
 
@@ -208,9 +208,9 @@ def train_killed(this: Round) -> None:
     this.compare_run("alone")
 
 
-def train_told_to_stop(this: Round) -> None:
+def train_terminated(this: Round) -> None:
     this.copy_table()
-    this.repeat(lambda: manygate(*this.arguments("train")), this.moment_in_training, tell_to_stop)
+    this.repeat(lambda: manygate(*this.arguments("train")), this.moment_in_training, terminate)
     this.compare_run("alone")
 
 
@@ -249,15 +249,15 @@ def train_on_ray(this: Round) -> None:
     this.copy_table()
     command = manygate(*this.arguments("train"), "--launcher", "ray", "--workers", "2")
     this.survive(command, this.moment_in_training, "ray::RayTrainWorker")
-    this.compare_run("two")  # with as many threads a worker as torchrun's
+    this.compare_run("two")  # torchrun gives each worker as many threads
 
 
-# How often each kind comes in a deck; one on Ray takes about a minute.
+# How often each kind occurs in a deck; a round on Ray takes about a minute. The names are keys in the JSON file.
 KINDS: dict[str, tuple[Callable[[Round], None], int]] = {
     "preprocess driver": (preprocess_driver, 2),
     "preprocess worker": (preprocess_worker, 2),
     "train killed": (train_killed, 2),
-    "train told to stop": (train_told_to_stop, 2),
+    "train told to stop": (train_terminated, 2),
     "train, one of two killed": (train_one_of_two_killed, 2),
     "train, other workers": (train_other_workers, 2),
     "checkpoint damaged": (checkpoint_damaged, 2),
@@ -266,7 +266,7 @@ KINDS: dict[str, tuple[Callable[[Round], None], int]] = {
 
 
 def order(seed: int) -> Iterator[str]:
-    """Kinds of rounds without end, from shuffled decks."""
+    """Kinds of rounds, endlessly, from shuffled decks."""
     rng = random.Random(seed)  # noqa: S311 - no secret
     deck = [kind for kind, (_, weight) in KINDS.items() for _ in range(weight)]
     while True:
@@ -276,7 +276,7 @@ def order(seed: int) -> Iterator[str]:
 
 @dataclass
 class Tally:
-    """What came out so far."""
+    """The counts and the differences so far."""
 
     seed: int
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -321,7 +321,7 @@ def machine() -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> Undisturbed:
-    """The table, runs of one worker and of two, and one that does not select; with nothing in their way."""
+    """Makes, undisturbed, the table, runs of one and of two workers, and a run that does not select experts."""
     undisturbed = Undisturbed(folder, write_experiment(folder), {})
     commands = {
         "table": lambda this: manygate(*this.arguments("preprocess")),
@@ -341,36 +341,36 @@ def prepare(folder: Path) -> Undisturbed:
 
 
 def play(number: int, kind: str, undisturbed: Undisturbed, tally: Tally) -> None:
-    """One round; its folder stays only where there is a difference."""
+    """Plays one round; its folder is kept only if there is a difference."""
     rng = random.Random(f"{tally.seed}/{number}")  # noqa: S311 - no secret
     this = Round(kind, undisturbed.folder / f"{number:04d}", undisturbed, rng)
     this.folder.mkdir()
-    difference, said, start = None, "", time.monotonic()
+    difference, output, start = None, "", time.monotonic()
     try:
         KINDS[kind][0](this)
     except Difference as error:
-        difference, said = str(error), error.said
+        difference, output = str(error), error.output
     finally:
         end_all()
     tally.add(this, number, difference)
-    told = "as undisturbed" if difference is None else f"DIFFERENCE, kept in {this.folder}: {difference}\n{said}"
-    print(f"{number:4} {kind}: {this.kills} kills, {time.monotonic() - start:.0f} s, {told}", flush=True)
+    outcome = "as undisturbed" if difference is None else f"DIFFERENCE, kept in {this.folder}: {difference}\n{output}"
+    print(f"{number:4} {kind}: {this.kills} kills, {time.monotonic() - start:.0f} s, {outcome}", flush=True)
     if difference is None:
         shutil.rmtree(this.folder)
 
 
 def main() -> int:
     """Plays rounds until the time is up."""
-    parser = argparse.ArgumentParser(description="Kills processes at random, and compares what comes out.")
-    parser.add_argument("--minutes", type=float, required=True, help="a round that is under way then is finished")
+    parser = argparse.ArgumentParser(description="Kills processes at random and compares the results.")
+    parser.add_argument("--minutes", type=float, required=True, help="duration; a round in progress is finished")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=1, metavar="N", help="number of the first round (default 1)")
     parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/soak.json"), help="where the counts go, as JSON"
+        "--output", type=Path, default=Path("benchmarks/soak.json"), help="JSON file to write the counts to"
     )
     args = parser.parse_args()
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: told to stop"))  # not without the processes it started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: stopped by SIGTERM"))  # and ends its processes
     tally = Tally(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
@@ -379,9 +379,9 @@ def main() -> int:
             if time.monotonic() - tally.start >= args.minutes * 60:
                 break
             play(number, kind, undisturbed, tally)
-    except Difference as error:  # in the preparation: nothing can be compared
+    except Difference as error:  # in the preparation: there is nothing to compare with
         tally.found.append({"kind": "undisturbed", "seed": args.seed, "round": 0, "what": str(error)})
-        print(f"DIFFERENCE with nothing in the way, kept in {folder}: {error}\n{error.said}")
+        print(f"DIFFERENCE in an undisturbed run, kept in {folder}: {error}\n{error.output}")
     finally:
         end_all()
         args.output.write_text(json.dumps(tally.to_dict(), indent=1) + "\n")

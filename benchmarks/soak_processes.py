@@ -1,4 +1,4 @@
-"""Commands of the soak as real processes: started, watched until a moment comes, ended with all that they started."""
+"""Commands of the soak as real processes: started, watched, and ended with all processes that they have started."""
 
 import ctypes
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 180  # of a command, beyond which it hangs
+LIMIT_S = 180  # a command that takes longer counts as hung
 POLL_S = 0.02
 PR_SET_CHILD_SUBREAPER = 36
-RAY_OF_THE_NODE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # no workers: without them the node ends
+RAY_OF_THE_NODE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # not workers: without them the node ends
 
 
 def adopt_orphans() -> None:
@@ -26,7 +26,7 @@ def adopt_orphans() -> None:
 
 
 def end_all() -> None:
-    """Kills all that is left below this process, and waits for its end. Nothing that was started elsewhere is there."""
+    """Kills all processes below this one and waits for their end. Processes started elsewhere are not affected."""
     while True:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -50,21 +50,21 @@ def torchrun(workers: int, *arguments: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When a kill comes: so many seconds from now, or once a file has so many lines more, and a little later."""
+    """When a kill comes: in `seconds`; with `lines`, `seconds` after a file has got that many more lines."""
 
     seconds: float
     lines: int = 0
 
 
 class Running:
-    """A command under way, with what it says in a file."""
+    """A running command, with its output in a file."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",  # what torchrun would set, with a warning; workers choose their threads themselves
             "OMP_WAIT_POLICY": "passive",
-            "RAY_ADDRESS": "local",  # never the head that somebody has running
+            "RAY_ADDRESS": "local",  # never a head that somebody else has started
             "RAY_TMPDIR": str(log.parent),  # a killed Ray leaves its files
         }
         self.log = log
@@ -75,7 +75,7 @@ class Running:
         self._due_at = time.monotonic() + LIMIT_S
 
     def until(self, condition: Callable[[], bool]) -> bool:
-        """Waits for a condition; False where the command ends, or its limit comes, first."""
+        """Waits for a condition; False if the command ends or reaches its time limit first."""
         while self.process.poll() is None and time.monotonic() < self._due_at:
             if condition():
                 return True
@@ -83,23 +83,23 @@ class Running:
         return False
 
     def reaches(self, moment: Moment, metrics: Path) -> bool:
-        """Waits for a moment; False where the command ends first."""
+        """Waits for a moment; False if the command ends first."""
         if moment.lines and not self.until(more_lines(metrics, moment.lines)):
             return False
         start = time.monotonic()
         return self.until(lambda: time.monotonic() - start >= moment.seconds)
 
     def end(self) -> int | None:
-        """Waits for the end; the exit code, or None where the limit came first. Nothing is left running."""
+        """Waits for the end and returns the exit code, or None at the time limit. Nothing is left running."""
         self.until(lambda: False)
         code = self.process.poll()
         self.kill()
         return code
 
     def kill(self) -> None:
-        """Kills the command and then all below it."""
+        """Kills the command, then all processes below it."""
         self.process.kill()
-        self.process.wait()  # before others are waited for, or its exit code would be lost
+        self.process.wait()  # before any other process, or its exit code would be lost
         end_all()
 
     def children(self) -> list[psutil.Process]:
@@ -109,7 +109,7 @@ class Running:
         return []
 
     def ray_workers(self, title: str) -> list[psutil.Process]:
-        """Worker processes of the command's own Ray whose title begins so, by age."""
+        """Worker processes of the command's own Ray whose title begins with `title`, by age."""
         found = []
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
@@ -118,12 +118,12 @@ class Running:
                     found.append(child)
         return sorted(found, key=lambda child: child.pid)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace")
 
 
 def more_lines(file: Path, count: int) -> Callable[[], bool]:
-    """Whether a file has got so many lines more. A run that goes on first drops the lines after its checkpoint."""
+    """Whether a file has got this many more lines. A resumed run first drops the lines after its checkpoint."""
     fewest: int | None = None
 
     def reached() -> bool:

@@ -20,9 +20,9 @@ NAME = "soak"
 DAYS = ("20220425", "20220426", "20220504", "20220505")
 ROWS = 600  # of each day
 SIDE_TABLES = ("user_features", "video_features", "user_history")
-# Of runs on other numbers of workers. Rounding grows in 150 steps of Adam: initial weights that differ by one part in
-# 8 million bring losses 7 in 10,000 apart and the moments of a tensor 6 in 100. A batch that is lost or comes twice
-# changes the loss of its line by some 10 in 100, and moments that are lost are 100 in 100 away.
+# Tolerances for runs on other numbers of workers. Rounding differences grow in 150 steps of Adam: initial weights that
+# differ by one part in 8 million make losses differ by 7 in 10,000 and the moments of a tensor by 6 in 100. A batch
+# that is lost or repeated changes the loss of its line by some 10 in 100, and lost moments differ by 100 in 100.
 LOSSES_APART, FAR = 2e-3, 0.1
 SEQUENCES = ("watched", "liked", "viewed_long")
 KEYS = (
@@ -44,7 +44,7 @@ KEYS = (
 
 
 def write_experiment(folder: Path) -> Path:
-    """A slice of the bundled logs, and the experiment file over it."""
+    """Writes a slice of the bundled logs and the experiment file for it; returns the path of the file."""
     for day in DAYS:
         target = folder / f"log/date={day}/part-0.parquet"
         target.parent.mkdir(parents=True)
@@ -56,32 +56,32 @@ def write_experiment(folder: Path) -> Path:
 
 
 def table_difference(expected: Path, found: Path) -> str | None:
-    """The first file that two tables do not have alike; None where there is none."""
+    """The number of files in which two tables differ, and the first of them; None if there are none."""
     one, two = digests(expected), digests(found)
     differ = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
     return f"{len(differ)} files of the table differ, the first: {differ[0]}" if differ else None
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder with the hash of its bytes."""
+    """Every file below a folder, with the hash of its bytes."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run_difference(expected: Path, found: Path, scratch: Path, is_exact: bool) -> str | None:
-    """What is first found to differ between two finished runs.
+    """The first difference found between two finished runs.
 
     Args:
-        expected: folder of one.
-        found: folder of the other.
-        scratch: folder for the tensors in another form.
-        is_exact: bit by bit; else, for runs of other numbers of workers, up to what rounding grows to.
+        expected: folder of the first run.
+        found: folder of the second run.
+        scratch: folder for the tensors in another format.
+        is_exact: compare bit by bit; otherwise, for other numbers of workers, within the tolerances above.
     """
     last, step = last_step(expected), last_step(found)
     if last != step:
-        return f"the last checkpoint is of step {step}, expected was {last}"
+        return f"the last checkpoint is of step {step}, expected {last}"
     one, two = tensors(expected, scratch / "expected.pt"), tensors(found, scratch / "found.pt")
-    if not is_exact:  # how many generators there are depends on the workers
+    if not is_exact:  # the number of generators depends on the number of workers
         one, two = without_own(one), without_own(two)
     return tensor_difference(one, two, is_exact) or metrics_difference(metrics(expected), metrics(found), is_exact)
 
@@ -109,7 +109,7 @@ def without_own(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def tensor_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], is_exact: bool) -> str | None:
     if one.keys() != two.keys():
-        return f"the checkpoints have other tensors: {sorted(one.keys() ^ two.keys())[:3]}"
+        return f"the checkpoints have different tensors: {sorted(one.keys() ^ two.keys())[:3]}"
     for name, value in one.items():
         if is_exact and torch.equal(value, two[name]):
             continue
@@ -120,7 +120,7 @@ def tensor_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without the one number that is a measurement of time."""
+    """The lines of metrics.jsonl, without the one number that measures time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("samples_per_second", None)
@@ -130,7 +130,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def metrics_difference(one: list[dict[str, Any]], two: list[dict[str, Any]], is_exact: bool) -> str | None:
     places = [(record["kind"], record["step"]) for record in one]
     if places != [(record["kind"], record["step"]) for record in two]:
-        return f"metrics.jsonl has other lines: {len(two)}, expected were {len(one)}"
+        return f"metrics.jsonl has different lines: {len(two)}, expected {len(one)}"
     for expected, found in zip(one, two, strict=True):
         if found != expected if is_exact else not losses_agree(expected, found):
             return f"metrics.jsonl differs in the line {expected['kind']} of step {expected['step']}"
@@ -146,7 +146,7 @@ def losses_agree(one: dict[str, Any], two: dict[str, Any]) -> bool:
 
 
 def damage_newest(run: Path, damaged: set[Path], rng: random.Random) -> str | None:
-    """Damages a file of the newest complete checkpoint, where that leaves a sound one; what was done to which."""
+    """Damages a file of the newest complete checkpoint, if a sound one remains; returns the damage and the file."""
     found = [Path(saved.uri) for saved in complete_checkpoints(str(run / "checkpoints"))]
     if not found or found[-1] in damaged or damaged.issuperset(found[:-1]):
         return None

@@ -1,7 +1,7 @@
-"""Training beside its peers and its limits, in turn: `python -m benchmarks.train --folder DIR`.
+"""Training compared with its peers and its limits, in turn: `python -m benchmarks.train --folder DIR`.
 
 Manygate reads its feature table from disk. The plain TorchRec loop has its batches in memory; plain PyTorch and
-torch-rechub read arrays through their DataLoader, with as many loader workers as are fastest for each.
+torch-rechub read arrays through their DataLoader, each with the number of loader workers that is fastest for it.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pipeline.workers.worker import keep_memory
 ROWS = 1_000_000
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 
-INPUT = workload.CATEGORICALS * workload.DIM + 8  # a scenario of 8 beside the features
-# (in, out) of every product of a sample: experts, gates, towers. Both ways a product is done three times.
+INPUT = workload.CATEGORICALS * workload.DIM + 8  # features, and a scenario embedding of dim 8
+# (in, out) of every matrix product for a sample: experts, gates, towers. Each is computed once forward, twice backward.
 SHAPES = [(INPUT, 8 * 256), *[(256, 128)] * 8, (INPUT, 16), *[(128, 64), (64, 1)] * 2]
 FLOPS = 3 * 2 * sum(a * b for a, b in SHAPES)
 
@@ -43,7 +43,7 @@ def peer(name: str, folder: Path, what: str, steps: int, *options: str) -> Conte
 
 
 def one_worker(folder: Path) -> list[Contestant]:
-    """All who train with one worker."""
+    """All contestants with one worker."""
     return [
         own("disk_fp32", folder, "disk", 20),
         own("memory_fp32", folder, "memory", 20),
@@ -67,10 +67,10 @@ def two_workers(folder: Path) -> list[Contestant]:
 
 
 def measure(folder: Path, rounds: int) -> Figures:
-    """Samples a second of each, and the ratios of the summary. The folder keeps log, table and arrays.
+    """Samples per second of each contestant, and the ratios. The folder keeps the log, the table and the arrays.
 
     Raises:
-        ContestantError: one of them failed.
+        ContestantError: a contestant failed.
     """
     workload.prepare(folder, ROWS)
     if not (folder / "arrays").exists():
@@ -89,7 +89,7 @@ def measure(folder: Path, rounds: int) -> Figures:
 
 
 def ratios(rate: dict[str, float]) -> dict[str, float]:
-    """The ratios that the summary names."""
+    """The ratios for the summary."""
     plain = max(rate["torch_0_loaders"], rate["torch_1_loader"])
     rechub = max(rate["rechub_0_loaders"], rate["rechub_1_loader"])
     return {
@@ -104,7 +104,7 @@ def ratios(rate: dict[str, float]) -> dict[str, float]:
 
 
 def limits(figures: Figures) -> dict[str, float]:
-    """Samples a second if there were nothing but the embedding and matrix products at the rate that the machine has."""
+    """Samples per second if a step were only the embedding and matrix products at the rate of this machine."""
     found = {}
     for precision, rates in figures["products"].items():
         products = max(rates.values()) * 1e9 / FLOPS
@@ -117,7 +117,7 @@ def one_after_the_other(*rates: float) -> float:
 
 
 def product_rates() -> dict[str, dict[str, float]]:
-    """GFLOP a second of the largest product, as PyTorch's `linear` does it and as ours does."""
+    """GFLOP per second of the largest product, with PyTorch's `linear` and with ours."""
     keep_memory()
     rates: dict[str, dict[str, float]] = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -133,24 +133,24 @@ def product_rates() -> dict[str, dict[str, float]]:
     return rates
 
 
-def tell(figures: Figures) -> None:
+def report(figures: Figures) -> None:
     """Prints the figures."""
     for title, rates in (("One worker", figures["one_worker"]), ("Two workers", figures["two_workers"])):
-        print(f"\n| {title:<18} | samples a second |\n| {'-' * 18} | ---------------: |")
+        print(f"\n| {title:<18} | samples per second |\n| {'-' * 18} | -----------------: |")
         for name, rate in rates.items():
-            print(f"| {name:<18} | {rate:>16,} |")
-    print(f"\nProducts, GFLOP a second: {figures['products']}; limits, samples a second: {figures['limits']}")
+            print(f"| {name:<18} | {rate:>18,} |")
+    print(f"\nProducts, GFLOP per second: {figures['products']}; limits, samples per second: {figures['limits']}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and tells."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="to keep the data in; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder to keep the data in; by default a temporary one")
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(options.folder or Path(scratch), options.rounds)
-    tell(figures)
+    report(figures)
     print({name: round(value, 2) for name, value in figures["ratios"].items()})
 
 

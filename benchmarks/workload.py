@@ -1,5 +1,5 @@
-"""The load of the benchmarks: 26 categorical features of 100,000 ids by a Zipf law, dim 16, two tasks, batches of 4096;
-MMoE of 8 experts [256, 128] with towers [64] unless another trunk is asked for.
+"""The workload of the benchmarks: 26 categorical features with 100,000 ids each by a Zipf law, dim 16, two tasks,
+batches of 4096; MMoE with 8 experts [256, 128] and towers [64] unless another trunk is requested.
 """
 
 import subprocess
@@ -40,7 +40,7 @@ def experiment(
     batch: int = BATCH,
     **training: Any,
 ) -> Experiment:
-    """The load as an experiment over `folder`/log and `folder`/table, with the run in `folder`/run."""
+    """The workload as an experiment over `folder`/log and `folder`/table, with the run in `folder`/run."""
     names = [f"c{i + 1:02d}" for i in range(CATEGORICALS)]
     features: list[dict[str, Any]] = [
         {"name": name, "column": name, "kind": "categorical", "ids": {"hash": IDS}, "dim": DIM} for name in names
@@ -72,9 +72,9 @@ def experiment(
 
 
 def prepare(folder: Path, rows: int) -> None:
-    """Makes the log and the feature table of the load, unless they are there.
+    """Makes the log and the feature table of the workload, unless they exist.
 
-    In a process of its own: the Ray that it starts is gone when something is measured.
+    This runs in a process of its own, so that the Ray that it starts is gone before anything is measured.
     """
     if not (folder / "table" / "manifest.json").exists():
         command = [sys.executable, "-m", "benchmarks.workload", str(folder), str(rows)]
@@ -89,7 +89,7 @@ def make(folder: Path, rows: int) -> None:
 
 
 def export(folder: Path, target: Path) -> None:
-    """The rows of the feature table as arrays, for those who do not read it: `ids`, `labels`, `scenarios`."""
+    """Writes the rows of the feature table as arrays `ids`, `labels` and `scenarios`, for the peers."""
     table = pq.read_table(folder / "table" / "train")
     target.mkdir(parents=True, exist_ok=True)
     names = [f"c{i + 1:02d}" for i in range(CATEGORICALS)]
@@ -99,17 +99,17 @@ def export(folder: Path, target: Path) -> None:
 
 
 def inputs_of(made: Experiment) -> ModelInputs:
-    """What the experiment's model is built for, from its feature table."""
+    """The inputs of the experiment's model, from its feature table."""
     return model_inputs(made, read_manifest(made.table_folder).table_rows)
 
 
 def random_inputs(made: Experiment) -> ModelInputs:
-    """The same without a feature table."""
+    """The inputs of the experiment's model, without a feature table."""
     return model_inputs(made, {f"c{i + 1:02d}": IDS + 2 for i in range(CATEGORICALS)})
 
 
 def random_batches(inputs: ModelInputs, scenarios: int, rows: int = BATCH) -> Iterator[Batch]:
-    """Batches of random ids, without end and without a table on disk. Ids are by the Zipf law, spread over the rows."""
+    """Endless batches of random ids, without a table on disk. Ids follow the Zipf law, spread over the table's rows."""
     rng = np.random.default_rng(0)
     odds = np.cumsum(1 / np.arange(1, IDS + 1) ** ZIPF)
 

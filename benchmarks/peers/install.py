@@ -1,7 +1,7 @@
 """Makes the environment of the peers, `.venv-peers`: `python benchmarks/peers/install.py`, with Python 3.11 or 3.12.
 
-The builds of torch, fbgemm and torchrec are those that the product's own environment gets. A second call finds the
-environment again and returns at once; one that was interrupted goes on where it stopped.
+The builds of torch, fbgemm and torchrec are the same as in the product's own environment. If the environment is
+complete, a call returns at once; after an interruption, the next call continues where the last one stopped.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ PEERS = ("torch-rechub==0.9.0", "polars==2.1.0", "numpy==2.4.6", f"pyarrow=={PYA
 
 
 def peers_step(accelerator: str, installed: dict[str, str]) -> PipCall:
-    """What the peers need beside torch, fbgemm and torchrec; the first two are pinned to what is there."""
+    """What the peers need besides torch, fbgemm and torchrec; torch and fbgemm are pinned to the installed versions."""
     fbgemm = FBGEMM_PACKAGES[accelerator]
     pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
     return PipCall("torch-rechub and the other dependencies", (("install", *pins, *TORCHREC_NEEDS, *PEERS),))
@@ -46,10 +46,10 @@ def fingerprint(accelerator: str) -> str:
 
 
 def install() -> None:
-    """Brings the environment to what the peers need.
+    """Installs what the peers need into the environment.
 
     Raises:
-        InstallError: this Python does not do, or pip could not do a step.
+        InstallError: this Python version is not supported, or pip failed.
     """
     if sys.version_info[:2] not in PYTHONS:
         raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")

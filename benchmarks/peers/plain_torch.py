@@ -28,7 +28,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Batches(IterableDataset[Batch]):
-    """Whole batches without end, dealt out to the loader's workers in turn; ids point into the one fused table."""
+    """Endless whole batches, shared out among the loader's workers in turn; ids point into the one fused table."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
@@ -75,7 +75,7 @@ class Training:
         self._batches = iter(DataLoader(Batches(data), batch_size=None, num_workers=loader_workers))
 
     def step(self) -> torch.Tensor:
-        """Trains on the next batch; its loss."""
+        """Trains on the next batch and returns its loss."""
         ids, scenarios, labels = next(self._batches)
         loss = loss_of(self._model(ids, scenarios), labels)
         for optimizer in self._optimizers:
@@ -86,7 +86,7 @@ class Training:
         return loss.detach()
 
     def round(self, steps: int) -> float:
-        """So many steps; the number of samples."""
+        """Trains for some steps and returns the number of samples."""
         for _ in range(steps):
             self.step()
         return steps * BATCH

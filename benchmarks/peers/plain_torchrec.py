@@ -1,7 +1,7 @@
 """A good plain TorchRec loop, a contestant of rounds.py:
 `python -m benchmarks.peers.plain_torchrec --data DIR --steps N [--workers 2]`.
 
-Batches are made beforehand and held in memory. With two workers each trains on its half of every batch.
+Batches are made beforehand and held in memory. With two workers, each trains on its half of every batch.
 """
 
 import multiprocessing
@@ -127,7 +127,7 @@ class Training:
         self._pipeline = TrainPipelineSparseDist(model, optimizer, DEVICE)
 
     def step(self) -> torch.Tensor:
-        """Trains on the next batch; its logits."""
+        """Trains on the next batch and returns its logits."""
         logits: torch.Tensor = self._pipeline.progress(self._batches)
         return logits
 
@@ -146,7 +146,7 @@ def next_steps(steps: int) -> int:
 
 
 def follow(folder: Path, meeting: Path, rank: int, workers: int) -> None:
-    """What every worker but the first does."""
+    """The work of every worker except the first."""
     join(meeting, rank, workers)
     training = Training(Data.open(folder), rank, workers)
     while steps := next_steps(0):
@@ -155,7 +155,7 @@ def follow(folder: Path, meeting: Path, rank: int, workers: int) -> None:
 
 
 def lead(folder: Path, meeting: Path, workers: int, steps: int) -> None:
-    """What the first worker does: takes its turns with the others following."""
+    """The work of the first worker: takes turns with other contestants, while the other workers follow it."""
     join(meeting, 0, workers)
     training = Training(Data.open(folder), 0, workers)
 

@@ -1,18 +1,18 @@
-"""The work of our preprocessing, as a program of Polars alone: the other side of `benchmarks.preprocess`.
+"""The work of our preprocessing as a program that uses only Polars: the other side of `benchmarks.preprocess`.
 
     .venv-peers/bin/python -m benchmarks.peers.polars_preprocess LOG OUTPUT
 
-LOG is what `examples.synthetic.generate` writes with `--behaviours 0`. Both passes are streamed, and each is one query,
-so that the log is read once a pass. Prints one JSON line: rows, seconds of each pass and of both without imports, and
-the most memory that the process has had.
+LOG is the output of `examples.synthetic.generate` with `--behaviours 0`. Both passes are streamed, and each is one
+query, so that the log is read once per pass. Prints one JSON line: rows, seconds of each pass and of both, without
+imports, and the peak memory of the process.
 
-Texts come as categoricals, whose codes hold for the whole process: an id is looked up in an array by the code, with
-nothing hashed a second time. Numbers are bucketed by comparing with all edges, which is faster than a binary search for
-as few as these. Lanes are dealt by a seeded hash of the row's key, because a shuffle could not be streamed; within a
-lane rows keep the log's order, where our preprocessing shuffles them too.
+Texts are read as categoricals, whose codes are valid for the whole process: an id is looked up in an array by the code,
+and no text is hashed twice. Numbers are put into buckets by comparing them with all edges, which is faster than a
+binary search for so few edges. Rows are assigned to lanes by a seeded hash of their key, because a shuffle could not be
+streamed; within a lane rows keep the order of the log, while our preprocessing shuffles them there too.
 
-It does less than our preprocessing does: rows are not checked, nothing is counted but vocabularies, a null inside a
-list has no place, and a run that is interrupted begins anew.
+It does less than our preprocessing: rows are not checked, only vocabularies are counted, a null inside a list gets no
+id, and an interrupted run starts again from the beginning.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CATEGORICALS = [f"c{number:02d}" for number in range(1, 27)]
 BUCKETED = [f"n{number:02d}" for number in range(1, 7)]
 STANDARDIZED = [f"n{number:02d}" for number in range(7, 14)]
 LISTS = ["tags1", "tags2"]
-SCENARIOS = 4  # channel: 0 to 3, anything else is one more
+SCENARIOS = 4  # channel: 0 to 3; all other values are one more scenario
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 MIN_COUNT, BUCKETS, LANES, SEED = 2, 16, 8, 0
 ROW_GROUP = 8192  # as our preprocessing writes them
@@ -40,11 +40,11 @@ HELD_OUT_DAYS = 2
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The values with an id, and the ids by the code of the categorical."""
+    """The values that have an id, and the ids by the code of the categorical."""
 
     state: pl.DataFrame  # value, id, count
     counted: pl.DataFrame  # keeps the codes: Polars forgets categories that nothing uses
-    ids: pl.Series  # the last one stands for all codes beyond
+    ids: pl.Series  # the last entry is used for all larger codes
 
     @property
     def last(self) -> int:
@@ -53,7 +53,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoders:
-    """All that the first pass finds."""
+    """Everything that the first pass finds."""
 
     vocabularies: dict[str, Vocabulary]
     edges: dict[str, list[float]]
@@ -77,7 +77,7 @@ def fit(train: pl.LazyFrame) -> Encoders:
 
 
 def vocabulary(counted: pl.DataFrame) -> Vocabulary:
-    """Ids of the values that occur often enough: the most frequent first, of equally frequent ones the smaller."""
+    """Ids of the values that occur often enough: by falling frequency, and at equal frequency by value."""
     column = counted.columns[0]
     frequent = counted.lazy().drop_nulls().filter(pl.col("count") >= MIN_COUNT)
     ordered = (
@@ -93,7 +93,7 @@ def vocabulary(counted: pl.DataFrame) -> Vocabulary:
 
 
 def write_encoders(encoders: Encoders, folder: Path) -> None:
-    """Writes what later logs would be encoded by."""
+    """Writes what is needed to encode later logs."""
     folder.mkdir(parents=True)
     for name, known in encoders.vocabularies.items():
         known.state.write_parquet(folder / f"{name}.parquet", compression="lz4")
@@ -123,7 +123,7 @@ def single(name: str, known: Vocabulary) -> pl.Expr:
 
 
 def items(known: Vocabulary) -> pl.Expr:
-    """Ids of a list's items. A literal series would be repeated for every list, so this one is a function."""
+    """Ids of a list's items. A literal series would be repeated for every list, so this is a function."""
 
     def look_up(values: pl.Series) -> pl.Series:
         return known.ids.gather(values.to_physical().clip(upper_bound=known.last))
@@ -143,7 +143,7 @@ def standardized(name: str, mean: float, deviation: float) -> pl.Expr:
 
 
 def write_lanes(log: pl.LazyFrame, encoders: Encoders, folder: Path) -> None:
-    """The second pass, over all days: one file a day and lane."""
+    """The second pass, over all days: one file per day and lane."""
     lane = (pl.col("row").hash(SEED) % LANES).alias("lane")
     target = pl.PartitionBy(folder, key=["date", "lane"], include_key=False, approximate_bytes_per_file=None)
     log.select(*encoded(encoders), "date", lane).sink_parquet(
@@ -173,7 +173,7 @@ def main() -> None:
     """Preprocesses the log that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("log", type=Path)
-    parser.add_argument("output", type=Path, help="a folder that is not there yet")
+    parser.add_argument("output", type=Path, help="a folder that does not exist yet")
     arguments = parser.parse_args()
     days = sorted(int(folder.name.partition("=")[2]) for folder in arguments.log.glob("date=*"))
     log = pl.scan_parquet(arguments.log, hive_partitioning=True, glob=True)

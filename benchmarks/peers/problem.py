@@ -1,5 +1,4 @@
-"""What every peer trains: the data, the sizes, and the dense part of the model for those that bring no MMoE of their
-own."""
+"""What every peer trains: the data, the sizes, and the dense part of the model for peers that bring no MMoE."""
 
 import argparse
 from dataclasses import dataclass
@@ -38,13 +37,13 @@ class Data:
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "scenarios", "labels")))
 
     def rows_of(self, batch: int) -> slice:
-        """The rows of a whole batch; counts on from the first row when the data are at their end."""
+        """The rows of a whole batch; at the end of the data it starts again from the first row."""
         start = batch % (len(self.ids) // BATCH) * BATCH
         return slice(start, start + BATCH)
 
 
 class Mmoe(nn.Module):
-    """Multi-gate mixture of experts: from the concatenated embeddings to one logit a task."""
+    """Multi-gate mixture of experts: from the concatenated embeddings to one logit per task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class Mmoe(nn.Module):
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, first), nn.ReLU(), nn.Linear(first, last), nn.ReLU()) for _ in range(EXPERTS)
         )
-        self.gates = nn.Linear(width, TASKS * EXPERTS)  # those of all tasks in one multiplication
+        self.gates = nn.Linear(width, TASKS * EXPERTS)  # the gates of all tasks in one multiplication
         self.towers = nn.ModuleList(
             nn.Sequential(nn.Linear(last, TOWER_HIDDEN), nn.ReLU(), nn.Linear(TOWER_HIDDEN, 1)) for _ in range(TASKS)
         )

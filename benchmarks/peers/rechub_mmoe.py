@@ -1,9 +1,9 @@
-"""torch-rechub's own MMOE, DataGenerator and MTLTrainer, as its examples use them, a contestant of rounds.py:
+"""torch-rechub's own MMOE, DataGenerator and MTLTrainer, as its examples use them; a contestant of rounds.py:
 `python -m benchmarks.peers.rechub_mmoe --data DIR --steps N`.
 
-What differs from the other peers is the library's: batch normalisation in every MLP, the mean of the task losses,
-weight decay, dense gradients of the tables, which Adam then walks through whole. It has no scenario embedding, because
-the library only takes tables of one width.
+The differences from the other peers come from the library: batch normalisation in every MLP, the mean of the task
+losses, weight decay, and dense gradients of the tables, so that Adam updates whole tables. There is no scenario
+embedding, because the library accepts only tables of one width.
 """
 
 import itertools

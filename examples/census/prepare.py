@@ -1,7 +1,7 @@
 """Turns the raw Census-Income (KDD) files into the Parquet log that examples/census/experiment.yaml reads.
 
 raw/census-income.data.bz2  ->  log/split=train/part-0.parquet
-raw/census-income.test.gz   ->  log/split=valid/part-0.parquet and log/split=test/part-0.parquet, half the rows each
+raw/census-income.test.gz   ->  log/split=valid/part-0.parquet and log/split=test/part-0.parquet, half of the rows each
 """
 
 import argparse
@@ -23,9 +23,9 @@ COLUMNS = """
     migration_msa migration_region migration_within_region same_house_year_ago migration_sunbelt employer_size
     parents_present father_birth_country mother_birth_country birth_country citizenship own_business
     veterans_questionnaire veterans_benefits weeks_worked year income
-""".split()  # noqa: SIM905 (a quoted list of 42 is one line each)
+""".split()  # noqa: SIM905 (a quoted list would take 42 lines)
 
-# The scenarios: who pays. Unpaid members of a family business are counted with it, as labour statistics do.
+# The scenarios: the sector that pays. Unpaid family workers are counted as own business, as in labour statistics.
 SECTORS = {
     "Not in universe": "none",
     "Never worked": "none",
@@ -40,19 +40,19 @@ SECTORS = {
 
 
 def read(file: Path, rows: int) -> pd.DataFrame:
-    """Reads a raw file: all inputs, the scenario `sector`, the labels, and `line`, the line in the file from 1 on.
+    """Reads a raw file: all inputs, the scenario `sector`, the labels, and `line`, the line number in the file, from 1.
 
     Raises:
-        SystemExit: the file is not there, or is not the published one.
+        SystemExit: the file does not exist, or is not the published file.
     """
     if not file.is_file():
-        raise SystemExit(f"{file} is not there: give the folder of the downloaded files with --raw.")
+        raise SystemExit(f"{file} is not there: name the folder of the downloaded files with --raw.")
     # The category 'NA' (no answer) would be read as a null, and empty fields do not occur.
     frame = pd.read_csv(file, header=None, skipinitialspace=True, keep_default_na=False)
     if frame.shape != (rows, len(COLUMNS)):
         raise SystemExit(
             f"{file} has {len(frame):,} rows of {frame.shape[1]} columns where {rows:,} of {len(COLUMNS)} were "
-            "expected: it is cut off or another file; copy it again."
+            "expected: the file is truncated, or is another file; copy it again."
         )
     frame.columns = pd.Index(COLUMNS)
     texts = frame.select_dtypes(exclude="number").columns
@@ -65,12 +65,12 @@ def read(file: Path, rows: int) -> pd.DataFrame:
 
 
 def prepare(raw: Path, log: Path, seed: int = 0, rows: dict[str, int] = ROWS) -> dict[str, int]:
-    """Writes the log, and gives the number of rows a split. The same seed gives the same halves of the test file.
+    """Writes the log and returns the number of rows per split. The same seed gives the same halves of the test file.
 
     Args:
         raw: Folder of the two raw files.
         log: Folder to write into; files of an earlier call are replaced.
-        seed: Of the permutation that halves the test file.
+        seed: Seed of the permutation that halves the test file.
         rows: Number of rows that each raw file must have.
     """
     train, test = read(raw / TRAIN, rows[TRAIN]), read(raw / TEST, rows[TEST])
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--raw", type=Path, default=HERE / "raw", help="folder of the two raw files")
-    parser.add_argument("--log", type=Path, default=HERE / "log", help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the halves of the test file")
+    parser.add_argument("--log", type=Path, default=HERE / "log", help="folder to write the log to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split of the test file into halves")
     options = parser.parse_args(arguments)
     for name, rows in prepare(options.raw, options.log, options.seed).items():
         print(f"{options.log}/split={name}: {rows:,} rows")

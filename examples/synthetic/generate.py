@@ -1,8 +1,8 @@
-"""Makes a log of any size with planted effects, for benchmarks and for trying a cluster: seeded, in parallel with Ray.
+"""Generates a log of any size with planted effects, for benchmarks and for trying a cluster: seeded, parallel with Ray.
 
     python -m examples.synthetic.generate examples/synthetic/log --rows 200000
 
-A row depends on the settings and on its file's number alone: the log is the same on any number of machines.
+A row depends only on the settings and on the number of its file: the log is the same on any number of machines.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MAX_DAYS = 31
 FILE_ROWS = 250_000
 LONGEST_TAGS, LONGEST_BEHAVIOUR = 5, 50
 NUMERICS = 13
-MISSING = 0.05  # share of each number's rows that have none
+MISSING = 0.05  # share of missing values in each numeric column
 TASKS = ("click", "buy", "watch_ms")
 
 Numbers = NDArray[np.float32]
@@ -32,13 +32,13 @@ Numbers = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated."""
+    """The size and the contents of the log."""
 
     output: str  # folder or URI
     rows: int
     days: int = 10
     categoricals: int = 26
-    ids: int = 100_000  # of each categorical
+    ids: int = 100_000  # per categorical column
     zipf: float = 1.2
     scenarios: int = 4
     behaviours: int = 1  # lists of earlier items, up to LONGEST_BEHAVIOUR each
@@ -46,19 +46,19 @@ class Settings:
 
     @property
     def files(self) -> list[tuple[int, int]]:
-        """Number of rows, and day from 0, of each file."""
+        """The number of rows and the day, counted from 0, of each file."""
         rows = [FILE_ROWS] * (self.rows // FILE_ROWS) + [self.rows % FILE_ROWS] * (self.rows % FILE_ROWS > 0)
-        if len(rows) < self.days:  # a small log has a file a day
+        if len(rows) < self.days:  # a small log has one file per day
             rows = [self.rows // self.days + (day < self.rows % self.days) for day in range(self.days)]
         return [(count, number % self.days) for number, count in enumerate(rows)]
 
 
 class World:
-    """What holds for all rows: how often ids occur, and what each is worth to each task in each scenario.
+    """What is common to all rows: how often each id occurs, and its effect on each task in each scenario.
 
-    The log-odds of a task are a sum over the features of an id's own effect, times how much the feature matters in the
-    scenario, plus the scenario's own level. Tasks share half of their effects, and scenarios two thirds: there is
-    something to share, and something that gets lost where all is shared.
+    The log-odds of a task are the sum, over the features, of the id's effect times the weight of the feature in the
+    scenario, plus the level of the scenario. Tasks share half of their effects, and scenarios two thirds: they have
+    something to share, and a model that shares everything loses something.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -78,7 +78,7 @@ class World:
         self.texts = [pa.array([f"{feature:02d}-{i:06x}" for i in range(s.ids)]) for feature in range(count)]
 
     def draw_ids(self, rng: np.random.Generator, count: int) -> NDArray[np.int32]:
-        """Ids by the Zipf law; 0 is the most frequent."""
+        """Ids drawn by the Zipf law; 0 is the most frequent."""
         drawn = np.searchsorted(self.cumulative, rng.random(count), side="right")
         return np.minimum(drawn, len(self.cumulative) - 1).astype(np.int32)
 
@@ -112,7 +112,7 @@ def make_rows(settings: Settings, world: World, file: int, rows: int) -> pa.Tabl
 
 
 def outcomes(score: Numbers, rng: np.random.Generator) -> dict[str, pa.Array]:
-    """A click; after a click perhaps a purchase; and how long was watched, which is 0 without a click."""
+    """A click; after a click perhaps a purchase; and the watch time, which is 0 without a click."""
     click, buy, watch = score
     clicked = rng.random(len(click)) < 1 / (1 + np.exp(0.5 - 1.5 * click))
     bought = clicked & (rng.random(len(click)) < 1 / (1 + np.exp(1.5 - 1.5 * buy)))
@@ -127,20 +127,20 @@ def outcomes(score: Numbers, rng: np.random.Generator) -> dict[str, pa.Array]:
 def lists(
     world: World, rng: np.random.Generator, rows: int, longest: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Ids one list after the other, and each list's length."""
+    """The ids of all lists, one list after another, and the length of each list."""
     lengths = rng.integers(0, longest + 1, rows, dtype=np.int32)
     return world.draw_ids(rng, int(lengths.sum())), lengths
 
 
 def means(effects: Numbers, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Numbers:
-    """Mean effect ``(tasks, rows)`` of lists of ids, times the square root of their length; 0 for an empty one."""
+    """Mean effect ``(tasks, rows)`` of lists of ids, times the square root of their length; 0 for an empty list."""
     ends = np.cumsum(lengths)
     sums = np.concatenate([np.zeros((len(effects), 1)), np.cumsum(effects[:, ids], axis=1, dtype=np.float64)], axis=1)
     return ((sums[:, ends] - sums[:, ends - lengths]) / np.sqrt(np.maximum(lengths, 1))).astype(np.float32)
 
 
 def in_words(ids: NDArray[np.int32], texts: pa.Array) -> pa.DictionaryArray:
-    """Texts of ids, with a dictionary of those alone that occur."""
+    """The texts of ids, with a dictionary of only the ids that occur."""
     occurs = np.zeros(len(texts), bool)
     occurs[ids] = True
     codes = (np.cumsum(occurs) - 1).astype(np.int32)[ids]
@@ -153,7 +153,7 @@ def in_lists(ids: NDArray[np.int32], lengths: NDArray[np.int32], texts: pa.Array
 
 
 def write_file(item: dict[str, int], shared: tuple[Settings, World]) -> dict[str, int]:
-    """Writes the file of a number; a task of Ray, which takes about 1 GB."""
+    """Writes one file; a Ray task, which needs about 1 GB of memory."""
     (settings, world), file = shared, item["file"]
     rows, day = settings.files[file]
     path = storage.join(settings.output, f"date={FIRST_DAY + day}", f"part-{file:05d}.parquet")
@@ -163,30 +163,30 @@ def write_file(item: dict[str, int], shared: tuple[Settings, World]) -> dict[str
 
 
 def generate(settings: Settings) -> int:
-    """Writes the log; returns its rows. Connects to Ray."""
+    """Writes the log and returns its number of rows. Connects to Ray."""
     connect()
     files = [{"file": number} for number in range(len(settings.files))]
     return sum(done.result["rows"] for done in run_tasks(write_file, files, (settings, World(settings))))
 
 
 def main() -> None:
-    """Generates what the command line says."""
+    """Generates the log that the command line describes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("output", help="folder or URI of the log, not there yet")
+    parser.add_argument("output", help="folder or URI of the log; it must be empty or not exist yet")
     parser.add_argument("--rows", type=positive, default=200_000)
     parser.add_argument("--days", type=positive, default=10, help=f"at most {MAX_DAYS}")
     parser.add_argument("--categoricals", type=positive, default=26)
-    parser.add_argument("--ids", type=positive, default=100_000, help="of each categorical")
-    parser.add_argument("--zipf", type=float, default=1.2, help="exponent of the law by which ids occur")
+    parser.add_argument("--ids", type=positive, default=100_000, help="per categorical column")
+    parser.add_argument("--zipf", type=float, default=1.2, help="exponent of the Zipf law of the ids")
     parser.add_argument("--scenarios", type=positive, default=4)
-    parser.add_argument("--behaviours", type=int, default=1, help="lists of earlier items a row")
+    parser.add_argument("--behaviours", type=int, default=1, help="lists of earlier items per row")
     parser.add_argument("--seed", type=int, default=0)
     arguments = vars(parser.parse_args())
     settings = Settings(**arguments | {"output": storage.absolute(arguments["output"])})
     if settings.days > min(MAX_DAYS, settings.rows):
-        parser.error(f"--days: at most {MAX_DAYS}, and a row a day")
+        parser.error(f"--days: at most {MAX_DAYS}, with at least one row per day")
     if settings.categoricals < max(2, settings.behaviours):
-        parser.error("--categoricals: at least 2, and one for each of --behaviours")
+        parser.error("--categoricals: at least 2, and at least as many as --behaviours")
     if storage.is_folder(settings.output) and storage.list_folder(settings.output):
         parser.error(f"{settings.output} is not empty: delete it, or name another folder")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number, at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
