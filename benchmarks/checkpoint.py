@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 
-from jobs.train import fresh_state, make_span, train_reader
 from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.loading.batch import Batch, Position
 from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.training.run import fresh_state
 from pipeline.training.state import RunState, run_settings
 from pipeline.training.steps import PlainStep
+from pipeline.training.windows import make_training_window, train_reader
 from pipeline.workers.launch import launch
 from pipeline.workers.worker import Worker
 
@@ -55,7 +56,7 @@ def measure(worker: Worker, experiment: Experiment, rows: int) -> None:
     for _ in range(ROUNDS):
         for kind in ("background", "foreground"):
             with tempfile.TemporaryDirectory(dir=Path(experiment.output).absolute().parent) as folder:
-                saver = Saver(folder, worker, in_background=kind == "background")
+                saver = Saver(folder, worker, state.progress, in_background=kind == "background")
                 found[kind].append(save_once(state, settings, saver, lambda: step(batches)))
                 size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         with tempfile.TemporaryDirectory(dir=Path(experiment.output).absolute().parent) as folder:
@@ -64,8 +65,8 @@ def measure(worker: Worker, experiment: Experiment, rows: int) -> None:
 
 
 def endless(experiment: Experiment, manifest: Manifest, worker: Worker) -> Iterator[Batch]:
-    span = make_span(experiment, manifest, manifest.digests("train"), first_step=0)
-    reader = train_reader(experiment, manifest, worker, span)
+    window = make_training_window(experiment, manifest, manifest.digests("train"), first_step=0)
+    reader = train_reader(experiment, manifest, worker, window)
     return chain.from_iterable(reader.epoch(Position(epoch, 0)) for epoch in count())
 
 
@@ -78,9 +79,9 @@ def save_once(state: RunState, settings: dict[str, Any], saver: Saver, step: Cal
     waited = time.perf_counter() - start
     for _ in range(STEPS):
         step()
-    settled = saver.settle()
+    saver.settle()
     lost = time.perf_counter() - start - without
-    assert settled is not None and settled[1], "the save failed"
+    assert saver.saved_step == state.progress.step, "the save failed"
     return {"seconds": took[0], "waited": waited, "lost": lost, "step": without / STEPS}
 
 

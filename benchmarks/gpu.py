@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import workload
 from benchmarks.train import FLOPS, one_after_the_other
 from pipeline.config.experiment import Experiment
-from pipeline.evaluation.run import split_reader
+from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.prefetch import prefetch
 from pipeline.sharding.shard import shard

@@ -22,7 +22,7 @@ from models.build import DenseModel
 from pipeline.comparison.variants import trunk_kinds, trunk_section, written
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment, parse_experiment
-from pipeline.evaluation.run import split_reader
+from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.loading.batch import Batch, Position
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import shard

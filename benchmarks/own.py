@@ -18,17 +18,18 @@ import torch
 
 from benchmarks import workload
 from benchmarks.rounds import Turns
-from jobs.train import fresh_state, train_reader
 from pipeline.config.experiment import Experiment
-from pipeline.evaluation.run import split_reader
+from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.loading.batch import Batch, Position
 from pipeline.sharding.module import TrainingModule
 from pipeline.sharding.shard import ShardedModel, shard
 from pipeline.table.manifest import read_manifest
 from pipeline.training.metrics_log import RunLog
+from pipeline.training.run import fresh_state
 from pipeline.training.state import run_settings
 from pipeline.training.steps import choose_step
 from pipeline.training.trainer import Trainer
+from pipeline.training.windows import train_reader
 from pipeline.workers.launch import launch
 from pipeline.workers.worker import Worker
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.client import follow, open_client, readable_errors
+from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.errors import UserError
 from pipeline.storage import absolute
 
@@ -20,8 +21,6 @@ EXCLUDES = (".git", ".venv", "/runs", ".cluster", "__pycache__", "*.egg-info", "
 STOP_WAIT_S = 600
 """How long a job that is stopped may take to save its state; Ray would kill it after 3 seconds."""
 NOT_FLAGS = {"command", "experiment", "overrides", "debug"}
-PATHS = {"output", "resume", "checkpoint"}
-WORDS = {"auto", "never", "latest", "best"}
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,9 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
             continue
         if isinstance(value, tuple):  # a range of workers
             value = "-".join(map(str, value))
-        if name in PATHS and value not in WORDS:
+        if name in ("resume", "checkpoint"):
+            value = CheckpointChoice.parse(value)
+        if name == "output":
             value = absolute(value)
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     overrides = list(job.overrides)

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, TensorStorageMetadata
 
 from pipeline import storage
+from pipeline.checkpoint.choice import BEST, LATEST, CheckpointChoice
 from pipeline.checkpoint.dcp_storage import Written, find_damage, reader, writer
 from pipeline.errors import UserError
 from pipeline.workers.worker import Worker
@@ -71,14 +72,14 @@ def _read_marker(uri: str) -> Checkpoint | None:
     return Checkpoint(uri, marker["step"], {name: Written(**file) for name, file in marker["files"].items()})
 
 
-def find_checkpoint(folder: str, which: str) -> Checkpoint | None:
+def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
     """`latest`, `best`, or the path of one; None where `latest` is asked for and there is none.
 
     Raises:
         UserError: the one that is asked for is not there or not complete.
     """
-    if which not in ("latest", "best"):
-        named = _read_marker(which.rstrip("/"))
+    if which not in (LATEST, BEST):
+        named = _read_marker(str(which).rstrip("/"))
         if named is None:
             raise UserError(
                 f"{which} is not a complete checkpoint: expected a folder such as {folder}/step-00001200 with a "
@@ -86,7 +87,7 @@ def find_checkpoint(folder: str, which: str) -> Checkpoint | None:
             )
         return named
     complete = complete_checkpoints(folder)
-    if which == "latest" or not complete:
+    if which == LATEST or not complete:
         return complete[-1] if complete else None
     best = complete[-1].state()["progress"]["best_step"]
     if best is None:

@@ -15,27 +15,45 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
 from pipeline.checkpoint.format import Checkpoint, SaveFailedError, save_checkpoint
+from pipeline.checkpoint.progress import Progress
 from pipeline.workers.worker import Worker
 
 log = logging.getLogger(__name__)
+
+Best = tuple[float | None, int | None]
+"""Value of the early-stopping metric, and its step."""
 
 CLOSE_S = 60  # how long a run that ends with an error waits for a checkpoint that is being written
 
 
 class Saver:
-    """One save at a time. Whether it went well is asked for by `settle`, at the same moments on every worker."""
+    """One save at a time. Whether it went well is found out by `settle`, at the same moments on every worker.
+
+    The best in the run's progress is the best that can be loaded: `new_best` notes it before its save, and it is
+    taken back where that save fails.
+    """
 
     def __init__(
-        self, folder: str, worker: Worker, in_background: bool, check: Callable[[], None] = lambda: None
+        self,
+        folder: str,
+        worker: Worker,
+        progress: Progress,
+        in_background: bool,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares to save. Collective.
 
         Args:
             folder: of all checkpoints of the run.
             worker: this one.
-            in_background: copy the state and go on; else write it before going on.
+            progress: of the run; what it says now has been loaded, or nothing has been trained yet.
+            in_background: copy the state and continue; else write it before continuing.
             check: called on the first worker before every save; what it raises ends the run.
         """
+        self.saved_step = progress.step or None  # the last step that can be loaded
+        self._progress = progress
+        self._best_before: Best = (None, None)  # before the last `new_best`
+        self._failed_best: Best = (None, None)  # taken back, because its save failed
         self._folder = folder
         self._check = check
         # A group of its own: what is said about a save must not meet what training says meanwhile.
@@ -53,7 +71,7 @@ class Saver:
         state: dict[str, Any],
         done: Callable[[Checkpoint, float], None],
     ) -> None:
-        """Begins to save; the save before has been settled. Collective.
+        """Begins to save, and settles it where that is not in the background. The save before is settled. Collective.
 
         Args:
             step: steps trained so far.
@@ -69,18 +87,34 @@ class Saver:
         self._thread = threading.Thread(target=self._save, args=(save, done), name="manygate-save", daemon=True)
         self._thread.start()
         if not self._in_background:
-            self._thread.join()
+            self.settle()
 
-    def settle(self) -> tuple[int, bool] | None:
-        """Waits for the save that was begun last. Its step and whether it went well; None where there is none to wait
-        for. The same on every worker."""
+    def settle(self) -> None:
+        """Waits for the save that was begun last, if any, and takes note of how it went: the same on every worker."""
         if self._thread is None:
-            return None
+            return
         self._thread.join()
         self._thread = None
-        if self._error is not None and not isinstance(self._error, SaveFailedError):
+        if self._error is None:
+            self.saved_step = self._step
+            return
+        if not isinstance(self._error, SaveFailedError):
             raise self._error
-        return self._step, self._error is None
+        progress = self._progress
+        if progress.best_step == self._step:
+            self._failed_best = (progress.best, progress.best_step)
+            progress.best, progress.best_step = self._best_before
+
+    def new_best(self, value: float) -> None:
+        """Makes the step trained last the best one. The save before is settled, and this step is saved next."""
+        progress = self._progress
+        self._best_before = (progress.best, progress.best_step)
+        progress.best, progress.best_step = value, progress.step
+
+    def restore_failed_best(self) -> None:
+        """Makes the step trained last the best one again, if its save failed; it is saved once more next."""
+        if self._failed_best[1] == self._progress.step:
+            self._progress.best, self._progress.best_step = self._failed_best
 
     def close(self) -> None:
         """Gives a save that is under way some time to end; for the end of a run that failed."""

@@ -1,4 +1,4 @@
-"""Experiments made from an experiment: variants to compare, and the reference that shows negative transfer."""
+"""Variants of an experiment, which are compared with each other."""
 
 import re
 import shlex
@@ -8,18 +8,13 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from models.build import ModelConfig
-from pipeline.config.experiment import PRIMARY_METRIC, Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.config.load import apply_override, parse_experiment
-from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import RUN_NAME
 from pipeline.errors import UserError
+from pipeline.report.comparison import REFERENCE
 from pipeline.section import nearest
-
-REFERENCE_STEPS = 50
-"""Steps that an epoch of a reference has at least, where its batches need not become too small for it."""
-SMALLEST_BATCH = 128
-REFERENCE = "reference"
-"""What the reference is called beside the variants."""
+from pipeline.table.settings import differences, table_settings
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -112,51 +107,29 @@ def written(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json", exclude_unset=True)
 
 
-def single_task_reference(experiment: Experiment, value: int | str, task: TaskConfig) -> Experiment:
-    """A single-scenario, single-task DNN: what a task in a scenario reaches when it shares nothing.
+def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[str, Experiment]:
+    """The variants as runs over the experiment's feature table, of a seed that is still to be given.
 
-    It is the reference for negative transfer: a model of all scenarios and tasks that is below it in a cell shows
-    negative transfer there. Its rows are those of the experiment with one value of the first scenario level; levels
-    below stay only where they drop rows, so that both are measured on the same rows. Bottom, head and training are
-    the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have no weight.
-
-    Args:
-        experiment: what it is held against.
-        value: of the first scenario level.
-        task: the one that is trained; early stopping goes by its AUC or RMSE.
+    Raises:
+        UserError: a variant would need another table.
     """
-    level, *below = experiment.scenarios
-    data = experiment.model_dump(mode="json")
-    dropping = [scenario.model_dump(mode="json") for scenario in below if scenario.other == "drop"]
-    data["scenarios"] = [{**level.model_dump(mode="json"), "values": [value], "other": "drop"}, *dropping]
-    for section in data["tasks"]:
-        section["weight"] = 1.0 if section["name"] == task.name else 0.0
-    data["model"].pop("objective", None)  # how tasks are weighed against each other
-    data["model"]["trunk"] = trunk_section(experiment, "shared_bottom")
-    data["model"]["head"]["conversion"] = "direct"
-    if data["training"]["early_stopping"]:
-        data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY_METRIC[task.kind]}"
-    return parse_experiment(data, f"The reference of {level.name}={value} and {task.name}")
-
-
-def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Experiment:
-    """The reference fitted to its rows: smaller batches where an epoch has too few steps, other numbers in proportion.
-
-    Args:
-        experiment: of a reference, with the training of the experiment that it is held against.
-        rows: of its train split.
-        rows_of_all: of the train split of that experiment. Warm-up and steps between validations stay the same share
-            of an epoch.
-    """
-    training = experiment.training
-    size = training.global_batch_size
-    while rows < REFERENCE_STEPS * size and size % (2 * experiment.table.lanes) == 0 and size >= 2 * SMALLEST_BATCH:
-        size //= 2
-    share = (rows / size) / (rows_of_all / training.global_batch_size)
-    every, warmup = training.validate_every_steps, training.schedule.warmup_steps
-    update = {
-        "global_batch_size": size,
-        "schedule": training.schedule.model_copy(update={"warmup_steps": round(warmup * share)}),
-        "validate_every_steps": None if every is None else max(round(every * share), 1),
+    for name, variant in variants.items():
+        found = [
+            *differences(table_settings(base), table_settings(variant), ""),
+            *differences(base.logs.model_dump(mode="json"), variant.logs.model_dump(mode="json"), "logs"),
+            *differences(base.table.path, variant.table.path, "table.path"),
+        ]
+        if found:
+            raise UserError(
+                f"The variant {name} needs another feature table ({'; '.join(dict.fromkeys(found))}), and a comparison "
+                "has one for all: change logs, table, features, scenarios and tasks in the experiment itself."
+            )
+    return {
+        name: placed(variant, f"{base.folder}/compare", name, base.table_folder) for name, variant in variants.items()
     }
-    return experiment.model_copy(update={"training": training.model_copy(update=update)})
+
+
+def placed(experiment: Experiment, output: str, name: str, table: str) -> Experiment:
+    """The experiment as a run of this name in a folder `output`, over the feature table of a folder."""
+    settings = experiment.table.model_copy(update={"path": table})
+    return experiment.model_copy(update={"output": output, "name": name, "table": settings})

@@ -10,7 +10,6 @@ from typing import Any
 
 from scipy.stats import t
 
-from pipeline.comparison.variants import REFERENCE
 from pipeline.config.experiment import PRIMARY_METRIC
 from pipeline.evaluation.split_metrics import METRICS
 
@@ -19,6 +18,8 @@ BySeed = Mapping[int, Evaluation]
 Values = dict[int, float | None]  # seed -> value
 
 CONFIDENCE = 0.95
+REFERENCE = "reference"
+"""What the reference is called beside the variants."""
 EVERYTHING = "all"
 BETTER, WORSE, NEGATIVE = "▲", "▼", "†"
 UNDEFINED = "-"

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.comparison.variants import REFERENCE
 from pipeline.evaluation.split_metrics import METRICS
+from pipeline.report.comparison import REFERENCE
 from pipeline.report.text import COLUMNS
 
 UNDEFINED = "–"

@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
-from pipeline.table.manifest import Manifest
+from pipeline.table.manifest import Manifest, read_manifest
 
 SETTINGS = "settings.json"
 COLUMNS = "columns.parquet"
@@ -160,6 +160,17 @@ def check_table_is_of(sections: TableExperiment, table: str, manifest: Manifest)
         remedy = _MAKE_AGAIN if table_growth(earlier, settings) is None else _CONTINUE
         raise _other_settings(table, earlier, settings, remedy)
     check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
+
+
+def read_table(experiment: TableExperiment) -> Manifest:
+    """The manifest of the run's feature table.
+
+    Raises:
+        UserError: there is none, or it was made with other settings.
+    """
+    manifest = read_manifest(experiment.table_folder)
+    check_table_is_of(experiment, experiment.table_folder, manifest)
+    return manifest
 
 
 def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint.checks import changes, check_going_on, check_model, grown_tables
+from pipeline.checkpoint.checks import changes, check_going_on, grown_tables
 from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
 from pipeline.checkpoint.growth import load_grown
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
-from pipeline.errors import UserError
 from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import Growth
@@ -91,24 +90,6 @@ class RunState:
 
     def _own(self) -> dict[str, torch.Tensor]:
         return {**random_state(self.worker), **self.window.state()}
-
-
-def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: dict[str, Any], worker: Worker) -> None:
-    """Takes over the weights alone, for evaluation. Collective.
-
-    Raises:
-        UserError: the checkpoint belongs to another table or model.
-    """
-    state = checkpoint.state()
-    gained = check_model(checkpoint, state, settings)
-    if gained:
-        raise UserError(
-            f"The checkpoint {checkpoint.uri} knows nothing of {gained}, which the experiment has now: run "
-            "`manygate train` first, which takes it over and trains what is new."
-        )
-    tensors = {"model": model.module.state_dict()}
-    load_tensors(checkpoint, tensors, worker, grown_tables(state, settings))
-    model.module.load_state_dict(tensors["model"])
 
 
 def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> dict[str, Any]:

@@ -26,10 +26,6 @@ from pipeline.workers.stop import StopRequest, sigterm_sets
 log = logging.getLogger(__name__)
 
 
-Best = tuple[float | None, int | None]
-"""Value of the early-stopping metric, and its step."""
-
-
 class Validation(Protocol):
     """Evaluates the model as it is; given from above, for training knows no metrics."""
 
@@ -87,10 +83,7 @@ class Trainer:
         self._stop = StopRequest(self._worker)
         token = self._worker.on_first(lambda: claim(experiment.folder))
         check = partial(check_claim, experiment.folder, token)
-        self._saver = Saver(self._folder, self._worker, self._checkpoint.background, check)
-        self._saved_step = state.progress.step if state.progress.step else None
-        self._best_before: Best = (None, None)  # before the save that is under way
-        self._unsaved_best: Best = (None, None)  # of a save that failed
+        self._saver = Saver(self._folder, self._worker, self._progress, self._checkpoint.background, check)
         self._logged_at = time.perf_counter()
         self._logged_step = state.progress.step
 
@@ -143,12 +136,10 @@ class Trainer:
         is_last = progress.step_in_span >= progress.span.total_steps(self._training)
         is_validated = is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)
         if is_validated:
-            self._settle()  # what was best so far is known then
-        is_best, best_before = False, (progress.best, progress.best_step)
-        if self._validation and is_validated:
-            is_best = self._validate(self._validation)
+            self._saver.settle()  # what was best so far is known then
+        is_best = self._validate(self._validation) if self._validation and is_validated else False
         if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
-            self._save(best_before)
+            self._save()
 
     def _log(self) -> None:
         report, diagnostics = self._state.window.report()
@@ -179,14 +170,14 @@ class Trainer:
             self._state.model.module.eval()
             evaluation = validation()
             self._state.model.module.train()
-        progress, value, is_best = self._progress, None, False
+        progress, is_best = self._progress, False
         if self._criterion:
             value = self._criterion.value(evaluation)
-            is_best = value is not None and self._criterion.is_better(value, progress.best)
-            if is_best:
-                progress.best, progress.best_step, progress.stale_validations = value, progress.step, 0
-            elif value is not None:  # an undefined metric says nothing
-                progress.stale_validations += 1
+            if value is not None:  # an undefined metric says nothing
+                is_best = self._criterion.is_better(value, progress.best)
+                progress.stale_validations = 0 if is_best else progress.stale_validations + 1
+                if is_best:
+                    self._saver.new_best(value)
         if self._run_log:
             self._run_log.record("valid", progress.step, evaluation)
             tasks = "  ".join(
@@ -197,17 +188,12 @@ class Trainer:
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
-    def _save(self, best_before: Best) -> None:
-        """Begins to save; a failure costs this checkpoint and not the run.
-
-        Args:
-            best_before: what was best before the step that is saved now.
-        """
+    def _save(self) -> None:
+        """Begins to save; a failure costs this checkpoint and not the run."""
         self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
         start, step = time.perf_counter(), self._progress.step
         self._worker.heartbeat.beat(f"the checkpoint of step {step}")
-        self._settle()
-        self._best_before = best_before
+        self._saver.settle()
         best_step = self._progress.best_step
 
         def done(saved: Checkpoint, seconds: float) -> None:
@@ -219,32 +205,16 @@ class Trainer:
         if self._run_log:
             self._run_log.flush()  # what a checkpoint goes on from is written before it
         self._state.save(self._saver, self._settings, done)
-        if not self._checkpoint.background:
-            self._settle()
         self._logged_at += time.perf_counter() - start
 
-    def _settle(self) -> None:
-        """Waits for the save that is under way, and takes note of how it went."""
-        settled = self._saver.settle()
-        if settled is None:
-            return
-        step, is_saved = settled
-        if is_saved:
-            self._saved_step = step
-        elif self._progress.best_step == step:  # what is best is the best one that can be loaded
-            self._unsaved_best = (self._progress.best, step)
-            self._progress.best, self._progress.best_step = self._best_before
-
     def _save_end(self) -> None:
-        """Sees to it that the last step is saved."""
-        self._settle()
-        progress, before = self._progress, (self._progress.best, self._progress.best_step)
-        if self._saved_step != progress.step:
-            if self._unsaved_best[1] == progress.step:  # a save that failed is tried once more
-                progress.best, progress.best_step = self._unsaved_best
-            self._save(before)
-            self._settle()
-        if self._saved_step != self._progress.step:
+        """Saves the last step where that is not done; a save of it that failed is tried once more."""
+        self._saver.settle()
+        if self._saver.saved_step != self._progress.step:
+            self._saver.restore_failed_best()
+            self._save()
+            self._saver.settle()
+        if self._saver.saved_step != self._progress.step:
             raise UserError(
                 f"Training ended at step {self._progress.step}, but its checkpoint could not be saved (see above). "
                 f"Make room in {self._folder} and train again: it goes on from the checkpoint before."

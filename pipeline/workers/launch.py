@@ -1,19 +1,53 @@
-"""Launchers without Ray: this process alone, or one of torchrun's."""
+"""Launchers: this process alone, one of torchrun's, or Ray's workers (`launch_ray.py`)."""
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.workers.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
+Given = TypeVar("Given", covariant=True)
 
 Workers = int | tuple[int, int] | None
 """A number of workers, a range of which Ray takes what is there, or None: one, or as many as torchrun was given."""
+
+
+class Body(Protocol[Given]):
+    """What a worker of a run does; importable, with picklable arguments, for Ray carries it to its workers."""
+
+    def __call__(self, worker: Worker, experiment: Experiment) -> Given: ...
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How the workers of a run are started."""
+
+    name: str  # local or ray
+    workers: Workers
+    connect: Callable[[], None]  # connects this process to Ray; called only where Ray starts the workers
+
+    def run(self, body: Body[Result], experiment: Experiment) -> Result:
+        """Runs a body on every worker and returns the first worker's result.
+
+        Raises:
+            UserError: as `launch` and the body do.
+        """
+        if self.name == "ray" and not is_torchrun():
+            self.connect()
+        placed, training = with_absolute_paths(experiment), experiment.training
+        scratch, lanes = storage.join(placed.folder, "ray"), experiment.table.lanes
+        prepared = partial(body, experiment=placed)
+        return launch(prepared, self.name, self.workers, training.device, scratch, lanes, training.max_restarts)
 
 
 def is_torchrun() -> bool:

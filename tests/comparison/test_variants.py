@@ -1,17 +1,11 @@
-"""Variants of an experiment, and the reference of one scenario and one task."""
+"""Variants of an experiment."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.comparison.variants import (
-    make_variants,
-    parse_seeds,
-    single_task_reference,
-    trunk_kinds,
-    with_enough_steps,
-)
+from pipeline.comparison.variants import make_variants, parse_seeds, trunk_kinds
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from tests import synthetic
@@ -85,58 +79,3 @@ def test_seeds() -> None:
     for text, message in (("0,x", "'x' is no seed"), ("0,,1", "'' is no seed"), ("-1", "'-1'"), ("1,01", "twice")):
         with pytest.raises(UserError, match=message):
             parse_seeds(text)
-
-
-def test_the_reference_has_one_scenario_and_one_task() -> None:
-    base = experiment(training={"early_stopping": {"metric": "click.auc", "patience": 7}})
-    buy, value = (single_task_reference(base, 1, base.tasks[i]) for i in (1, 2))
-    assert buy.scenarios[0].labels == ["tab=1"]
-    assert [task.weight for task in buy.tasks] == [0, 1, 0]
-    assert buy.model.trunk.model_dump(exclude={"dropout", "scenario_dim"}) == {"kind": "shared_bottom", "hidden": [16]}
-    assert (buy.model.bottom, buy.model.head.conversion) == (base.model.bottom, "direct")
-    assert buy.training.early_stopping is not None and value.training.early_stopping is not None
-    assert (buy.training.early_stopping.metric, buy.training.early_stopping.patience) == ("buy.auc", 7)
-    assert value.training.early_stopping.metric == "value.rmse"
-    assert single_task_reference(experiment(), 1, base.tasks[0]).training.early_stopping is None
-
-
-def test_levels_below_stay_in_the_reference_where_they_drop_rows() -> None:
-    """Without the level `card` the reference would be measured on rows that the variants do not see."""
-    levels = [
-        {"name": "tab", "column": "s", "values": [0, 1]},
-        {"name": "card", "column": "a", "values": ["x"], "other": "drop"},
-        {"name": "hour", "column": "h", "values": [1]},
-    ]
-    base = experiment(scenarios=levels)
-    reference = single_task_reference(base, 0, base.tasks[0])
-    assert [(level.name, level.values, level.other) for level in reference.scenarios] == [
-        ("tab", [0], "drop"),
-        ("card", ["x"], "drop"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("size", "rows", "expected"),
-    [
-        (1024, 60_000, 1024),
-        (1024, 51_200, 1024),  # exactly 50 steps
-        (1024, 51_199, 512),
-        (1024, 1_000, 128),  # not below 128, though an epoch has 8 steps
-        (64, 1_000, 64),  # was below already
-        (1028, 1_000, 1028),  # half of it is no multiple of the 8 lanes
-        (1000, 1_000, 1000),
-    ],
-)
-def test_the_batch_of_a_reference_leaves_enough_steps(size: int, rows: int, expected: int) -> None:
-    lanes = 4 if size == 1028 else 8
-    base = experiment(table={"lanes": lanes}, training={"global_batch_size": size})
-    assert with_enough_steps(base, rows, 100_000).training.global_batch_size == expected
-
-
-def test_warm_up_and_validations_of_a_reference_keep_their_share_of_an_epoch() -> None:
-    """150 steps an epoch become 75: half the rows in batches of the same size; then 50, a third in smaller ones."""
-    training = {"global_batch_size": 1024, "schedule": {"warmup_steps": 50}, "validate_every_steps": 75}
-    base = experiment(table={"lanes": 8}, training=training)
-    half, small = with_enough_steps(base, 76_800, 153_600).training, with_enough_steps(base, 25_600, 153_600).training
-    assert (half.global_batch_size, half.schedule.warmup_steps, half.validate_every_steps) == (1024, 25, 38)
-    assert (small.global_batch_size, small.schedule.warmup_steps, small.validate_every_steps) == (512, 17, 25)

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import cli, preprocess, submit, train
-from jobs.launching import with_absolute_paths
+from jobs import cli, preprocess, submit
+from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
 from pipeline.report.comparison import compare
 from pipeline.table.settings import fingerprint, table_settings
+from pipeline.training import run as training_run
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from pipeline.workers.worker import Worker
 from tests import synthetic
@@ -202,15 +203,15 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(
     """SIGTERM in the second run: it saves, the comparison leaves with 75, and the same command goes on from there."""
     where = [f"output={tmp_path}", f"table.path={compared.folder}/table"]
     command = ["compare", str(compared.file), "--variant", "mmoe: model.trunk.experts=2", "--seeds", "0,1", *where]
-    whole = train.train_on_worker
+    whole = training_run.train_on_worker
 
-    def told_to_stop(worker: Worker, experiment: Experiment, resume: str) -> Any:
+    def told_to_stop(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Any:
         if experiment.training.seed == 1:
             worker.stop.set()
         return whole(worker, experiment, resume)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "train_on_worker", told_to_stop)
+        patched.setattr(training_run, "train_on_worker", told_to_stop)
         stopped = manygate(*command)
     assert stopped.code == INTERRUPTED_EXIT_CODE and "The comparison was stopped in mmoe-seed-1" in stopped.err
     result = json.loads((tmp_path / "small/compare.json").read_text())
@@ -297,17 +298,6 @@ def test_where_a_table_lies_is_no_part_of_what_it_is() -> None:
     assert table_settings(there)["table"] == {"lanes": 4, "seed": 0, "row_group_rows": 16}
     assert fingerprint(table_settings(there)) == fingerprint(table_settings(here))
     assert (here.table_folder, there.table_folder) == ("x/synthetic/table", "elsewhere")
-
-
-def test_a_relative_table_is_the_same_for_workers_in_other_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    experiment = synthetic.experiment(Path("runs"), table={"path": "shared/table"})
-    assert with_absolute_paths(experiment).table_folder == f"{tmp_path}/shared/table"
-    remote = synthetic.experiment(Path("runs"), table={"path": "s3://bucket/table"})
-    assert with_absolute_paths(remote).table_folder == "s3://bucket/table"
-    assert with_absolute_paths(synthetic.experiment(Path("runs"))).table_folder == f"{tmp_path}/runs/synthetic/table"
 
 
 def test_overwrite_deletes_no_folder_that_is_no_table(tmp_path: Path) -> None:

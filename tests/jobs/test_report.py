@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs import cli, submit
-from jobs.evaluate import evaluate_on_worker
 from jobs.report import run
+from pipeline.checkpoint.choice import LATEST
 from pipeline.config.load import dump_experiment, load_experiment
+from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from tests.tiny import EXPERIMENT
 from tests.training.runs import new_run, run_on
 from tests.workers import one_worker
@@ -20,7 +21,7 @@ def test_from_training_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture
     experiment = new_run(tmp_path, training=short, scenarios=[{"name": "tab", "column": "s", "values": [0, 1]}])
     with one_worker() as worker:
         run_on(worker, experiment)
-        evaluate_on_worker(worker, experiment, "latest", "test")
+        evaluate_on_worker(worker, experiment, LATEST, "test")
     folder = Path(experiment.folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [line for line in lines if line["kind"] == "valid"]

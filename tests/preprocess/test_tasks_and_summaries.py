@@ -1,4 +1,4 @@
-"""Errors out of Ray tasks, how a unit is read, and what a person is told of a table."""
+"""Errors out of Ray tasks, how a unit is read, and the summary of a table that was made."""
 
 import pickle
 import subprocess
@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.inspect import describe_table
-from jobs.preprocess import summary
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
+from pipeline.preprocess.run_table import summary
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, Unreadable, read_unit
-from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn, write_manifest
+from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn
 from tests.preprocess.logs import experiment
 
 
@@ -57,34 +56,10 @@ def test_only_repetitive_texts_are_read_as_dictionaries(tmp_path: Path) -> None:
     assert read["few"].cast(pa.string()).equals(texts["few"]) and read["many"].equals(texts["many"])
 
 
-@pytest.fixture
-def manifest() -> Manifest:
+def test_the_summary_of_a_job() -> None:
     lanes = [[LaneFile("a", 600, 2048)], [LaneFile("b", 590, 2048)]]
-    train = Partition("train", "1", 1203, 3, 10, lanes, {"key k: value is missing": 3}, ["day=1/torn.parquet"])
-    test = Partition("test", "2", 0, 0, 0, [[], []], ids={"user": 8}, unknown={"user": 2}, missing={"user": 1})
-    return Manifest("f" * 64, 2, 16, [TableColumn("user", "int32")], {"user": 12}, [train, test], ["3"])
-
-
-def test_a_table_in_words(manifest: Manifest, tmp_path: Path) -> None:
-    write_manifest(str(tmp_path), manifest)
-    words = describe_table(str(tmp_path))
-    for line in (
-        "  train: 1 partitions, 1,203 = 1,190 + 3 + 10 rows, 4.0 KiB",
-        "    2: 0 = 0 + 0 + 0 rows, 0 B",
-        "  in the logs, in no split: 3",
-        "  3: key k: value is missing",
-        "Skipped file, not readable: day=1/torn.parquet",
-        "  train: 590 to 600 rows a lane (1.67% uneven)",
-        "  user: 12 rows",
-        "  user: train no ids / no ids, test 25.00% / 12.50%",
-        "  user: int32",
-    ):
-        assert line in words.splitlines()
-    with pytest.raises(UserError, match="no finished feature table"):
-        describe_table(str(tmp_path / "nowhere"))
-
-
-def test_the_summary_of_a_job(manifest: Manifest) -> None:
+    train = Partition("train", "1", 1203, 3, 10, lanes)
+    manifest = Manifest("f" * 64, 2, 16, [TableColumn("user", "int32")], {"user": 12}, [train])
     assert "train: 1,190 rows in 1 partitions (1,203 read, 3 quarantined, 10 filtered out)" in summary(manifest, "t", 1)
 
 

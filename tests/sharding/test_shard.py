@@ -10,7 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import predict
-from pipeline.evaluation.run import split_reader
+from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import read_manifest

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from jobs.train import train_on_worker
+from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
+from pipeline.training.run import train_on_worker
 from pipeline.workers.worker import Worker
 from tests import synthetic
 
@@ -18,7 +19,7 @@ Tensors = dict[str, torch.Tensor]
 
 def run_on(worker: Worker, experiment: Experiment, resume: str = "auto") -> str:
     """The body of a training job, importable in a worker process."""
-    return train_on_worker(worker, experiment, resume)
+    return train_on_worker(worker, experiment, CheckpointChoice.parse(resume))
 
 
 def new_run(folder: Path, **sections: Any) -> Experiment:

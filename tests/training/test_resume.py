@@ -190,7 +190,7 @@ def test_exactly_is_only_said_when_nothing_has_changed(
     tasks[1]["weight"] = 0.5
     training = {**SECTIONS["training"], "clip_norm": 2.0}
     sections = {**SECTIONS, "training": training, "features": features, "tasks": tasks}
-    with caplog.at_level("INFO", "jobs"), one_worker() as worker:
+    with caplog.at_level("INFO", "pipeline"), one_worker() as worker:
         run_on(worker, continued(straight, tmp_path, 20, **sections))
     assert (
         "not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0; weight of buy: 1.0 -> 0.5; "

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.evaluate import evaluate_on_worker
+from pipeline.checkpoint.choice import LATEST
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from tests import synthetic
 from tests.training.runs import assert_identical, continued, metrics, run_on, tensors
 from tests.workers import WorkerPool, one_worker
@@ -50,7 +51,7 @@ def test_new_days_are_trained_on_alone_and_the_schedule_begins_anew(
 ) -> None:
     """Days 1 and 2: 354 rows, 12 steps of 32 an epoch, 24 in all. Days 3 and 4: 210 rows, 7 an epoch, 14 in all."""
     train(with_days(tmp_path, 1, 2))
-    with caplog.at_level(logging.INFO, "jobs"):
+    with caplog.at_level(logging.INFO, "pipeline"):
         train(with_days(tmp_path, 1, 4))
     assert "Going on with what is new in the train split: 3, 4." in caplog.text
     last = progress(with_days(tmp_path, 1, 4))
@@ -127,7 +128,7 @@ def test_tables_grow_and_keep_old_rows_and_moments(
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     short = {**SECTIONS, "training": {**SECTIONS["training"], "max_steps": 1}, "checkpoint": {"every_steps": 1}}
     before = tensors(old, 24, tmp_path)
-    with caplog.at_level(logging.INFO, "jobs"):
+    with caplog.at_level(logging.INFO, "pipeline"):
         train(with_days(tmp_path / "one", 1, 3, **short))
     assert "user: 30 -> 50 rows" in caplog.text
     two_workers.run(run_on, with_days(tmp_path / "two", 1, 3, **short))
@@ -179,11 +180,11 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     before = with_days(tmp_path, 1, 2, **sections)
     train(before)
     old = tensors(before, 24, tmp_path)
-    with caplog.at_level(logging.INFO, "jobs"):
+    with caplog.at_level(logging.INFO, "pipeline"):
         one_step = {**sections["training"], "max_steps": 1, "dense_optimizer": {"lr": 1e-12}}
         after = with_days(tmp_path, 1, 2, **{**sections, **GROWN, "training": one_step})
         with one_worker() as worker, pytest.raises(UserError, match="knows nothing of tab=7, task share"):
-            evaluate_on_worker(worker, after, "latest", "test")
+            evaluate_on_worker(worker, after, LATEST, "test")
         assert train(after) == "finished"
     assert "grown by tab=7, task share" in caplog.text
     assert "dense.model.head.towers.share.0.0.weight: new" in caplog.text
@@ -198,7 +199,7 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
         torch.testing.assert_close(new[name], old[name], rtol=0.1, atol=1e-3, msg=name)
     assert moments and any(old[name].shape != new[name].shape for name in dense) == (trunk["kind"] != "shared_bottom")
     with one_worker() as worker:
-        evaluation = evaluate_on_worker(worker, after, "latest", "test")
+        evaluation = evaluate_on_worker(worker, after, LATEST, "test")
     assert evaluation is not None and list(evaluation["tasks"]) == ["click", "share", "buy", "value"]
 
 

@@ -8,24 +8,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-import jobs.predict
-from jobs.train import choice_of_attempt, fresh_state, run, split_validation, train_reader
+from jobs.train import run
 from pipeline.checkpoint.format import claim, complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.table.manifest import read_manifest
 from pipeline.training.metrics_log import RunLog
+from pipeline.training.run import fresh_state, split_validation
 from pipeline.training.state import run_settings
 from pipeline.training.trainer import Criterion, Trainer
+from pipeline.training.windows import train_reader
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from pipeline.workers.worker import Worker
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
@@ -134,37 +133,12 @@ def test_a_table_of_another_experiment_is_refused(tmp_path: Path, sections: dict
         run(synthetic.experiment(tmp_path, **sections), launcher="local", workers=None, resume="auto")
 
 
-def test_predictions_without_keys(tmp_path: Path) -> None:
-    """Keys are an option: without them rows carry scenarios, labels and predictions."""
-    experiment = new_run(tmp_path, logs={"keys": []}, training={"max_steps": 2})
-    run(experiment, "local", None, "auto")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/part-00007.parquet").write_text("left by a prediction that was killed")
-    jobs.predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
-    with pytest.raises(UserError, match="is not empty: name another"):
-        jobs.predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
-    rows = pq.read_table(tmp_path / "out")
-    assert rows.num_rows == 90
-    assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
-
-
-def test_predictions_that_are_no_numbers_are_not_marked_as_complete(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="3 predictions are not finite numbers"):
-        jobs.predict.finish([(5, 0), (4, 3)], {"split": "test"}, str(tmp_path))
-    assert not list(tmp_path.iterdir())
-    assert jobs.predict.finish([(5, 0), (4, 0)], {"split": "test"}, str(tmp_path)) == 9
-
-
 def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
     """What changes while training is in the list of `RunState`, or is known here to follow from it."""
     experiment = new_run(tmp_path)
     manifest = read_manifest(experiment.folder + "/table")
-    derived = {"_rates", "_step", "_stop", "_saved_step", "_logged_at", "_logged_step", "_run_log", "_progress"}
-    derived |= {
-        "_saver",
-        "_best_before",
-        "_unsaved_best",
-    }  # a save that is under way ends before the next state is taken
+    derived = {"_rates", "_step", "_stop", "_logged_at", "_logged_step", "_run_log", "_progress"}
+    derived |= {"_saver"}  # a save that is under way ends before the next state is taken
     given = {"_settings", "_training", "_checkpoint", "_folder", "_worker", "_validation", "_criterion"}
     with one_worker() as worker:
         state = fresh_state(experiment, manifest, worker)
@@ -248,24 +222,6 @@ def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
     at = {checkpoint.step: checkpoint.state()["progress"] for checkpoint in saved}
     assert (at[6]["best"], at[6]["best_step"]) == (0.55, 6), "0.6 of step 4 cannot be loaded"
     assert (at[8]["best"], at[8]["best_step"]) == (0.7, 8)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "has_saved", "resume", "choice"),
-    [
-        (0, False, "never", "never"),
-        (0, False, "/a/path", "/a/path"),
-        (1, False, "/a/path", "/a/path"),
-        (1, True, "/a/path", "auto"),
-        (1, False, "never", "auto"),
-        (2, True, "auto", "auto"),
-    ],
-)
-def test_workers_started_again_go_on_with_what_their_run_has_saved(
-    attempt: int, has_saved: bool, resume: str, choice: str
-) -> None:
-    with one_worker() as worker:
-        assert choice_of_attempt(replace(worker, attempt=attempt, has_saved=has_saved), resume) == choice
 
 
 def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from jobs import train
-from jobs.evaluate import evaluate_on_worker
 from pipeline import storage
+from pipeline.checkpoint.choice import LATEST
 from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.loading.lane import LaneStream
 from pipeline.loading.order import RowGroup
+from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.table.manifest import read_manifest
 from pipeline.training.metrics_log import RunLog
 from tests.end_to_end.conftest import ROOT, manygate
@@ -109,7 +110,7 @@ def whole_path(experiment: Experiment, scratch: Path) -> dict[str, Any]:
     with one_worker() as worker:
         assert run_on(worker, first) == "finished"
         assert run_on(worker, experiment) == "finished"
-        evaluation = evaluate_on_worker(worker, experiment, "latest", "test")
+        evaluation = evaluate_on_worker(worker, experiment, LATEST, "test")
     assert evaluation is not None
     evaluation.pop("checkpoint")  # its path
     return evaluation

@@ -1,0 +1,143 @@
+"""References: single-scenario, single-task models, which show negative transfer.
+
+There is one for each named value of the first scenario level and each task.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.comparison.variants import placed, trunk_section
+from pipeline.config.experiment import PRIMARY_METRIC, Experiment
+from pipeline.config.load import parse_experiment
+from pipeline.config.logs import TaskConfig
+from pipeline.config.table_experiment import RUN_NAME
+from pipeline.table.manifest import SCENARIO, Manifest
+
+log = logging.getLogger(__name__)
+
+REFERENCE_STEPS = 50
+"""Steps that an epoch of a reference has at least, where its batches need not become too small for it."""
+SMALLEST_BATCH = 128
+
+TaskScenario = tuple[str, str]  # a task and the label of a scenario
+
+
+def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
+    """A reference for each named value of the first scenario level and each task, see `single_task_reference`."""
+    level, folder = base.scenarios[0], f"{base.folder}/compare/reference"
+    references = {}
+    for i, value in enumerate(level.values):
+        name = f"{level.name}-{value}"
+        if not re.fullmatch(RUN_NAME, name):
+            name = f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}-{i}"
+        for task in base.tasks:
+            experiment = single_task_reference(base, value, task)
+            references[task.name, level.labels[i]] = placed(
+                experiment, folder, f"{name}-{task.name}", f"{folder}/{name}-table"
+            )
+    return references
+
+
+def single_task_reference(experiment: Experiment, value: int | str, task: TaskConfig) -> Experiment:
+    """A single-scenario, single-task DNN: what a task in a scenario reaches when it shares nothing.
+
+    It is the reference for negative transfer: a model of all scenarios and tasks that is below it in a cell shows
+    negative transfer there. Its rows are those of the experiment with one value of the first scenario level; levels
+    below stay only where they drop rows, so that both are measured on the same rows. Bottom, head and training are
+    the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have no weight.
+
+    Args:
+        experiment: what it is held against.
+        value: of the first scenario level.
+        task: the one that is trained; early stopping goes by its AUC or RMSE.
+    """
+    level, *below = experiment.scenarios
+    data = experiment.model_dump(mode="json")
+    dropping = [scenario.model_dump(mode="json") for scenario in below if scenario.other == "drop"]
+    data["scenarios"] = [{**level.model_dump(mode="json"), "values": [value], "other": "drop"}, *dropping]
+    for section in data["tasks"]:
+        section["weight"] = 1.0 if section["name"] == task.name else 0.0
+    data["model"].pop("objective", None)  # how tasks are weighed against each other
+    data["model"]["trunk"] = trunk_section(experiment, "shared_bottom")
+    data["model"]["head"]["conversion"] = "direct"
+    if data["training"]["early_stopping"]:
+        data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY_METRIC[task.kind]}"
+    return parse_experiment(data, f"The reference of {level.name}={value} and {task.name}")
+
+
+def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Experiment:
+    """The reference fitted to its rows: smaller batches where an epoch has too few steps, other numbers in proportion.
+
+    Args:
+        experiment: of a reference, with the training of the experiment that it is held against.
+        rows: of its train split.
+        rows_of_all: of the train split of that experiment. Warm-up and steps between validations stay the same share
+            of an epoch.
+    """
+    training = experiment.training
+    size = training.global_batch_size
+    while rows < REFERENCE_STEPS * size and size % (2 * experiment.table.lanes) == 0 and size >= 2 * SMALLEST_BATCH:
+        size //= 2
+    share = (rows / size) / (rows_of_all / training.global_batch_size)
+    every, warmup = training.validate_every_steps, training.schedule.warmup_steps
+    update = {
+        "global_batch_size": size,
+        "schedule": training.schedule.model_copy(update={"warmup_steps": round(warmup * share)}),
+        "validate_every_steps": None if every is None else max(round(every * share), 1),
+    }
+    return experiment.model_copy(update={"training": training.model_copy(update=update)})
+
+
+def ready_references(
+    references: dict[TaskScenario, Experiment],
+    base: Experiment,
+    manifest: Manifest,
+    split: str,
+    ready_table: Callable[[Experiment], Manifest],
+) -> dict[TaskScenario, Experiment]:
+    """The references with their feature tables made and a global batch that is not too large for their rows.
+
+    Left out, with a warning, are those of scenarios that have no rows in a split: there is nothing to learn or measure.
+
+    Args:
+        references: of all scenarios.
+        base: the experiment that they are held against.
+        manifest: of its feature table.
+        split: that is evaluated.
+        ready_table: gives the manifest of an experiment's feature table, which it makes where it is not finished.
+    """
+    ready: dict[TaskScenario, Experiment] = {}
+    counts = {name: rows_by_scenario(base, manifest, name) for name in base.logs.splits} if references else {}
+    for (task, label), experiment in references.items():
+        index = base.scenarios[0].labels.index(label)
+        empty = [name for name, of_scenario in counts.items() if not of_scenario[index]]
+        if empty:
+            log.warning("%s has no rows in the split %s: no reference of %s.", label, ", ".join(empty), task)
+            continue
+        folder_name = experiment.table_folder.rpartition("/")[2]
+        table = ready_table(experiment.model_copy(update={"name": folder_name}))  # its experiment.yaml lies in it
+        own, expected = table.rows(split), counts[split][index]
+        if own != expected:
+            log.warning(
+                f"The reference of {label} is measured on {own:,} rows of the {split} split, the variants on "
+                f"{expected:,}: the logs have changed since one of the tables was made, or one cannot use all rows."
+            )
+        ready[task, label] = with_enough_steps(experiment, table.rows("train"), manifest.rows("train"))
+    return ready
+
+
+def rows_by_scenario(experiment: Experiment, manifest: Manifest, split: str) -> list[int]:
+    """Rows of a split in each scenario of the first level."""
+    level = experiment.scenarios[0]
+    counts = np.zeros(len(level.labels), np.int64)
+    for file in chain.from_iterable(chain.from_iterable(partition.lanes for partition in manifest.split(split))):
+        filesystem, path = storage.resolve(storage.join(experiment.table_folder, file.path))
+        column = pq.read_table(path, columns=[SCENARIO + level.name], filesystem=filesystem, partitioning=None)[0]
+        counts += np.bincount(column.to_numpy(), minlength=len(counts))
+    return counts.tolist()

@@ -1,0 +1,109 @@
+"""The runs of a comparison: one model with one seed each, trained and evaluated as any other run."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.checkpoint.choice import AUTO, BEST, LATEST, CheckpointChoice
+from pipeline.checkpoint.format import find_checkpoint
+from pipeline.checkpoint.progress import Progress
+from pipeline.comparison.references import TaskScenario
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import parse_experiment
+from pipeline.errors import UserError
+from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
+from pipeline.table.manifest import Manifest
+from pipeline.table.settings import differences
+from pipeline.training.run import train
+from pipeline.workers.launch import Launcher
+from pipeline.workers.worker import Worker
+
+TIMING = "timing.json"
+"""In a run's folder: wall seconds of its training, where that was not interrupted."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One model with one seed."""
+
+    of: str | TaskScenario  # the variant, or what a reference is the reference of
+    seed: int
+    experiment: Experiment
+
+
+def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[ComparedRun]:
+    """All runs: every experiment with the first seed, then with the next."""
+    runs = []
+    for seed in seeds:
+        for of, experiment in experiments.items():
+            training = experiment.training.model_copy(update={"seed": seed})
+            update = {"name": f"{experiment.name}-seed-{seed}", "training": training}
+            runs.append(ComparedRun(of, seed, experiment.model_copy(update=update)))
+    return runs
+
+
+def check_same_runs(runs: list[ComparedRun]) -> None:
+    """Raises UserError where a run was begun with another experiment than the one that is wanted now."""
+    for experiment in (run.experiment for run in runs):
+        folder, there = experiment.folder, storage.list_folder(experiment.folder)
+        if "checkpoints" not in there and not any(name.startswith("evaluation-") for name in there):
+            continue
+        file = storage.join(folder, "experiment.yaml")
+        earlier = parse_experiment(yaml.safe_load(storage.read_text(file)), file)
+        changes = list(differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"), ""))
+        if changes:
+            raise UserError(
+                f"{folder} is a run of another experiment: {'; '.join(changes[:5])}. Delete that folder to train it "
+                "anew, change the experiment back, or give the variant another name."
+            )
+
+
+def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
+    """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
+    saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
+    progress = Progress.from_dict(saved.state()["progress"]) if saved is not None else None
+    if progress is not None and progress.partitions != manifest.digests("train"):
+        raise UserError(
+            f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
+            "now: delete that folder to train it anew, so that all runs are of one table."
+        )
+
+
+def train_and_evaluate(run: ComparedRun, split: str, launcher: Launcher) -> bool:
+    """One run from where it is to its evaluation; False where it was interrupted.
+
+    Raises:
+        UserError: as `train` and `evaluate_on_worker` do, with the name of the run.
+    """
+    experiment = run.experiment
+    is_new = not storage.list_folder(experiment.checkpoint_folder)
+    start = time.monotonic()
+    try:
+        if train(experiment, launcher, AUTO) == "interrupted":
+            return False
+        if is_new:
+            timing = {"training_seconds": time.monotonic() - start}
+            storage.write_json(storage.join(experiment.folder, TIMING), timing)
+        body = partial(evaluate_run, checkpoint=best_or_latest(experiment), split=split)
+        is_told_to_stop = launcher.run(body, experiment)
+    except UserError as error:
+        raise UserError(f"{experiment.name}: {error}") from error
+    return not is_told_to_stop
+
+
+def evaluate_run(worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str) -> bool:
+    """Evaluates on this worker; whether a SIGTERM came meanwhile, which Ray's launcher turns into a wish."""
+    evaluate_on_worker(worker, experiment, checkpoint, split)
+    return worker.stop.is_set()
+
+
+def best_or_latest(experiment: Experiment) -> CheckpointChoice:
+    """`best` where one is known: not without early stopping, nor where its metric was undefined all along."""
+    saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
+    assert saved is not None
+    return LATEST if saved.state()["progress"]["best_step"] is None else BEST

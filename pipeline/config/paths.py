@@ -1,0 +1,12 @@
+"""Where an experiment's folders are, for processes that run somewhere else."""
+
+from pipeline import storage
+from pipeline.config.experiment import Experiment
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment with its run and its feature table where they are now: Ray workers have another working folder."""
+    table = experiment.table
+    if table.path is not None:
+        table = table.model_copy(update={"path": storage.absolute(table.path)})
+    return experiment.model_copy(update={"output": storage.absolute(experiment.output), "table": table})

@@ -1,0 +1,114 @@
+"""A feature table or a checkpoint in words, for a terminal."""
+
+from pipeline.checkpoint.format import Checkpoint
+from pipeline.console import in_bytes
+from pipeline.table.manifest import Manifest, Partition, read_manifest
+
+
+def describe_checkpoint(saved: Checkpoint) -> str:
+    """A checkpoint in words: where its run stood, by what it was made, what it belongs to."""
+    state = saved.state()
+    progress, training, model = state["progress"], state["experiment"]["training"], state["experiment"]["model"]
+    stopping = training["early_stopping"]
+    lines = [
+        f"Checkpoint {saved.uri}",
+        f"  step {progress['step']}, next is batch {progress['position']['step']} of epoch "
+        f"{progress['position']['epoch']} (global batches of {training['global_batch_size']} rows)",
+        f"  saved by {state['workers']} workers with {state['threads']} threads each, seed {training['seed']}",
+        f"  feature table {state['table']['fingerprint'][:12]}, {state['table']['lanes']} lanes, "
+        f"{len(state['progress']['span']['partitions'])} train partitions",
+        "  model " + ", ".join(f"{slot} {model[slot]['kind']}" for slot in ("bottom", "trunk", "head")),
+        "  versions " + ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
+    ]
+    if stopping and progress["best_step"] is not None:
+        lines.append(
+            f"  best {stopping['metric']} so far {progress['best']:.4f} at step {progress['best_step']}, "
+            f"{progress['stale_validations']} validations ago"
+        )
+    return "\n".join(lines)
+
+
+def describe_table(path: str) -> str:
+    """A feature table in words: splits and partitions, rows and what became of them, lanes, tables, columns.
+
+    Raises:
+        UserError: there is no finished feature table.
+    """
+    manifest = read_manifest(path)
+    blocks = [
+        [f"Feature table {path}", f"  fingerprint {manifest.fingerprint[:12]}, format {manifest.version}"],
+        describe_splits(manifest),
+        describe_quarantine(manifest),
+        describe_lanes(manifest),
+        [f"Embedding tables: {len(manifest.table_rows)}"]
+        + [f"  {name}: {rows:,} rows" for name, rows in manifest.table_rows.items()],
+        describe_shares(manifest),
+        [f"Columns: {len(manifest.columns)}"] + [f"  {column.name}: {column.type}" for column in manifest.columns],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def splits_of(manifest: Manifest) -> dict[str, list[Partition]]:
+    names = dict.fromkeys(partition.split for partition in manifest.partitions)
+    return {name: manifest.split(name) for name in names}
+
+
+def describe_splits(manifest: Manifest) -> list[str]:
+    lines = ["Splits: rows read = kept + quarantined + filtered out"]
+    for split, partitions in splits_of(manifest).items():
+        lines.append(f"  {split}: {len(partitions)} partitions, {_rows(partitions)}")
+        lines += [f"    {partition.value}: {_rows([partition])}" for partition in partitions]
+    if manifest.ignored_partitions:
+        lines.append(f"  in the logs, in no split: {', '.join(manifest.ignored_partitions)}")
+    return lines
+
+
+def _rows(partitions: list[Partition]) -> str:
+    read = sum(p.rows_read for p in partitions)
+    kept = sum(p.kept for p in partitions)
+    quarantined = sum(p.quarantined for p in partitions)
+    filtered = sum(p.filtered for p in partitions)
+    size = sum(file.bytes for p in partitions for lane in p.lanes for file in lane)
+    return f"{read:,} = {kept:,} + {quarantined:,} + {filtered:,} rows, {in_bytes(size)}"
+
+
+def describe_quarantine(manifest: Manifest) -> list[str]:
+    """Why rows were quarantined, the most frequent reason first, and files that were skipped."""
+    reasons: dict[str, int] = {}
+    for partition in manifest.partitions:
+        for reason, rows in partition.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + rows
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    lines = ["Quarantined rows, by reason"] if reasons else []
+    lines += [f"  {rows:,}: {reason}" for reason, rows in ordered]
+    skipped = [file for partition in manifest.partitions for file in partition.skipped_files]
+    return lines + [f"Skipped file, not readable: {file}" for file in skipped]
+
+
+def describe_lanes(manifest: Manifest) -> list[str]:
+    lines = [f"Lanes: {manifest.lanes}, row groups of {manifest.row_group_rows:,} rows"]
+    for split, partitions in splits_of(manifest).items():
+        rows = [sum(file.rows for p in partitions for file in p.lanes[lane]) for lane in range(manifest.lanes)]
+        longest, shortest = max(rows), min(rows)
+        uneven = (longest - shortest) / longest if longest else 0.0
+        lines.append(f"  {split}: {shortest:,} to {longest:,} rows a lane ({uneven:.2%} uneven)")
+    return lines
+
+
+def describe_shares(manifest: Manifest) -> list[str]:
+    """A feature's ids that are outside its vocabulary or missing, split by split."""
+    splits = splits_of(manifest)
+    lines = ["Ids outside the vocabulary / missing, of all ids"]
+    for feature in dict.fromkeys(name for partition in manifest.partitions for name in partition.ids):
+        shares = []
+        for split, partitions in splits.items():
+            ids = sum(p.ids.get(feature, 0) for p in partitions)
+            unknown = sum(p.unknown.get(feature, 0) for p in partitions)
+            missing = sum(p.missing.get(feature, 0) for p in partitions)
+            shares.append(f"{split} {_share(unknown, ids)} / {_share(missing, ids)}")
+        lines.append(f"  {feature}: {', '.join(shares)}")
+    return lines
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "no ids"

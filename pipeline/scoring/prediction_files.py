@@ -1,0 +1,92 @@
+"""A checkpoint's predictions of a split as a folder of Parquet files, one per worker, with keys and labels.
+
+Columns: the key columns, one column per scenario level, and for every task `label_TASK` and `prediction_TASK`: a
+probability, or a value in the unit of the log's own column.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from pipeline.evaluation.predictions import PredictedBatch, predict
+from pipeline.evaluation.split_evaluation import split_reader
+from pipeline.scoring.restored_model import restored_model
+from pipeline.table.manifest import read_manifest
+from pipeline.workers.worker import Worker
+
+DONE = "_predictions.json"  # written last: all rows are there. Readers of a Parquet folder skip names with "_"
+
+
+def clear_unfinished(output: str) -> None:
+    """Deletes what a prediction that was killed has left.
+
+    Raises:
+        UserError: the folder holds finished predictions, or something else.
+    """
+    names = storage.list_folder(output)
+    if any(not (name.startswith("part-") and name.endswith(".parquet")) for name in names):
+        raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
+    for name in names:
+        storage.delete_file(storage.join(output, name))
+
+
+def predict_on_worker(
+    worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str, output: str
+) -> int | None:
+    """Writes this worker's file; the first worker returns the rows of all, the others None."""
+    manifest = read_manifest(experiment.table_folder)
+    model, saved = restored_model(experiment, manifest, checkpoint, worker)
+    reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
+    storage.create_folder(output)
+    filesystem, path = storage.resolve(storage.join(output, f"part-{worker.rank:05d}.parquet"))
+    rows, not_finite, writer = 0, 0, None
+    try:
+        for batch in predict(model.module, reader, worker.device, group=None):
+            table = prediction_table(batch, experiment)
+            writer = writer or pq.ParquetWriter(path, table.schema, filesystem=filesystem)
+            writer.write_table(table)
+            rows += table.num_rows
+            not_finite += int(np.count_nonzero(~np.isfinite(batch.predictions.predictions)))
+    finally:
+        if writer is not None:
+            writer.close()
+    counts = worker.gather((rows, not_finite))
+    total = worker.on_first(lambda: finish(counts or [], {"split": split, "checkpoint": saved.uri}, output))
+    return total if worker.is_first else None
+
+
+def finish(counts: list[tuple[int, int]], summary: dict[str, str], output: str) -> int:
+    """Marks the predictions as complete, and gives their rows.
+
+    Args:
+        counts: of each worker, rows and numbers that are not finite.
+        summary: what the marker says besides.
+        output: the folder.
+
+    Raises:
+        UserError: some predictions are not finite.
+    """
+    rows, not_finite = (sum(column) for column in zip(*counts, strict=True))
+    if not_finite:
+        raise UserError(
+            f"{not_finite} predictions are not finite numbers: training has probably diverged. Use an earlier "
+            "checkpoint, or train with a lower learning rate."
+        )
+    storage.write_json(storage.join(output, DONE), {**summary, "rows": rows})
+    return rows
+
+
+def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
+    """The rows of one batch: keys, scenarios, labels and predictions."""
+    columns = dict(zip(batch.keys.column_names, batch.keys.columns, strict=True)) if batch.keys is not None else {}
+    for level, scenario in enumerate(experiment.scenarios):
+        labels = pa.array(scenario.labels).take(pa.array(batch.predictions.scenarios[:, level]))
+        columns[f"scenario_{scenario.name}"] = labels
+    for column, task in enumerate(experiment.tasks):
+        for name, values in (("label", batch.predictions.labels), ("prediction", batch.predictions.predictions)):
+            columns[f"{name}_{task.name}"] = pa.array(task.to_log_unit(values[:, column]))
+    return pa.table(columns)

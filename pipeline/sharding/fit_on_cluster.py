@@ -1,0 +1,102 @@
+"""Where each embedding table would be on a cluster that is not here, and how much memory a worker would need."""
+
+from dataclasses import dataclass
+
+import torch
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.planner import Topology
+
+from models.embedding import SharedEmbedding
+from models.inputs import EmbeddingTable, ModelInputs
+from pipeline.config.experiment import Experiment
+from pipeline.console import in_bytes
+from pipeline.errors import UserError
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.module import DenseStep, TrainingModule
+from pipeline.sharding.shard import PooledSharder, make_sharding_plan, table_constraints
+from pipeline.table.manifest import Manifest
+
+BYTES = 4  # a weight
+STATE_BYTES = {"rowwise_adagrad": 0, "adagrad": 4, "sgd": 0, "adam": 8}  # a weight; row-wise: one number a row
+
+
+@dataclass(frozen=True)
+class PlacedTable:
+    """An embedding table and where the plan puts it."""
+
+    table: EmbeddingTable
+    bytes: int  # with the state of the optimizer
+    sharding_type: str
+    ranks: list[int]  # of the workers that have a part of it, one for each part
+
+
+@dataclass(frozen=True)
+class ClusterFit:
+    """A plan and what it needs."""
+
+    tables: list[PlacedTable]
+    table_bytes: float  # of the worker that has most
+    dense_bytes: int  # of every worker: weights, gradients, moments
+
+    def check(self, limit: int) -> None:
+        """Raises UserError where the fullest worker needs more than this many bytes."""
+        needed = self.table_bytes + self.dense_bytes
+        if needed > limit:
+            raise UserError(
+                f"It does not fit: the fullest worker needs {in_bytes(needed)} ({in_bytes(self.table_bytes)} of "
+                f"tables, {in_bytes(self.dense_bytes)} of dense part) and has {in_bytes(limit)}. Use more workers or a "
+                "smaller model."
+            )
+
+
+def fit_on_cluster(experiment: Experiment, manifest: Manifest, workers: int, device: str, limit: int) -> ClusterFit:
+    """Plans for so many workers.
+
+    Args:
+        experiment: of the run.
+        manifest: of its feature table.
+        workers: to plan for.
+        device: of each worker, ``cpu`` or ``cuda``.
+        limit: bytes of memory of each worker's device.
+
+    Raises:
+        UserError: the workers do not divide lanes and batch, or no plan puts the tables into that memory.
+    """
+    if experiment.training.global_batch_size % workers or manifest.lanes % workers:
+        raise UserError(
+            f"{workers} workers must divide the {manifest.lanes} lanes of the feature table and the global batch of "
+            f"{experiment.training.global_batch_size}."
+        )
+    inputs = model_inputs(experiment, manifest.table_rows)
+    dense = DenseStep(experiment.model, inputs, bf16=False)
+    module = TrainingModule(SharedEmbedding(inputs, torch.device("meta")), dense)
+    caps = {"hbm_cap": limit} if device == "cuda" else {"ddr_cap": limit}
+    topology = Topology(world_size=workers, local_world_size=min(workers, 8), compute_device=device, **caps)
+    local_batch = experiment.training.global_batch_size // workers
+    plan = make_sharding_plan(
+        module, [PooledSharder(), EmbeddingCollectionSharder()], topology, table_constraints(experiment), local_batch
+    )
+    sizes = table_bytes(experiment, inputs)
+    tables = [
+        PlacedTable(inputs.table(name), sizes[name], parameter.sharding_type, parameter.ranks or [])
+        for part in plan.plan.values()
+        for name, parameter in sorted(part.items())
+    ]
+    dense_bytes = sum(p.numel() for p in dense.parameters()) * BYTES * 4  # weight, gradient, two moments
+    return ClusterFit(tables, max(bytes_by_worker(tables, workers)), dense_bytes)
+
+
+def bytes_by_worker(tables: list[PlacedTable], workers: int) -> list[float]:
+    """Bytes of tables of each worker, in order of rank; the parts of a table count as equally large."""
+    placed = [0.0] * workers
+    for table in tables:
+        for rank in table.ranks:
+            placed[rank] += table.bytes / len(table.ranks)
+    return placed
+
+
+def table_bytes(experiment: Experiment, inputs: ModelInputs) -> dict[str, int]:
+    """Bytes of each table with its optimizer state."""
+    kind = experiment.training.sparse_optimizer.kind
+    row_state = 4 if kind == "rowwise_adagrad" else 0
+    return {t.name: t.rows * (t.dim * (BYTES + STATE_BYTES[kind]) + row_state) for t in inputs.tables}

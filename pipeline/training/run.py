@@ -1,0 +1,153 @@
+"""A training run from start to end: what resumes it, what its state is made of, and which windows it trains on."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.checkpoint.format import Checkpoint
+from pipeline.checkpoint.progress import Ending, Progress
+from pipeline.checkpoint.resume import choice_of_attempt, choose_checkpoint, sound_checkpoint, withdraw_later
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import dump_experiment
+from pipeline.errors import UserError
+from pipeline.evaluation.split_evaluation import SplitEvaluation
+from pipeline.evaluation.split_metrics import is_better, metric_value
+from pipeline.loading.reader import check_division
+from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.shard import describe_plan, shard
+from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.table.settings import read_table
+from pipeline.training.metrics_log import RunLog
+from pipeline.training.running_metrics import RunningMetrics
+from pipeline.training.state import RunState, run_settings, seed_worker
+from pipeline.training.trainer import Criterion, Trainer
+from pipeline.training.windows import begin_new_partitions, make_training_window, train_reader
+from pipeline.workers.launch import Launcher
+from pipeline.workers.watchdog import watched
+from pipeline.workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) -> Ending:
+    """Trains on the launcher's workers.
+
+    Raises:
+        UserError: before workers are started, where there is no fitting feature table or no such checkpoint; later
+            as `train_on_worker` does.
+    """
+    read_table(experiment)
+    choose_checkpoint(experiment, resume)
+    return launcher.run(partial(train_on_worker, resume=resume), experiment)
+
+
+def train_on_worker(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Ending:
+    """What one worker does from start to end."""
+    with watched(worker, experiment.training.hang_timeout_s):
+        manifest = read_manifest(experiment.table_folder)
+        saved = sound_checkpoint(experiment, choice_of_attempt(worker, resume), worker)
+        state = fresh_state(experiment, manifest, worker)
+        settings = run_settings(experiment, manifest, worker)
+        continue_from(saved, state, settings, manifest)
+        if saved is not None:
+            worker.on_first(lambda: withdraw_later(experiment, saved))
+        save_experiment(experiment, worker)
+        return train_windows(experiment, state, settings, manifest)
+
+
+def train_windows(experiment: Experiment, state: RunState, settings: dict[str, Any], manifest: Manifest) -> Ending:
+    """Trains to the end of the run's window, and then on the partitions that have been added since."""
+    worker, training = state.worker, experiment.training
+    opened: list[RunLog] = []
+    worker.on_first(lambda: opened.append(RunLog(experiment.folder, state.progress.step)))
+    run_log = opened[0] if opened else None
+    validation = split_validation(experiment, state, manifest, worker)
+    trainer = Trainer(experiment, state, settings, run_log, validation, criterion_of(experiment))
+    try:
+        while True:
+            window, ending = state.progress.span, state.progress.ending(training)
+            total = window.first_step + window.total_steps(training)
+            if run_log:
+                run_log.expect(total)
+            if ending is None:
+                ending = trainer.train(train_reader(experiment, manifest, worker, window))
+            if ending == "interrupted" or not begin_new_partitions(experiment, state, manifest):
+                if worker.is_first:
+                    log.info("Training %s at step %d of %d.", ending, state.progress.step, total)
+                return ending
+    finally:
+        if run_log:
+            run_log.close()
+
+
+def save_experiment(experiment: Experiment, worker: Worker) -> None:
+    """Saves the resolved experiment in the run's folder. Collective.
+
+    Raises:
+        UserError: some workers do not see it there, so their parts of a checkpoint would be lost.
+    """
+    file = storage.join(experiment.folder, "experiment.yaml")
+    worker.on_first(lambda: storage.write_text(file, dump_experiment(experiment)))
+    seen = int(worker.sum(torch.tensor(int(storage.exists(file)))))
+    if seen < worker.workers:
+        raise UserError(
+            f"Only {seen} of {worker.workers} workers see {experiment.folder}: `output` must be a folder that all "
+            "machines share, or a URI of object storage such as s3://bucket/runs."
+        )
+
+
+def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunState:
+    """The state of a run that has not begun: model sharded and initialised, generators seeded."""
+    inputs = model_inputs(experiment, manifest.table_rows)
+    model = shard(experiment, inputs, worker)
+    seed_worker(experiment.training.seed, 0, worker)
+    if worker.is_first:
+        for line in describe_plan(model.plan):
+            log.info("  table %s", line)
+    binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
+    running = RunningMetrics([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
+    check_division(manifest.lanes, worker.workers, experiment.training.global_batch_size)
+    progress = Progress(make_training_window(experiment, manifest, manifest.digests("train"), first_step=0))
+    return RunState(model, running, progress, worker)
+
+
+def continue_from(saved: Checkpoint | None, state: RunState, settings: dict, manifest: Manifest) -> None:
+    """Restores and says what was found and where the run goes on."""
+    lines = ["No checkpoint found: starting at step 0."]
+    if saved is not None:
+        restored = state.restore(saved, settings, manifest.digests("train"))
+        position, changed = state.progress.position, "; ".join(restored.changes)
+        how = f"with the same samples, but not bit by bit: {changed}." if changed else "exactly."
+        if restored.gained:
+            how = f"grown by {restored.gained}."
+        where = f"step {state.progress.step} (epoch {position.epoch}, batch {position.step})"
+        lines = [f"Resumed from {saved.uri}: going on at {where}, {how}"]
+        if restored.grown:
+            lines += ["All of it is kept, moments included. New, and as initialised:", *restored.grown]
+    if state.worker.is_first:
+        for line in lines:
+            log.info(line)
+
+
+def split_validation(
+    experiment: Experiment, state: RunState, manifest: Manifest, worker: Worker
+) -> SplitEvaluation | None:
+    if "valid" not in experiment.logs.splits:
+        return None
+    return SplitEvaluation(experiment, state.model.module, experiment.table_folder, manifest, "valid", worker)
+
+
+def criterion_of(experiment: Experiment) -> Criterion | None:
+    """How validations are compared, where the experiment names a metric for it."""
+    stopping = experiment.training.early_stopping
+    if stopping is None:
+        return None
+    metric = stopping.metric
+    return Criterion(
+        value=lambda evaluation: metric_value(evaluation, metric),
+        is_better=lambda new, best: is_better(metric, new, best),
+    )

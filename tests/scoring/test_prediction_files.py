@@ -1,0 +1,32 @@
+"""Predictions as Parquet: which columns they have, and when they count as complete."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import predict, train
+from pipeline.errors import UserError
+from pipeline.scoring.prediction_files import finish
+from tests.training.runs import new_run
+
+
+def test_predictions_without_keys(tmp_path: Path) -> None:
+    """Keys are an option: without them rows carry scenarios, labels and predictions."""
+    experiment = new_run(tmp_path, logs={"keys": []}, training={"max_steps": 2})
+    train.run(experiment, "local", None, "auto")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/part-00007.parquet").write_text("left by a prediction that was killed")
+    predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
+    with pytest.raises(UserError, match="is not empty: name another"):
+        predict.run(experiment, "latest", "test", str(tmp_path / "out"), "local", None)
+    rows = pq.read_table(tmp_path / "out")
+    assert rows.num_rows == 90
+    assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
+
+
+def test_predictions_that_are_no_numbers_are_not_marked_as_complete(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3 predictions are not finite numbers"):
+        finish([(5, 0), (4, 3)], {"split": "test"}, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert finish([(5, 0), (4, 0)], {"split": "test"}, str(tmp_path)) == 9
