@@ -128,7 +128,7 @@ def make_environment(environment: Path) -> None:
         )
 
 
-def installed_versions(environment: Path) -> dict[str, str]:
+def versions_in(environment: Path) -> dict[str, str]:
     """Version of each package in the environment."""
     code = (
         "import json; from importlib.metadata import distributions; "
@@ -143,7 +143,7 @@ def installed_versions(environment: Path) -> dict[str, str]:
 
 def usable_versions(environment: Path) -> dict[str, str]:
     """The same, less a torch that cannot be imported."""
-    found = installed_versions(environment)
+    found = versions_in(environment)
     if "torch" in found:
         tried = subprocess.run([python_of(environment), "-c", "import torch"], capture_output=True)
         if tried.returncode != 0:
@@ -201,7 +201,7 @@ def install(environment: Path) -> None:
     accelerator = find_accelerator()
     stamp, wanted = environment / STAMP, environment_fingerprint(accelerator)
     stamped = stamp.exists() and stamp.read_text() == wanted and works(environment)
-    if stamped and not plan(accelerator, installed_versions(environment)):
+    if stamped and not plan(accelerator, versions_in(environment)):
         tell(f"found again: {environment} ({accelerator})")
         return
     began = time.monotonic()
@@ -210,7 +210,7 @@ def install(environment: Path) -> None:
     log = environment / "manygate-install.log"
     for step in plan(accelerator, usable_versions(environment)):
         take(step, environment, log)
-    take(project_step(accelerator, installed_versions(environment)), environment, log)
+    take(project_step(accelerator, versions_in(environment)), environment, log)
     stamp.write_text(wanted)
     tell(f"done in {time.monotonic() - began:.0f} s: {environment} ({accelerator})")
     tell(f"to check it: {environment}/bin/manygate doctor")

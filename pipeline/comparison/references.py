@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.comparison.variants import placed, trunk_section
-from pipeline.config.experiment import PRIMARY_METRIC, Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import RUN_NAME
+from pipeline.metrics.registry import PRIMARY
 from pipeline.table.manifest import SCENARIO, Manifest
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def single_task_reference(experiment: Experiment, value: int | str, task: TaskCo
     data["model"]["trunk"] = trunk_section(experiment, "shared_bottom")
     data["model"]["head"]["conversion"] = "direct"
     if data["training"]["early_stopping"]:
-        data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY_METRIC[task.kind]}"
+        data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY[task.kind]}"
     return parse_experiment(data, f"The reference of {level.name}={value} and {task.name}")
 
 

@@ -9,18 +9,12 @@ from models.bottoms.concat import ConcatConfig
 from models.bottoms.dtrn import DTRNConfig
 from models.build import ModelConfig
 from pipeline import storage
+from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.config.training import CheckpointConfig, EvaluationConfig, TrainingConfig
+from pipeline.metrics.registry import GroupMetric, metrics_of
 from pipeline.section import nearest
-
-# What models are compared by, a kind of task.
-PRIMARY_METRIC = {"binary": "auc", "continuous": "rmse"}
-# What early stopping can go by.
-RANKING_METRICS = {
-    "binary": ("auc", "log_loss", "grouped_auc", "macro_auc"),
-    "continuous": ("rmse", "mae", "nrmse", "nmae", "spearman", "gini"),
-}
 
 
 class Experiment(TableExperiment):
@@ -117,16 +111,13 @@ def check_labels_are_not_inputs(experiment: Experiment) -> None:
 
 
 def check_lanes(experiment: Experiment) -> None:
-    lanes = experiment.table.lanes
     for path, size in (
         ("training.global_batch_size", experiment.training.global_batch_size),
         ("evaluation.batch_size", experiment.evaluation.batch_size),
     ):
-        if size % lanes:
-            raise ValueError(
-                f"{path}: {size} is not a multiple of table.lanes ({lanes}): every lane gives the same number of rows "
-                f"to a batch; use {max(size // lanes, 1) * lanes} or change table.lanes"
-            )
+        mistake = batch_mistake(size, experiment.table.lanes)
+        if mistake is not None:
+            raise ValueError(f"{path}: {mistake} or change table.lanes")
 
 
 def check_metric(experiment: Experiment) -> None:
@@ -139,11 +130,12 @@ def check_metric(experiment: Experiment) -> None:
     kinds = {task.name: task.kind for task in experiment.tasks}
     if name not in kinds:
         raise ValueError(f"training.early_stopping.metric: no task is called {name!r}; {nearest(name, kinds)}")
-    known = [m for m in RANKING_METRICS[kinds[name]] if m != "grouped_auc" or experiment.evaluation.group]
+    ranking = {m.name: isinstance(m, GroupMetric) for m in metrics_of(kinds[name]) if m.ranks}
+    known = [m for m, needs_group in ranking.items() if experiment.evaluation.group or not needs_group]
     if metric not in known:
         raise ValueError(
             f"training.early_stopping.metric: {metric!r} is no metric to go by of the {kinds[name]} task {name!r}; "
-            f"use one of {', '.join(known)}" + ("" if metric != "grouped_auc" else ", or set evaluation.group")
+            f"use one of {', '.join(known)}" + (", or set evaluation.group" if ranking.get(metric) else "")
         )
 
 

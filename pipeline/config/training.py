@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.optimizer_kinds import DenseKind, SparseKind
 from pipeline.section import Section
 
 
@@ -27,9 +28,9 @@ class TableConfig(Section):
 
 
 class SparseOptimizerConfig(Section):
-    """Optimizer of the embedding tables, fused into backward. On CPU: row-wise Adagrad, Adagrad or SGD."""
+    """Optimizer of the embedding tables, fused into backward."""
 
-    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    kind: SparseKind = "rowwise_adagrad"
     lr: float = Field(default=0.05, gt=0)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -38,7 +39,7 @@ class SparseOptimizerConfig(Section):
 class DenseOptimizerConfig(Section):
     """Optimizer of everything else."""
 
-    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    kind: DenseKind = "adam"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from models.layers.scenario import FinestScenario
 from pipeline.config.logs import ScenarioConfig
 from pipeline.evaluation.split_metrics import cells_of
+from pipeline.metrics.registry import ALL_ROWS
 from pipeline.sharding.module import StepOutput
 from pipeline.workers.worker import Worker
 
@@ -74,7 +75,7 @@ class ExpertUse:
     def _means(self, rows: Counts, units: Counts, picks: Counts) -> dict[str, Any]:
         with_rows = np.flatnonzero(rows)
         indices = np.stack(np.unravel_index(with_rows, self._shape), 1).astype(np.int32)
-        cells = {"all": np.arange(len(with_rows))} | cells_of(indices, self._scenarios)[0]
+        cells = {ALL_ROWS: np.arange(len(with_rows))} | cells_of(indices, self._scenarios)[0]
         weight, selected = {}, {}
         for label, members in cells.items():
             count = int(rows[with_rows[members]].sum())

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
-from pipeline.evaluation.metrics import Array
 from pipeline.evaluation.split_metrics import Predictions, cells_of
+from pipeline.metrics.functions import Array
+from pipeline.metrics.registry import ALL_ROWS
 
 BINS = 15
 
@@ -55,7 +56,7 @@ def reliability_of_tasks(
     rows = predictions.valid().canonical()
     if not len(rows.weights):
         return {task.name: {} for task in tasks}
-    cells: dict[str, NDArray[np.intp]] = {"all": np.arange(len(rows.weights))}
+    cells: dict[str, NDArray[np.intp]] = {ALL_ROWS: np.arange(len(rows.weights))}
     cells |= cells_of(rows.scenarios, scenarios)[0]
     return {
         task.name: {

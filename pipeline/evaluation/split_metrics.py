@@ -3,32 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-
-METRICS: dict[str, Literal["higher", "lower", "one"]] = {
-    "auc": "higher",
-    "log_loss": "lower",
-    "calibration": "one",
-    "grouped_auc": "higher",
-    "macro_auc": "higher",
-    "rmse": "lower",
-    "mae": "lower",
-    "nrmse": "lower",
-    "nmae": "lower",
-    "spearman": "higher",
-    "gini": "higher",
-}
-"""Every metric, and which values are better. Calibration is best near one: it does not rank models."""
-
-RANKING = [name for name, better in METRICS.items() if better != "one"]
-"""The metrics that early stopping can go by."""
+from pipeline.metrics import functions
+from pipeline.metrics.registry import (
+    METRICS,
+    GroupMetric,
+    RowMetric,
+    ScenarioMetric,
+    TaskKind,
+    metrics_of,
+    ranking_metric,
+)
 
 
 @dataclass
@@ -107,15 +98,13 @@ def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[
     everything = np.arange(len(rows.weights))
     result: dict[str, Any] = {}
     for column, task in enumerate(tasks):
-        measure = _binary_cell if task.kind == "binary" else _continuous_cell
-        measured = {label: measure(rows, column, members) for label, members in cells.items()}
-        result[task.name] = {"kind": task.kind} | measure(rows, column, everything)
-        if task.kind == "binary":
-            values = [measured[label]["auc"] for label in finest]
-            defined = [value for value in values if value is not None]
-            result[task.name]["macro_auc"] = sum(defined) / len(defined) if defined else None
-            result[task.name]["scenarios_undefined"] = len(values) - len(defined)
-        result[task.name]["scenarios"] = measured
+        measured = {label: _cell(rows, column, task.kind, members) for label, members in cells.items()}
+        result[task.name] = {
+            "kind": task.kind,
+            **_cell(rows, column, task.kind, everything),
+            **_over_scenarios(task.kind, [measured[label] for label in finest]),
+            "scenarios": measured,
+        }
     return {"rows": len(rows.weights), "tasks": result}
 
 
@@ -125,34 +114,13 @@ def metric_value(evaluation: dict[str, Any], metric: str) -> float | None:
     Raises:
         UserError: there is no such metric, or it does not rank models.
     """
-    _direction(metric)
+    ranking_metric(metric)
     task, _, name = metric.rpartition(".")
-    known = [f"{t}.{m}" for t, cell in evaluation["tasks"].items() for m in cell if m in RANKING]
+    known = [f"{t}.{m}" for t, cell in evaluation["tasks"].items() for m in cell if m in METRICS and METRICS[m].ranks]
     if metric not in known:
         raise UserError(f"There is no metric {metric!r} in the evaluation; use one of {', '.join(known)}.")
     value: float | None = evaluation["tasks"][task][name]
     return value
-
-
-def is_better(metric: str, new: float | None, best: float | None) -> bool:
-    """Whether a new value of a metric such as ``click.auc`` beats the best so far; undefined values beat nothing.
-
-    Raises:
-        UserError: there is no such metric, or it does not rank models.
-    """
-    direction = _direction(metric)
-    if new is None or best is None:
-        return new is not None
-    return new > best if direction == "higher" else new < best
-
-
-def _direction(metric: str) -> Literal["higher", "lower"]:
-    direction = METRICS.get(metric.rpartition(".")[2])
-    if direction is None:
-        raise UserError(f"There is no metric {metric!r}; use TASK.METRIC with one of {', '.join(RANKING)}.")
-    if direction == "one":
-        raise UserError(f"{metric!r} says nothing about the order of models; use one of {', '.join(RANKING)}.")
-    return direction
 
 
 def _check_finite(rows: Predictions, tasks: list[TaskConfig]) -> None:
@@ -189,32 +157,34 @@ def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str
     return dict(zip(labels, np.split(order, starts)[1:], strict=True))
 
 
-def _binary_cell(rows: Predictions, column: int, members: NDArray[np.intp]) -> dict[str, float | int | None]:
-    labels, probabilities = rows.labels[members, column], rows.predictions[members, column]
+def _cell(rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.intp]) -> dict[str, float | int | None]:
+    """The metrics of a task on some rows, and the counts and means beside them."""
+    labels, predictions = rows.labels[members, column], rows.predictions[members, column]
     weights = rows.weights[members]
     cell: dict[str, float | int | None] = {
-        "auc": metrics.auc(labels, probabilities, weights),
-        "log_loss": metrics.log_loss(labels, probabilities, weights),
-        "calibration": metrics.calibration(labels, probabilities, weights),
+        metric.name: metric.function(labels, predictions, weights)
+        for metric in metrics_of(kind)
+        if isinstance(metric, RowMetric)
     }
-    if rows.groups is not None:
-        value, used, skipped = metrics.grouped_auc(labels, probabilities, weights, rows.groups[members])
-        cell |= {"grouped_auc": value, "groups": used, "groups_skipped": skipped}
-    return cell | {"rows": len(members), "positives": int(np.count_nonzero(labels > 0))}
+    for metric in metrics_of(kind):
+        if isinstance(metric, GroupMetric) and rows.groups is not None:
+            value, used, skipped = metric.function(labels, predictions, weights, rows.groups[members])
+            cell |= {metric.name: value} | dict(zip(metric.counts, (used, skipped), strict=True))
+    cell["rows"] = len(members)
+    if kind == "binary":
+        return cell | {"positives": int(np.count_nonzero(labels > 0))}
+    return cell | {
+        "mean_label": functions.mean(labels, weights),
+        "mean_prediction": functions.mean(predictions, weights),
+    }
 
 
-def _continuous_cell(rows: Predictions, column: int, members: NDArray[np.intp]) -> dict[str, float | int | None]:
-    labels, values = rows.labels[members, column], rows.predictions[members, column]
-    weights = rows.weights[members]
-    return {
-        "rmse": metrics.rmse(labels, values, weights),
-        "mae": metrics.mae(labels, values, weights),
-        "nrmse": metrics.nrmse(labels, values, weights),
-        "nmae": metrics.nmae(labels, values, weights),
-        "spearman": metrics.spearman(labels, values, weights),
-        "gini": metrics.normalised_gini(labels, values, weights),
-        "calibration": metrics.calibration(labels, values, weights),
-        "rows": len(members),
-        "mean_label": metrics.mean(labels, weights),
-        "mean_prediction": metrics.mean(values, weights),
-    }
+def _over_scenarios(kind: TaskKind, cells: list[dict[str, float | int | None]]) -> dict[str, float | int | None]:
+    """The metrics that are made from those of the finest scenarios, and the numbers of scenarios left out."""
+    result: dict[str, float | int | None] = {}
+    for metric in metrics_of(kind):
+        if isinstance(metric, ScenarioMetric):
+            defined = [value for cell in cells if (value := cell[metric.of]) is not None]
+            result[metric.name] = metric.function(defined) if defined else None
+            result[metric.undefined_count] = len(cells) - len(defined)
+    return result

@@ -9,12 +9,12 @@ DEPTH = 4  # batches held ready
 
 _END = object()
 
-Item = TypeVar("Item")
+Prefetched = TypeVar("Prefetched")
 
 
 def prefetch(
-    batches: Iterator[Item], prepare: Callable[[Item], Item] = lambda batch: batch
-) -> Generator[Item, None, None]:
+    batches: Iterator[Prefetched], prepare: Callable[[Prefetched], Prefetched] = lambda batch: batch
+) -> Generator[Prefetched, None, None]:
     """Yields the same batches in the same order, made in a background thread.
 
     Arrow and numpy release the interpreter lock in the heavy parts. An error of the reader is raised here. Closing the

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import storage
+from pipeline.config.lanes import check_division
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
 from pipeline.loading.columns import BatchColumns, ColumnBlock, LaneRows
@@ -125,21 +126,6 @@ class Reader:
                 position=Position(first.epoch + 1, 0) if is_last else Position(first.epoch, step + 1),
                 keys=block.keys(i),
             )
-
-
-def check_division(lanes: int, workers: int, global_batch_size: int) -> None:
-    """Raises UserError unless workers divide lanes and lanes divide the global batch."""
-    if lanes % workers:
-        possible = [w for w in range(1, lanes + 1) if lanes % w == 0]
-        raise UserError(
-            f"{workers} workers do not divide the {lanes} lanes of the feature table: use {possible} workers, "
-            "or make the table again with another table.lanes."
-        )
-    if global_batch_size % lanes:
-        raise UserError(
-            f"A global batch of {global_batch_size} rows is no multiple of the {lanes} lanes of the feature table: "
-            f"use {max(global_batch_size // lanes, 1) * lanes}."
-        )
 
 
 def null_keys(table: str, manifest: Manifest, split: str, columns: BatchColumns) -> pa.Table:

@@ -1,6 +1,7 @@
 """Commits: a partition counts once its record is written, the table once its manifest is."""
 
 import logging
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -235,8 +236,7 @@ class _OpenPartition:
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for one in counts:
-        for name, number in one.items():
-            total[name] = total.get(name, 0) + number
-    return total
+        total.update(one)
+    return dict(total)  # `asdict` cannot copy a Counter

@@ -12,7 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pipeline.evaluation.split_metrics import is_better
+from pipeline.metrics.formatting import NUMBER
+from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY, is_better
 from pipeline.report.text import shorten
 
 MetricsRecord = dict[str, Any]  # a line of metrics.jsonl
@@ -37,7 +38,6 @@ SHADES = [[0, "rgba(59,125,216,0.03)"], [1, "rgba(59,125,216,0.7)"]]  # text of 
 SHOWN_AT_FIRST = 8
 LONGEST_LABEL = 22
 LABEL_WIDTH, EXPERT_WIDTH = 150, 20
-ALL = "all"
 TRAINING = "training"
 GRADIENTS = {
     "gradient_norm": "Norm of the gradient",
@@ -86,7 +86,7 @@ def learning_curves(records: Sequence[MetricsRecord], stopping_metric: str | Non
     train = [record for record in records if record["kind"] == "train"]
     valid = [record for record in records if record["kind"] == "valid"]
     tasks = (train or valid)[-1]["tasks"]
-    cells: dict[str, tuple[str, ...]] = {ALL: ()} if valid else {}  # and where they stand in a task's metrics
+    cells: dict[str, tuple[str, ...]] = {ALL_ROWS: ()} if valid else {}  # and where they stand in a task's metrics
     cells |= {
         cell: ("scenarios", cell) for record in valid for task in tasks for cell in record["tasks"][task]["scenarios"]
     }
@@ -94,12 +94,12 @@ def learning_curves(records: Sequence[MetricsRecord], stopping_metric: str | Non
     losses: list[Chart] = []
     measured: list[Chart] = []
     for task, values in tasks.items():
-        metric = "auc" if "auc" in values else "rmse"
+        metric = PRIMARY["binary" if PRIMARY["binary"] in values else "continuous"]
         best = best_step(valid, stopping_metric or f"{task}.{metric}")
         loss = [(keys[TRAINING], _series(train, "tasks", task, "loss"))]
         lines = [(keys[TRAINING], _series(train, "tasks", task, metric))]
         lines += [(keys[cell], _series(valid, "tasks", task, *path, metric)) for cell, path in cells.items()]
-        for title, part, of_kind in (("loss while training", loss, losses), (metric.upper(), lines, measured)):
+        for title, part, of_kind in (("loss while training", loss, losses), (METRICS[metric].heading, lines, measured)):
             if any(steps for _, (steps, _) in part):
                 of_kind.append(Chart(f"{task}: {title}", _line_chart(part, best)))
     return [Panel(losses), Panel(measured, list(keys.values()))]
@@ -137,7 +137,7 @@ def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[
             _add_line(figure, keys[cell], (curve["predicted"], curve["observed"]), markers=True)
             figure.data[-1].update(
                 customdata=curve["rows"],
-                hovertemplate="<b>%{fullData.name}</b><br>predicted %{x:.4f}<br>observed %{y:.4f}"
+                hovertemplate=f"<b>%{{fullData.name}}</b><br>predicted %{{x:{NUMBER}}}<br>observed %{{y:{NUMBER}}}"
                 "<br>%{customdata:,} rows<extra></extra>",
             )
         charts.append(Chart(task, figure))
@@ -199,15 +199,15 @@ def comparison_charts(comparison: Mapping[str, Any]) -> Panel:
     charts = []
     variants: Mapping[str, Any] = comparison["variants"]
     for task, metric in comparison["metric_of_task"].items():
-        rows = [(name, variant["tasks"].get(task, {}).get(ALL, {})) for name, variant in variants.items()]
+        rows = [(name, variant["tasks"].get(task, {}).get(ALL_ROWS, {})) for name, variant in variants.items()]
         rows = [(name, cell) for name, cell in rows if cell.get("mean") is not None]
         if not rows:
             continue
-        figure = _figure(height=70 + 34 * len(rows), x_title=metric.upper())
+        figure = _figure(height=70 + 34 * len(rows), x_title=METRICS[metric].heading)
         points = [
             (value, y) for y, (_, cell) in enumerate(rows) for value in cell.get("values", []) if value is not None
         ]
-        template = "%{x:.4f}<extra></extra>"
+        template = f"%{{x:{NUMBER}}}<extra></extra>"
         figure.add_scatter(
             x=[value for value, _ in points],
             y=[y for _, y in points],
@@ -223,7 +223,7 @@ def comparison_charts(comparison: Mapping[str, Any]) -> Panel:
             hovertemplate="mean: " + template,
         )
         _label_rows(figure, [name for name, _ in rows])
-        charts.append(Chart(f"{task}: {metric.upper()} over all rows", figure))
+        charts.append(Chart(f"{task}: {METRICS[metric].heading} over all rows", figure))
     return Panel(charts)
 
 
@@ -232,7 +232,7 @@ def keys_of(labels: Iterable[str]) -> dict[str, Key]:
     keys = {}
     for number, label in enumerate(dict.fromkeys(labels)):
         round_, place = divmod(number, len(COLOURS) - 1)  # the last colour is kept for what is not compared
-        width = 3.0 if label == ALL else 1.5
+        width = 3.0 if label == ALL_ROWS else 1.5
         keys[label] = Key(label, COLOURS[place], DASHES[round_ % len(DASHES)], width, number < SHOWN_AT_FIRST)
     return keys
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy.stats import t
 
-from pipeline.config.experiment import PRIMARY_METRIC
-from pipeline.evaluation.split_metrics import METRICS
+from pipeline.metrics.formatting import UNDEFINED, format_value
+from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY
 
 Evaluation = Mapping[str, Any]  # the content of evaluation-SPLIT.json
 BySeed = Mapping[int, Evaluation]
@@ -20,9 +20,7 @@ Values = dict[int, float | None]  # seed -> value
 CONFIDENCE = 0.95
 REFERENCE = "reference"
 """What the reference is called beside the variants."""
-EVERYTHING = "all"
 BETTER, WORSE, NEGATIVE = "▲", "▼", "†"
-UNDEFINED = "-"
 
 
 def compare(
@@ -47,7 +45,7 @@ def compare(
     """
     baseline = next(iter(variants))
     first = next(iter(variants[baseline].values()))
-    metric_of = {name: PRIMARY_METRIC[task["kind"]] for name, task in first["tasks"].items()}
+    metric_of = {name: PRIMARY[task["kind"]] for name, task in first["tasks"].items()}
     references = {
         (task, cell): _values(runs, task, cell, metric_of[task]) for (task, cell), runs in (reference or {}).items()
     }
@@ -56,7 +54,7 @@ def compare(
         compared[name] = {"seeds": sorted(runs), "tasks": {}}
         for task, metric in metric_of.items():
             cells = {}
-            for cell in (EVERYTHING, *first["tasks"][task]["scenarios"]):
+            for cell in (ALL_ROWS, *first["tasks"][task]["scenarios"]):
                 own = _values(runs, task, cell, metric)
                 base = _values(variants[baseline], task, cell, metric) if name != baseline else {}
                 cells[cell] = _compared(own, base, references.get((task, cell), {}), metric)
@@ -107,7 +105,7 @@ def _values(runs: BySeed, task: str, cell: str, metric: str) -> Values:
     values: Values = {}
     for seed in sorted(runs):
         measured = runs[seed]["tasks"][task]
-        values[seed] = (measured if cell == EVERYTHING else measured["scenarios"].get(cell, {})).get(metric)
+        values[seed] = (measured if cell == ALL_ROWS else measured["scenarios"].get(cell, {})).get(metric)
     return values
 
 
@@ -122,7 +120,7 @@ def _summary(values: Values) -> dict[str, Any]:
 
 
 def _gain(difference: float, metric: str) -> float:
-    return difference if METRICS[metric] == "higher" else -difference
+    return difference if METRICS[metric].better == "higher" else -difference
 
 
 def _by_task(references: dict[tuple[str, str], Values]) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def format_comparison(comparison: dict[str, Any], scenarios: Sequence[str]) -> s
         comparison: what `compare` gives.
         scenarios: labels of the columns beside "all".
     """
-    columns = [EVERYTHING, *scenarios]
+    columns = [ALL_ROWS, *scenarios]
     blocks = [_format_task(comparison, task, metric, columns) for task, metric in comparison["metric_of_task"].items()]
     return "\n\n".join([*blocks, _legend(comparison)])
 
@@ -157,7 +155,7 @@ def _format_task(comparison: dict[str, Any], task: str, metric: str, columns: li
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([f"**{task}**: {metric.upper()}, {METRICS[metric]} is better", "", *rows])
+    return "\n".join([f"**{task}**: {METRICS[metric].heading}, {METRICS[metric].better} is better", "", *rows])
 
 
 def _format_cell(cell: dict[str, Any] | None) -> str:
@@ -173,7 +171,7 @@ def _format_cell(cell: dict[str, Any] | None) -> str:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.4f}"
+    text = format_value(value)
     return text.removeprefix("0") if text != "0.0000" else text
 
 

@@ -1,7 +1,10 @@
 """A feature table or a checkpoint in words, for a terminal."""
 
+from collections import Counter
+
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.console import in_bytes
+from pipeline.metrics.formatting import format_value
 from pipeline.table.manifest import Manifest, Partition, read_manifest
 
 
@@ -22,7 +25,7 @@ def describe_checkpoint(saved: Checkpoint) -> str:
     ]
     if stopping and progress["best_step"] is not None:
         lines.append(
-            f"  best {stopping['metric']} so far {progress['best']:.4f} at step {progress['best_step']}, "
+            f"  best {stopping['metric']} so far {format_value(progress['best'])} at step {progress['best_step']}, "
             f"{progress['stale_validations']} validations ago"
         )
     return "\n".join(lines)
@@ -74,10 +77,9 @@ def _rows(partitions: list[Partition]) -> str:
 
 def describe_quarantine(manifest: Manifest) -> list[str]:
     """Why rows were quarantined, the most frequent reason first, and files that were skipped."""
-    reasons: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
     for partition in manifest.partitions:
-        for reason, rows in partition.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + rows
+        reasons.update(partition.reasons)
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     lines = ["Quarantined rows, by reason"] if reasons else []
     lines += [f"  {rows:,}: {reason}" for reason, rows in ordered]

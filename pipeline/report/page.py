@@ -12,8 +12,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline import storage
-from pipeline.config.experiment import PRIMARY_METRIC
 from pipeline.errors import UserError
+from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
+from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY
 from pipeline.report import charts
 from pipeline.report import tables as report_tables
 from pipeline.report.charts import MetricsRecord, Panel
@@ -86,6 +87,7 @@ def render(run: ReportedRun) -> str:
     figures = [chart.figure.to_json() for section in shown for panel in section.panels for chart in panel.charts]
     return environment.get_template(TEMPLATE).render(
         name=run.experiment["name"],
+        all_rows=ALL_ROWS,
         facts=headline(run),
         sections=shown,
         experiment=run.experiment_text,
@@ -107,8 +109,8 @@ def headline(run: ReportedRun) -> dict[str, str]:
             "Checkpoint": _last_part(evaluation["checkpoint"]),
         }
         for task, cell in evaluation["tasks"].items():
-            metric = PRIMARY_METRIC[cell["kind"]]
-            facts[f"{task} {metric.upper()}"] = report_tables.format_value(cell[metric])
+            metric = METRICS[PRIMARY[cell["kind"]]]
+            facts[f"{task} {metric.heading}"] = format_value(cell[metric.name])
     return facts
 
 
@@ -189,7 +191,7 @@ def _metrics(evaluations: Mapping[str, Any]) -> ReportSection:
             for split, of in evaluations.items()
         )
     if any(table.has_undefined for table in tables):
-        note += f" {report_tables.UNDEFINED} is undefined: no rows, only one class, or constant values."
+        note += f" {UNDEFINED} is {UNDEFINED_BECAUSE}."
     return ReportSection("metrics", title, note, tables=tables)
 
 

@@ -4,16 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.split_metrics import METRICS
+from pipeline.metrics.formatting import NUMBER, UNDEFINED, format_value
+from pipeline.metrics.registry import ALL_ROWS, METRICS, Metric, column_metrics
 from pipeline.report.comparison import REFERENCE
-from pipeline.report.text import COLUMNS
 
-UNDEFINED = "–"
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
-SHOWN = {
-    "binary": ("auc", "grouped_auc", "log_loss", "calibration", "rows"),
-    "continuous": ("rmse", "mae", "spearman", "gini", "calibration", "rows"),
-}
 DARKEST = 0.45
 SMALL = 0.02
 """A column is not shaded fully for differences below this share of the overall value."""
@@ -71,60 +66,57 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
             for variant, cells in of_variant.items()
         }
         if labels:
-            tables.append(ReportTable(f"{task}: {metric.upper()} {ARROWS[METRICS[metric]]}", labels, rows))
+            tables.append(ReportTable(f"{task}: {heading(METRICS[metric])}", labels, rows))
     return tables
 
 
-def format_value(value: float | int | None) -> str:
-    """A metric or a count as the report writes it."""
-    if value is None:
-        return UNDEFINED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def heading(metric: Metric) -> str:
+    """The heading of a metric's column, with the direction that is better."""
+    return f"{metric.heading} {ARROWS[metric.better]}"
 
 
 def _metric_table(task: str, overall: Mapping[str, Any]) -> ReportTable:
     kind = overall["kind"]
-    metrics = [metric for metric in SHOWN[kind] if metric in overall]
-    columns = [
-        f"{COLUMNS[kind][metric]} {ARROWS[METRICS[metric]]}" if metric in METRICS else metric for metric in metrics
-    ]
-    rows = {"all": [ReportCell(format_value(overall[metric])) for metric in metrics]}
-    shades = {metric: _shades(metric, overall) for metric in metrics if metric in METRICS}
+    metrics = [metric for metric in column_metrics(kind) if metric.on_page and metric.name in overall]
+    shades = [_shades(metric, overall) for metric in metrics]
+    rows = {ALL_ROWS: [ReportCell(format_value(overall[key])) for key in (*(m.name for m in metrics), "rows")]}
     for label, cell in overall["scenarios"].items():
-        rows[label] = [
-            ReportCell(format_value(cell[metric]), shades[metric][label] if metric in METRICS else 0.0)
-            for metric in metrics
+        values = [
+            ReportCell(format_value(cell[metric.name]), shade[label])
+            for metric, shade in zip(metrics, shades, strict=True)
         ]
+        rows[label] = [*values, ReportCell(format_value(cell["rows"]))]
     note = "on the training scale" if kind == "continuous" else ""
-    return ReportTable(task, columns, rows, note)
+    return ReportTable(task, [*map(heading, metrics), "rows"], rows, note)
 
 
-def _shades(metric: str, overall: Mapping[str, Any]) -> dict[str, float]:
+def _shades(metric: Metric, overall: Mapping[str, Any]) -> dict[str, float]:
     """How much better or worse each scenario is than all rows, the greatest difference being the darkest."""
+    all_rows = overall[metric.name]
     differences = {
-        label: _better_by(metric, cell[metric], overall[metric]) for label, cell in overall["scenarios"].items()
+        label: _better_by(metric, cell[metric.name], all_rows) for label, cell in overall["scenarios"].items()
     }
-    if not differences or overall[metric] is None:
+    if not differences or all_rows is None:
         return dict.fromkeys(differences, 0.0)
-    greatest = max([SMALL * abs(overall[metric]), *(abs(difference) for difference in differences.values())])
+    greatest = max([SMALL * abs(all_rows), *(abs(difference) for difference in differences.values())])
     return {label: DARKEST * difference / greatest if greatest else 0.0 for label, difference in differences.items()}
 
 
-def _better_by(metric: str, value: float | None, than: float | None) -> float:
+def _better_by(metric: Metric, value: float | None, than: float | None) -> float:
     if value is None or than is None:
         return 0.0
-    if METRICS[metric] == "one":
+    if metric.better == "one":
         return abs(than - 1) - abs(value - 1)
-    return value - than if METRICS[metric] == "higher" else than - value
+    return value - than if metric.better == "higher" else than - value
 
 
 def _compared(cell: Mapping[str, Any], metric: str) -> ReportCell:
     """Mean and spread over seeds; below, the differences to baseline and reference; shaded where beyond noise."""
     mean, std, difference = cell.get("mean"), cell.get("std"), cell.get("difference")
-    text = format_value(mean) if std is None or mean is None else f"{mean:.4f} ± {std:.4f}"
-    below = [] if difference is None else [(f"{difference:+.4f}", bool(cell.get("beyond_noise")))]
+    text = format_value(mean) if std is None or mean is None else f"{format_value(mean)} ± {format_value(std)}"
+    below = [] if difference is None else [(f"{difference:+{NUMBER}}", bool(cell.get("beyond_noise")))]
     if cell.get("transfer") is not None:
-        below.append((f"transfer {cell['transfer']:+.4f}", bool(cell.get("transfer_beyond_noise"))))
-    is_better = difference is not None and (difference > 0) == (METRICS[metric] == "higher")
+        below.append((f"transfer {cell['transfer']:+{NUMBER}}", bool(cell.get("transfer_beyond_noise"))))
+    is_better = difference is not None and (difference > 0) == (METRICS[metric].better == "higher")
     shade = (DARKEST if is_better else -DARKEST) if cell.get("beyond_noise") else 0.0
     return ReportCell(text, shade, tuple(below))

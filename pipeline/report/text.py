@@ -2,36 +2,17 @@
 
 from typing import Any
 
+from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
+from pipeline.metrics.registry import ALL_ROWS, ScenarioMetric, TaskKind, column_metrics, metrics_of
+
 WIDTH = 110
 SHORTEST_LABEL = 16
 GAP = "  "
-UNDEFINED = "-"
-
-COLUMNS: dict[str, dict[str, str]] = {
-    "binary": {
-        "auc": "AUC",
-        "grouped_auc": "grouped AUC",
-        "log_loss": "log loss",
-        "calibration": "calibration",
-        "rows": "rows",
-        "positives": "positives",
-        "groups": "groups",
-        "groups_skipped": "skipped",
-    },
-    "continuous": {
-        "rmse": "RMSE",
-        "mae": "MAE",
-        "nrmse": "NRMSE",
-        "nmae": "NMAE",
-        "spearman": "Spearman",
-        "gini": "Gini",
-        "calibration": "calibration",
-        "mean_label": "label",
-        "mean_prediction": "predicted",
-        "rows": "rows",
-    },
+COUNTS: dict[TaskKind, dict[str, str]] = {
+    "binary": {"rows": "rows", "positives": "positives", "groups": "groups", "groups_skipped": "skipped"},
+    "continuous": {"mean_label": "label", "mean_prediction": "predicted", "rows": "rows"},
 }
-"""Key in the evaluation -> heading, for each kind of task, in the order of the columns."""
+"""Columns to the right of the metrics: key in the evaluation -> heading."""
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:
@@ -42,15 +23,17 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     blocks = [_format_task(name, cell) for name, cell in evaluation["tasks"].items()]
     cells = (cell for task in evaluation["tasks"].values() for cell in (task, *task["scenarios"].values()))
     if any(None in cell.values() for cell in cells):
-        blocks.append([f"{UNDEFINED}  undefined: no rows, only one class, or constant values"])
+        blocks.append([f"{UNDEFINED}  {UNDEFINED_BECAUSE}"])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _format_task(name: str, cell: dict[str, Any]) -> list[str]:
-    columns = {key: heading for key, heading in COLUMNS[cell["kind"]].items() if key in cell}
+    kind: TaskKind = cell["kind"]
+    metrics = {metric.name: metric.heading for metric in column_metrics(kind)}
+    columns = {key: heading for key, heading in (metrics | COUNTS[kind]).items() if key in cell}
     lines = [["", *columns.values()]]
-    for label, values in {"all": cell, **cell["scenarios"]}.items():
-        lines.append([label, *(_format_value(values[key]) for key in columns)])
+    for label, values in {ALL_ROWS: cell, **cell["scenarios"]}.items():
+        lines.append([label, *(format_value(values[key]) for key in columns)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - len(GAP) * len(columns), SHORTEST_LABEL))
     aligned = (
@@ -61,17 +44,15 @@ def _format_task(name: str, cell: dict[str, Any]) -> list[str]:
 
 
 def _headline(name: str, cell: dict[str, Any]) -> str:
-    if cell["kind"] == "continuous":
-        return f"{name} (continuous, on the training scale)"
-    undefined = cell["scenarios_undefined"]
+    about = "continuous, on the training scale" if cell["kind"] == "continuous" else "binary"
+    parts = [_over_scenarios(metric, cell) for metric in metrics_of(cell["kind"]) if isinstance(metric, ScenarioMetric)]
+    return f"{name} ({about})" + (f": {'; '.join(parts)}" if parts else "")
+
+
+def _over_scenarios(metric: ScenarioMetric, cell: dict[str, Any]) -> str:
+    undefined = cell[metric.undefined_count]
     note = f", {undefined} without one left out" if undefined else ""
-    return f"{name} (binary): mean AUC of scenarios {_format_value(cell['macro_auc'])}{note}"
-
-
-def _format_value(value: float | int | None) -> str:
-    if value is None:
-        return UNDEFINED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return f"{metric.heading} {format_value(cell[metric.name])}{note}"
 
 
 def shorten(label: str, width: int) -> str:

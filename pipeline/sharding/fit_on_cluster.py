@@ -9,6 +9,8 @@ from torchrec.distributed.planner import Topology
 from models.embedding import SharedEmbedding
 from models.inputs import EmbeddingTable, ModelInputs
 from pipeline.config.experiment import Experiment
+from pipeline.config.lanes import check_division
+from pipeline.config.optimizer_kinds import SPARSE_OPTIMIZERS
 from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs
@@ -17,7 +19,6 @@ from pipeline.sharding.shard import PooledSharder, make_sharding_plan, table_con
 from pipeline.table.manifest import Manifest
 
 BYTES = 4  # a weight
-STATE_BYTES = {"rowwise_adagrad": 0, "adagrad": 4, "sgd": 0, "adam": 8}  # a weight; row-wise: one number a row
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,7 @@ def fit_on_cluster(experiment: Experiment, manifest: Manifest, workers: int, dev
     Raises:
         UserError: the workers do not divide lanes and batch, or no plan puts the tables into that memory.
     """
-    if experiment.training.global_batch_size % workers or manifest.lanes % workers:
-        raise UserError(
-            f"{workers} workers must divide the {manifest.lanes} lanes of the feature table and the global batch of "
-            f"{experiment.training.global_batch_size}."
-        )
+    check_division(manifest.lanes, workers, experiment.training.global_batch_size)
     inputs = model_inputs(experiment, manifest.table_rows)
     dense = DenseStep(experiment.model, inputs, bf16=False)
     module = TrainingModule(SharedEmbedding(inputs, torch.device("meta")), dense)
@@ -97,6 +94,6 @@ def bytes_by_worker(tables: list[PlacedTable], workers: int) -> list[float]:
 
 def table_bytes(experiment: Experiment, inputs: ModelInputs) -> dict[str, int]:
     """Bytes of each table with its optimizer state."""
-    kind = experiment.training.sparse_optimizer.kind
-    row_state = 4 if kind == "rowwise_adagrad" else 0
-    return {t.name: t.rows * (t.dim * (BYTES + STATE_BYTES[kind]) + row_state) for t in inputs.tables}
+    known = SPARSE_OPTIMIZERS[experiment.training.sparse_optimizer.kind]
+    of_weight, of_row = BYTES + known.state_bytes_per_weight, known.state_bytes_per_row
+    return {t.name: t.rows * (t.dim * of_weight + of_row) for t in inputs.tables}

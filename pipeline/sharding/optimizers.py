@@ -7,14 +7,27 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
+from torch.optim import Optimizer
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
+from pipeline.config.optimizer_kinds import DENSE_OPTIMIZERS, SPARSE_OPTIMIZERS
 from pipeline.config.training import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from pipeline.errors import UserError
 
-CPU_SPARSE = ("rowwise_adagrad", "adagrad", "sgd")
+SPARSE_CLASSES: dict[str, type[Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+DENSE_CLASSES: dict[str, type[Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
 
 
 def fuse_sparse_optimizer(
@@ -25,23 +38,18 @@ def fuse_sparse_optimizer(
     Raises:
         UserError: the optimizer does not exist on this device.
     """
-    if device.type == "cpu" and config.kind not in CPU_SPARSE:
+    known = SPARSE_OPTIMIZERS[config.kind]
+    if device.type == "cpu" and not known.on_cpu:
         raise UserError(
             f"training.sparse_optimizer.kind is {config.kind!r}, which exists on CUDA only: on CPU use one of "
-            f"{', '.join(CPU_SPARSE)}."
+            f"{', '.join(kind for kind, one in SPARSE_OPTIMIZERS.items() if one.on_cpu)}."
         )
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.weight_decay:
         arguments["weight_decay"] = config.weight_decay
-    if config.kind != "sgd":
+    if known.takes_eps:
         arguments["eps"] = config.eps
-    optimizers: dict[str, type[torch.optim.Optimizer]] = {
-        "rowwise_adagrad": RowWiseAdagrad,
-        "adagrad": torch.optim.Adagrad,
-        "sgd": torch.optim.SGD,
-        "adam": torch.optim.Adam,
-    }
-    _apply_optimizer_in_backward(optimizers[config.kind], parameters, arguments)
+    _apply_optimizer_in_backward(SPARSE_CLASSES[config.kind], parameters, arguments)
 
 
 def dense_optimizer(
@@ -51,18 +59,13 @@ def dense_optimizer(
 
     The state is created at once: a checkpoint can only be loaded into moments that exist.
     """
-    classes: dict[str, type[torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adagrad": torch.optim.Adagrad,
-        "sgd": torch.optim.SGD,
-    }
 
-    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-        # One kernel for all that a step does to a parameter. Of Adagrad there is one on CPU alone.
-        is_fused = config.kind != "adagrad" or all(parameter.device.type == "cpu" for parameter in params)
-        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": is_fused}
-        return classes[config.kind](params, **options)
+    def build(params: list[nn.Parameter]) -> Optimizer:
+        options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+        fused_on = DENSE_OPTIMIZERS[config.kind].fused_on
+        if fused_on is not None:
+            options["fused"] = all(parameter.device.type in fused_on for parameter in params)
+        return DENSE_CLASSES[config.kind](params, **options)
 
     optimizer = KeyedOptimizerWrapper(parameters, build)
     _create_state(optimizer, parameters)

@@ -12,11 +12,12 @@ from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.progress import Ending, Progress
 from pipeline.checkpoint.resume import choice_of_attempt, choose_checkpoint, sound_checkpoint, withdraw_later
 from pipeline.config.experiment import Experiment
+from pipeline.config.lanes import check_division
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.split_evaluation import SplitEvaluation
-from pipeline.evaluation.split_metrics import is_better, metric_value
-from pipeline.loading.reader import check_division
+from pipeline.evaluation.split_metrics import metric_value
+from pipeline.metrics.registry import is_better
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import Manifest, read_manifest

@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
+from pipeline.metrics.formatting import format_values
+from pipeline.metrics.registry import METRICS
 from pipeline.sharding.module import StepOutput
 from pipeline.sharding.optimizers import LearningRates, schedule_factor
 from pipeline.training.metrics_log import RunLog
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Validation(Protocol):
-    """Evaluates the model as it is; given from above, for training knows no metrics."""
+    """Evaluates the model as it is; given from above, for training does not know evaluation."""
 
     def __call__(self) -> dict[str, Any]:
         """Metrics of the valid split, the same on every worker. Collective."""
@@ -159,7 +161,7 @@ class Trainer:
             "diagnostics": diagnostics,
         }
         self._run_log.record("train", step, values)
-        tasks = "  ".join(f"{name} {numbers(measured)}" for name, measured in report.items())
+        tasks = "  ".join(f"{name} {format_values(measured)}" for name, measured in report.items())
         self._run_log.say(f"step {step}/{span.first_step + total}  {tasks}  {speed:,.0f} samples/s")
 
     def _validate(self, validation: Validation) -> bool:
@@ -180,8 +182,9 @@ class Trainer:
                     self._saver.new_best(value)
         if self._run_log:
             self._run_log.record("valid", progress.step, evaluation)
+            shown = {metric.name for metric in METRICS.values() if metric.in_log_lines}
             tasks = "  ".join(
-                f"{name} {numbers({m: v for m, v in task.items() if m in ('auc', 'log_loss', 'rmse')})}"
+                f"{name} {format_values({m: v for m, v in task.items() if m in shown})}"
                 for name, task in evaluation["tasks"].items()
             )
             self._run_log.say(f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}")
@@ -233,7 +236,3 @@ class Trainer:
 def is_due(step: int, every: int | None, is_epoch_end: bool) -> bool:
     """Whether something that is done every so many steps, or at the end of every epoch, is due after this one."""
     return is_epoch_end if every is None else step % every == 0
-
-
-def numbers(values: dict[str, float | None]) -> str:
-    return " ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in values.items())

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import storage
+from pipeline.config.lanes import possible_workers
 from pipeline.errors import UserError
 from pipeline.workers.driver_channel import join_channel, open_channel
 from pipeline.workers.worker import Worker, backend, this_worker
@@ -85,7 +86,7 @@ def run_worker(config: dict[str, Any]) -> Any:
     if refusal is not None:  # Ray starts the workers again after a user's mistake, too: it would come again
         return None
     if config["is_range"]:
-        usable = largest_divisor(config["lanes"], place[1])
+        usable = max(count for count in possible_workers(config["lanes"]) if count <= place[1])
         if usable < place[1] and not regroup(usable, backend(config["device"])):
             return None
         place = [place[0], usable, place[2], min(place[3], usable)]
@@ -99,11 +100,6 @@ def run_worker(config: dict[str, Any]) -> Any:
     except UserError as error:
         ray.get(channel.refuse.remote(attempt, str(error)))
         raise
-
-
-def largest_divisor(lanes: int, workers: int) -> int:
-    """The most workers, of those that are there, that divide the lanes."""
-    return max(count for count in range(1, workers + 1) if lanes % count == 0)
 
 
 def regroup(usable: int, name: str) -> bool:

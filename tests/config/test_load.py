@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config.experiment import RANKING_METRICS
 from pipeline.config.load import dump_experiment, load_experiment, parse_experiment
+from pipeline.config.logs import TaskConfig
 from pipeline.errors import UserError
-from pipeline.evaluation.split_metrics import RANKING
 from pipeline.features.categorical import CategoricalFeature
+from pipeline.metrics.registry import METRICS
 from tests import synthetic
 
 EXAMPLE = Path("examples/kuairand/experiment.yaml")
@@ -128,8 +128,14 @@ def test_splits_are_compared_as_numbers_and_numbers_may_be_short() -> None:
     assert override("training.dense_optimizer.lr=1e-3").training.dense_optimizer.lr == 0.001
 
 
-def test_metrics_that_early_stopping_knows_are_those_that_evaluation_ranks_by() -> None:
-    assert sorted(RANKING) == sorted(metric for known in RANKING_METRICS.values() for metric in known)
+@pytest.mark.parametrize("task", load().tasks, ids=lambda task: task.name)
+def test_early_stopping_can_use_every_metric_that_ranks(task: TaskConfig) -> None:
+    for metric in METRICS.values():
+        if task.kind in metric.kinds and metric.ranks:
+            assert override(f"training.early_stopping.metric={task.name}.{metric.name}")
+        else:
+            with pytest.raises(UserError, match=f"'{metric.name}' is no metric to go by"):
+                override(f"training.early_stopping.metric={task.name}.{metric.name}")
 
 
 def test_a_missing_section_is_told() -> None:

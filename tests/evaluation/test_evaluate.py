@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-from pipeline.evaluation.split_metrics import METRICS, Predictions, evaluate, is_better, metric_value
+from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_value
+from pipeline.metrics import functions as metrics
+from pipeline.metrics.registry import METRICS, RowMetric, TaskKind, metrics_of
 
 TASKS = [
     TaskConfig(name="click", column="is_click", kind="binary"),
@@ -45,6 +46,14 @@ def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
     )
 
 
+def measured(kind: TaskKind, labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    return {
+        metric.name: metric.function(labels, predictions, weights)
+        for metric in metrics_of(kind)
+        if isinstance(metric, RowMetric)
+    }
+
+
 def test_every_cell_is_measured_on_its_own_rows() -> None:
     predictions = make(400)
     evaluation = evaluate(predictions, TASKS, [TAB, USER])
@@ -68,27 +77,14 @@ def test_every_cell_is_measured_on_its_own_rows() -> None:
         y, p, w = part.labels, part.predictions, part.weights
         assert part.groups is not None
         value, used, skipped = metrics.grouped_auc(y[:, 0], p[:, 0], w, part.groups)
-        assert click["scenarios"][label] == {
-            "auc": metrics.auc(y[:, 0], p[:, 0], w),
-            "log_loss": metrics.log_loss(y[:, 0], p[:, 0], w),
-            "calibration": metrics.calibration(y[:, 0], p[:, 0], w),
-            "grouped_auc": value,
-            "groups": used,
-            "groups_skipped": skipped,
-            "rows": members.sum(),
-            "positives": y[:, 0].sum(),
-        }
+        grouped = {"grouped_auc": value, "groups": used, "groups_skipped": skipped}
+        counts = {"rows": members.sum(), "positives": y[:, 0].sum()}
+        assert click["scenarios"][label] == {**measured("binary", y[:, 0], p[:, 0], w), **grouped, **counts}
+        means = {"mean_label": metrics.mean(y[:, 1], w), "mean_prediction": metrics.mean(p[:, 1], w)}
         assert watch_time["scenarios"][label] == {
-            "rmse": metrics.rmse(y[:, 1], p[:, 1], w),
-            "mae": metrics.mae(y[:, 1], p[:, 1], w),
-            "nrmse": metrics.nrmse(y[:, 1], p[:, 1], w),
-            "nmae": metrics.nmae(y[:, 1], p[:, 1], w),
-            "spearman": metrics.spearman(y[:, 1], p[:, 1], w),
-            "gini": metrics.normalised_gini(y[:, 1], p[:, 1], w),
-            "calibration": metrics.calibration(y[:, 1], p[:, 1], w),
+            **measured("continuous", y[:, 1], p[:, 1], w),
             "rows": members.sum(),
-            "mean_label": metrics.mean(y[:, 1], w),
-            "mean_prediction": metrics.mean(p[:, 1], w),
+            **means,
         }
     assert click["auc"] == pytest.approx(metrics.auc(rows.labels[:, 0], rows.predictions[:, 0], rows.weights))
     finest = [click["scenarios"][label]["auc"] for label in cells if "/" in label]
@@ -101,8 +97,9 @@ def test_a_scenario_without_rows_is_there_and_undefined() -> None:
     predictions.scenarios = predictions.scenarios[:, :1]
     evaluation = evaluate(predictions, TASKS, [TAB])
     click = evaluation["tasks"]["click"]
-    nothing = {"auc": None, "log_loss": None, "calibration": None, "rows": 0, "positives": 0}
-    assert click["scenarios"]["tab=other"] == nothing
+    nothing = click["scenarios"]["tab=other"]
+    assert (nothing.pop("rows"), nothing.pop("positives")) == (0, 0)
+    assert {"auc", "log_loss", "calibration"} <= set(nothing) and set(nothing.values()) == {None}
     assert click["scenarios_undefined"] == 1
     assert click["macro_auc"] == pytest.approx(np.mean([click["scenarios"][t]["auc"] for t in ("tab=1", "tab=0")]))
     empty = evaluation["tasks"]["watch_time"]["scenarios"]["tab=other"]
@@ -195,31 +192,10 @@ def test_a_metric_that_was_not_measured_is_an_error_with_the_valid_names(
         metric_value(evaluation, metric)
 
 
-@pytest.mark.parametrize("metric", ["click.accuracy", "click.rows", "click.scenarios"])
-def test_an_unknown_metric_is_an_error(evaluation: dict[str, Any], metric: str) -> None:
-    for ask in (lambda: metric_value(evaluation, metric), lambda: is_better(metric, 1.0, None)):
-        with pytest.raises(UserError, match=f"There is no metric '{metric}'.* auc, log_loss, "):
-            ask()
-
-
-def test_calibration_does_not_rank_models(evaluation: dict[str, Any]) -> None:
-    for ask in (lambda: metric_value(evaluation, "click.calibration"), lambda: is_better("click.calibration", 1, 1)):
-        with pytest.raises(UserError, match="says nothing about the order of models"):
-            ask()
-
-
 @pytest.mark.parametrize(
-    ("metric", "new", "best", "better"),
-    [
-        ("click.auc", 0.7, 0.6, True),
-        ("click.auc", 0.6, 0.6, False),
-        ("watch_time.spearman", 0.5, 0.6, False),
-        ("click.log_loss", 0.5, 0.6, True),
-        ("watch_time.nmae", 0.7, 0.6, False),
-        ("click.auc", 0.4, None, True),
-        ("click.auc", None, 0.4, False),
-        ("click.auc", None, None, False),
-    ],
+    ("metric", "message"),
+    [("click.accuracy", "There is no metric"), ("click.calibration", "says nothing about the order of models")],
 )
-def test_is_better(metric: str, new: float | None, best: float | None, better: bool) -> None:
-    assert is_better(metric, new, best) is better
+def test_what_early_stopping_cannot_use_is_an_error(evaluation: dict[str, Any], metric: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        metric_value(evaluation, metric)

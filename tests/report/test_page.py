@@ -172,7 +172,7 @@ def test_metrics_by_scenario_are_shaded_by_their_difference(page: Page) -> None:
     cells = page.texts["td"]
     assert cells[:5] == ["0.7125", "0.5800", "0.6100", "1.0500", "1,234"]
     assert cells[5:10] == ["0.8125", "0.5800", "0.6100", "1.0500", "1,234"]
-    assert cells[10:15] == ["–", "–", "–", "–", "0"]
+    assert cells[10:15] == ["-", "-", "-", "-", "0"]
     attributes = [attributes for tag, attributes in page.tags if tag == "td"]
     assert attributes[5] == {"class": "better", "style": "--shade:0.450"}
     assert attributes[6] == attributes[10] == {}

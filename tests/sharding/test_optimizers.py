@@ -4,12 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec.distributed import DistributedModelParallel
 
-from pipeline.config.training import DenseOptimizerConfig, ScheduleConfig
+from pipeline.config.optimizer_kinds import DENSE_OPTIMIZERS, SPARSE_OPTIMIZERS
+from pipeline.config.training import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
+from pipeline.errors import UserError
 from pipeline.loading.batch import Position
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
-from pipeline.sharding.optimizers import LearningRates, dense_optimizer, schedule_factor
-from pipeline.sharding.shard import shard
+from pipeline.sharding.optimizers import (
+    DENSE_CLASSES,
+    SPARSE_CLASSES,
+    LearningRates,
+    dense_optimizer,
+    fuse_sparse_optimizer,
+    schedule_factor,
+)
+from pipeline.sharding.shard import PooledSharder, shard
 from pipeline.table.manifest import read_manifest
 from pipeline.training.steps import PlainStep
 from tests.training.runs import new_run
@@ -66,20 +78,40 @@ def synthetic_batches(table: str, columns):  # noqa: ANN001, ANN201
     )
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw", "adagrad", "sgd"])
+def test_every_optimizer_of_the_experiment_file_has_a_class() -> None:
+    assert (SPARSE_OPTIMIZERS.keys(), DENSE_OPTIMIZERS.keys()) == (SPARSE_CLASSES.keys(), DENSE_CLASSES.keys())
+
+
+@pytest.mark.parametrize("kind", SPARSE_OPTIMIZERS)
+def test_a_sparse_optimizer_takes_its_options_and_has_the_state_that_plan_counts(kind: str) -> None:
+    config = SparseOptimizerConfig(kind=kind, lr=0.1, eps=1e-5, weight_decay=0.3)
+    known, cpu = SPARSE_OPTIMIZERS[kind], torch.device("cpu")
+    table = EmbeddingBagCollection(
+        tables=[EmbeddingBagConfig(name="t", embedding_dim=8, num_embeddings=6, feature_names=["f"])],
+        device=torch.device("meta"),
+    )
+    if not known.on_cpu:
+        with pytest.raises(UserError, match=f"'{kind}', which exists on CUDA only: on CPU use one of rowwise_adagrad"):
+            fuse_sparse_optimizer(table.parameters(), config, cpu)
+        return
+    with one_worker() as worker:
+        fuse_sparse_optimizer(table.parameters(), config, cpu)
+        model = DistributedModelParallel(table, device=worker.device, sharders=[PooledSharder()])
+    (of_table,) = model.fused_optimizer.state_dict()["state"].values()
+    state = [value.local_shards()[0].tensor for value in of_table.values() if isinstance(value, ShardedTensor)]
+    state_bytes = sum(value.numel() * value.element_size() for value in state)
+    assert state_bytes == 6 * (8 * known.state_bytes_per_weight + known.state_bytes_per_row)
+
+
+@pytest.mark.parametrize("kind", DENSE_OPTIMIZERS)
 def test_creating_the_state_changes_nothing(kind: str) -> None:
-    """The first step equals that of the same optimizer used plainly, weight decay included."""
+    """The first steps equal those of the same optimizer used plainly, weight decay included."""
     torch.manual_seed(0)
     ours, plain = torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.zeros(3))
     plain.data.copy_(ours.data)
-    optimizer = dense_optimizer({"p": ours}, DenseOptimizerConfig(kind=kind, lr=0.1, weight_decay=0.3), None)  # type: ignore[arg-type]
-    classes = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adagrad": torch.optim.Adagrad,
-        "sgd": torch.optim.SGD,
-    }
-    reference = classes[kind]([plain], lr=0.1, weight_decay=0.3, fused=True)  # type: ignore[call-arg]
+    optimizer = dense_optimizer({"p": ours}, DenseOptimizerConfig(kind=kind, lr=0.1, weight_decay=0.3), None)
+    fused = {} if DENSE_OPTIMIZERS[kind].fused_on is None else {"fused": True}
+    reference = DENSE_CLASSES[kind]([plain], lr=0.1, weight_decay=0.3, **fused)  # type: ignore[call-arg]
     for _ in range(3):
         for parameter, opt in ((ours, optimizer), (plain, reference)):
             parameter.grad = torch.tensor([1.0, -2.0, 0.5])

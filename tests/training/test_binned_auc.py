@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation import metrics
+from pipeline.metrics import functions as metrics
 from pipeline.training.binned_auc import BinnedAuc
 
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """Weighted metrics of one task on one set of rows, exact and vectorised: O(rows log rows), sums in float64.
 
-Every function takes arrays ``(rows,)`` and gives None where its metric is undefined: never 0, 0.5 or NaN.
+Functions of rows take arrays ``(rows,)`` and give None where their metric is undefined: never 0, 0.5 or NaN.
 A weight of k means the same as the row k times over; a weight of 0 means that the row is not there.
 
 Products are summed with ``np.sum``, never with ``np.dot``: BLAS may add in another order on another machine or with
@@ -82,6 +82,11 @@ def calibration(labels: Array, predictions: Array, weights: Array) -> float | No
     """
     observed = float(np.sum(weights.astype(np.float64) * labels))
     return float(np.sum(weights.astype(np.float64) * predictions)) / observed if observed else None
+
+
+def unweighted_mean(values: list[float]) -> float:
+    """``sum x / n`` of at least one value."""
+    return sum(values) / len(values)
 
 
 def mean(values: Array, weights: Array) -> float | None:

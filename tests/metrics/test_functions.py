@@ -8,18 +8,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from pipeline.evaluation import metrics
+from pipeline.metrics import functions as metrics
+from pipeline.metrics.registry import RowMetric, metrics_of
 
-CONTINUOUS = [
-    metrics.rmse,
-    metrics.mae,
-    metrics.nrmse,
-    metrics.nmae,
-    metrics.spearman,
-    metrics.normalised_gini,
-    metrics.calibration,
-]
-BINARY = [metrics.auc, metrics.log_loss, metrics.calibration]
+CONTINUOUS = [metric.function for metric in metrics_of("continuous") if isinstance(metric, RowMetric)]
+BINARY = [metric.function for metric in metrics_of("binary") if isinstance(metric, RowMetric)]
 
 
 def binary_rows(seed: int, rows: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,48 @@
+"""The optimizers that an experiment can name, and what is known of them without torch.
+
+Their classes are in `pipeline/sharding/optimizers.py`, under the same names.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseOptimizer:
+    """An optimizer of embedding tables, fused into backward."""
+
+    on_cpu: bool = True
+    """Whether fbgemm has it on CPU; it has all of them on CUDA."""
+    takes_eps: bool = True
+    state_bytes_per_weight: int = 0
+    state_bytes_per_row: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptimizer:
+    """An optimizer of all other parameters."""
+
+    fused_on: tuple[str, ...] | None = ("cpu", "cuda")
+    """Devices on which torch has one kernel for all that a step does to a parameter; None: its class has no `fused`."""
+
+
+SPARSE_OPTIMIZERS = {
+    "rowwise_adagrad": SparseOptimizer(state_bytes_per_row=4),
+    "adagrad": SparseOptimizer(state_bytes_per_weight=4),
+    "sgd": SparseOptimizer(takes_eps=False),
+    "adam": SparseOptimizer(on_cpu=False, state_bytes_per_weight=8),
+}
+
+DENSE_OPTIMIZERS = {
+    "adam": DenseOptimizer(),
+    "adamw": DenseOptimizer(),
+    "adagrad": DenseOptimizer(fused_on=("cpu",)),
+    "sgd": DenseOptimizer(),
+}
+
+if TYPE_CHECKING:  # mypy cannot read a Literal that is made from a table
+    SparseKind = str
+    DenseKind = str
+else:
+    SparseKind = Literal[tuple(SPARSE_OPTIMIZERS)]
+    DenseKind = Literal[tuple(DENSE_OPTIMIZERS)]

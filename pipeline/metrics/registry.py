@@ -1,0 +1,192 @@
+"""Every metric, once: what computes it, which values are better, and where it is shown.
+
+The experiment's checks, the evaluation, early stopping, the log lines of training, the report and comparisons all take
+their metrics from `METRICS`. Needs neither torch nor any stage of the pipeline.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.metrics import functions
+from pipeline.metrics.functions import Array
+
+TaskKind = Literal["binary", "continuous"]
+
+ALL_ROWS = "all"
+"""The label of all rows together, beside the labels of scenarios."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What holds for every metric. The classes below differ in what they are computed from."""
+
+    name: str
+    """Its key in an evaluation, and in `training.early_stopping.metric`."""
+    heading: str
+    """Of its column in a table."""
+    kinds: tuple[TaskKind, ...]
+    """The tasks that have it."""
+    better: Literal["higher", "lower", "one"]
+    """Which values are better. One whose best value is one does not rank models."""
+    in_log_lines: bool = False
+    """Whether the line that training prints for a validation has it."""
+    on_page: bool = False
+    """Whether the tables of the report have it; those of the terminal have all."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether early stopping can use it."""
+        return self.better != "one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMetric(Metric):
+    """Computed from the labels, predictions and weights of rows."""
+
+    function: Callable[[Array, Array, Array], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupMetric(Metric):
+    """Computed within groups of rows, where the experiment has an `evaluation.group`."""
+
+    function: Callable[[Array, Array, Array, NDArray[np.integer]], tuple[float | None, int, int]]
+    """Labels, predictions, weights and groups to the value, the number of groups used and the number skipped."""
+    counts: tuple[str, str]
+    """The keys of these two numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioMetric(Metric):
+    """Computed from a row metric of every scenario. A task has it for all rows together and for no single scenario."""
+
+    function: Callable[[list[float]], float]
+    """Values of the scenarios that have one, at least one, to the value."""
+    of: str
+    """The row metric."""
+    undefined_count: str
+    """The key of the number of scenarios that have no value."""
+
+
+# In the order of the columns of tables.
+_ALL: tuple[Metric, ...] = (
+    RowMetric(
+        name="auc",
+        heading="AUC",
+        kinds=("binary",),
+        better="higher",
+        function=functions.auc,
+        in_log_lines=True,
+        on_page=True,
+    ),
+    GroupMetric(
+        name="grouped_auc",
+        heading="grouped AUC",
+        kinds=("binary",),
+        better="higher",
+        function=functions.grouped_auc,
+        counts=("groups", "groups_skipped"),
+        on_page=True,
+    ),
+    RowMetric(
+        name="log_loss",
+        heading="log loss",
+        kinds=("binary",),
+        better="lower",
+        function=functions.log_loss,
+        in_log_lines=True,
+        on_page=True,
+    ),
+    ScenarioMetric(
+        name="macro_auc",
+        heading="mean AUC of scenarios",
+        kinds=("binary",),
+        better="higher",
+        function=functions.unweighted_mean,
+        of="auc",
+        undefined_count="scenarios_undefined",
+    ),
+    RowMetric(
+        name="rmse",
+        heading="RMSE",
+        kinds=("continuous",),
+        better="lower",
+        function=functions.rmse,
+        in_log_lines=True,
+        on_page=True,
+    ),
+    RowMetric(name="mae", heading="MAE", kinds=("continuous",), better="lower", function=functions.mae, on_page=True),
+    RowMetric(name="nrmse", heading="NRMSE", kinds=("continuous",), better="lower", function=functions.nrmse),
+    RowMetric(name="nmae", heading="NMAE", kinds=("continuous",), better="lower", function=functions.nmae),
+    RowMetric(
+        name="spearman",
+        heading="Spearman",
+        kinds=("continuous",),
+        better="higher",
+        function=functions.spearman,
+        on_page=True,
+    ),
+    RowMetric(
+        name="gini",
+        heading="Gini",
+        kinds=("continuous",),
+        better="higher",
+        function=functions.normalised_gini,
+        on_page=True,
+    ),
+    RowMetric(
+        name="calibration",
+        heading="calibration",
+        kinds=("binary", "continuous"),
+        better="one",
+        function=functions.calibration,
+        on_page=True,
+    ),
+)
+
+METRICS = {metric.name: metric for metric in _ALL}
+
+PRIMARY: dict[TaskKind, str] = {"binary": "auc", "continuous": "rmse"}
+"""What models are compared by, per kind of task."""
+
+
+def metrics_of(kind: TaskKind) -> list[Metric]:
+    """The metrics of a kind of task, in the order of the columns of tables."""
+    return [metric for metric in METRICS.values() if kind in metric.kinds]
+
+
+def column_metrics(kind: TaskKind) -> list[Metric]:
+    """The same without those over scenarios: what all rows and every scenario have a value of."""
+    return [metric for metric in metrics_of(kind) if not isinstance(metric, ScenarioMetric)]
+
+
+def ranking_metric(metric: str) -> Metric:
+    """The metric of a name such as ``click.auc``.
+
+    Raises:
+        UserError: there is no such metric, or it does not rank models.
+    """
+    found = METRICS.get(metric.rpartition(".")[2])
+    known = ", ".join(name for name, one in METRICS.items() if one.ranks)
+    if found is None:
+        raise UserError(f"There is no metric {metric!r}; use TASK.METRIC with one of {known}.")
+    if not found.ranks:
+        raise UserError(f"{metric!r} says nothing about the order of models; use one of {known}.")
+    return found
+
+
+def is_better(metric: str, new: float | None, best: float | None) -> bool:
+    """Whether a new value of a metric such as ``click.auc`` beats the best so far; undefined values beat nothing.
+
+    Raises:
+        UserError: there is no such metric, or it does not rank models.
+    """
+    better = ranking_metric(metric).better
+    if new is None or best is None:
+        return new is not None
+    return new > best if better == "higher" else new < best
