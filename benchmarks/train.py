@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from benchmarks import workload
 from benchmarks.rounds import ROOT, Contestant, compete
-from models.layers.affine import affine
+from pipeline.sharding.cpu_kernels import affine
 from pipeline.workers.worker import keep_memory
 
 ROWS = 1_000_000

@@ -1,61 +1,42 @@
-"""From configuration to modules: one line a bottom, a trunk and a head."""
+"""From configuration to modules: one case per bottom and per trunk."""
 
 from dataclasses import replace
-from typing import Annotated
 
-from pydantic import Field
 from torch import nn
 
-from models.bottoms.concat import ConcatBottom, ConcatConfig
-from models.bottoms.din import DinBottom, DinConfig
-from models.bottoms.dtrn import DTRNBottom, DTRNConfig
-from models.gradients import CoreGradients, CoreRule
-from models.heads.towers import HeadOutput, TowersConfig, TowersHead
+from models.bottoms.concat import ConcatBottom
+from models.bottoms.din import DinBottom
+from models.bottoms.dtrn import DTRNBottom
+from models.config import (
+    AESMConfig,
+    BottomConfig,
+    ConcatConfig,
+    CrossStitchConfig,
+    DinConfig,
+    DTRNConfig,
+    HMoEConfig,
+    HTLNetConfig,
+    MMoEConfig,
+    ModelConfig,
+    ParallelDNNConfig,
+    PLEConfig,
+    SharedBottomConfig,
+    STARConfig,
+    TrunkConfig,
+)
+from models.gradients import CoreRule
+from models.heads.towers import HeadOutput, TowersHead
 from models.inputs import Embedded, ModelInputs
-from models.objective import ObjectiveConfig
-from models.section import ModelSection
-from models.trunks.aesm import AESMConfig, AESMTrunk
+from models.trunks.aesm import AESMTrunk
 from models.trunks.base import Context, Trunk, TrunkOutput
-from models.trunks.cross_stitch import CrossStitchConfig, CrossStitchTrunk
-from models.trunks.hmoe import HMoEConfig, HMoETrunk
-from models.trunks.htlnet import HTLNetConfig, HTLNetTrunk
-from models.trunks.mmoe import MMoEConfig, MMoETrunk
-from models.trunks.parallel_dnn import ParallelDNNConfig, ParallelDNNTrunk
-from models.trunks.ple import PLEConfig, PLETrunk
-from models.trunks.shared_bottom import SharedBottomConfig, SharedBottomTrunk
-from models.trunks.star import STARConfig, STARTrunk
-
-BottomConfig = Annotated[ConcatConfig | DinConfig | DTRNConfig, Field(discriminator="kind")]
-TrunkConfig = Annotated[
-    SharedBottomConfig
-    | ParallelDNNConfig
-    | CrossStitchConfig
-    | MMoEConfig
-    | HMoEConfig
-    | PLEConfig
-    | STARConfig
-    | AESMConfig
-    | HTLNetConfig,
-    Field(discriminator="kind"),
-]
-HeadConfig = TowersConfig
-
-
-class ModelConfig(ModelSection):
-    """The experiment's `model` section: bottom, trunk, head and objective, any with any."""
-
-    bottom: BottomConfig = ConcatConfig(kind="concat")
-    trunk: TrunkConfig
-    head: HeadConfig = TowersConfig(kind="towers")
-    objective: ObjectiveConfig = ObjectiveConfig()
-
-    @property
-    def core_rule(self) -> CoreGradients | None:
-        """The rule by which gradients meet at the shared embedding, by default the trunk's own; None: they add up."""
-        chosen = self.objective.gradients
-        if chosen is None and isinstance(self.trunk, HTLNetConfig):
-            return CoreGradients(kind="core")
-        return chosen if isinstance(chosen, CoreGradients) else None
+from models.trunks.cross_stitch import CrossStitchTrunk
+from models.trunks.hmoe import HMoETrunk
+from models.trunks.htlnet import HTLNetTrunk
+from models.trunks.mmoe import MMoETrunk
+from models.trunks.parallel_dnn import ParallelDNNTrunk
+from models.trunks.ple import PLETrunk
+from models.trunks.shared_bottom import SharedBottomTrunk
+from models.trunks.star import STARTrunk
 
 
 class DenseModel(nn.Module):

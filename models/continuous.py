@@ -1,4 +1,7 @@
-"""What a continuous target is taken to be: the units that its tower gives, their loss, and the value they predict."""
+"""The losses of continuous targets: the units that a tower gives, their loss, and the value that they predict.
+
+What each demands of a task, and the keys that it reads, are in models/loss_config.py.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
-from models.inputs import Task
+from models.loss_config import LossConfig, LossName
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class ContinuousLoss:
     """A loss of continuous targets."""
 
     units: int
-    loss: Callable[[Tensor, Tensor, Task], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
+    loss: Callable[[Tensor, Tensor, LossConfig], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
     value: Callable[[Tensor], Tensor]  # units (batch, units) -> (batch,)
 
 
@@ -24,15 +27,15 @@ def _first(units: Tensor) -> Tensor:
     return units[:, 0]
 
 
-def _squared_error(units: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _squared_error(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     return (units[:, 0] - labels).square()
 
 
-def _huber(units: Tensor, labels: Tensor, task: Task) -> Tensor:
-    return huber_loss(units[:, 0], labels, reduction="none", delta=task.delta)
+def _huber(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    return huber_loss(units[:, 0], labels, reduction="none", delta=config.delta)
 
 
-def _zero_inflated_lognormal(units: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _zero_inflated_lognormal(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Cross-entropy of "is above zero", and the log-normal's negative log-likelihood where it is.
 
     Wang, Liu, Miao, A Deep Probabilistic Model for Customer Lifetime Value Prediction, 2019.
@@ -56,12 +59,12 @@ def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logit, mean, softplus(deviation).clamp(min=math.sqrt(1e-7))
 
 
-def _tweedie(units: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, less what no z changes.
 
     Joergensen, The Theory of Dispersion Models, 1997.
     """
-    z, power = units[:, 0], task.power
+    z, power = units[:, 0], config.power
     loss = ((2 - power) * z).exp() / (2 - power) - labels * ((1 - power) * z).exp() / (1 - power)
     return _refuse_negative(loss, labels)
 
@@ -71,7 +74,7 @@ def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labels < 0, math.nan, loss)
 
 
-CONTINUOUS = {
+CONTINUOUS: dict[LossName, ContinuousLoss] = {
     "mse": ContinuousLoss(1, _squared_error, _first),
     "huber": ContinuousLoss(1, _huber, _first),
     "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _lognormal_mean),

@@ -5,36 +5,11 @@ Algorithm 1, equations 16 and 17.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from models.section import ModelSection
-
-
-class SumGradients(ModelSection):
-    """Gradients add up, as everywhere else."""
-
-    kind: Literal["sum"]
-
-
-class CoreGradients(ModelSection):
-    """Every task's gradient is turned away from working against the core task's, then brought near its length."""
-
-    kind: Literal["core"]
-    core: str | None = None
-    """The core task; null: the last."""
-    projection: float = Field(default=1.0, ge=0, le=1)
-    """Share of the opposing part that is taken away; 1 takes all of it."""
-    gamma: float = Field(default=0.1, ge=0, le=1)
-    """0 leaves lengths alone, 1 makes every gradient as long as the core task's."""
-    max_ratio: float = Field(default=10.0, ge=1)
-    """Lengths are taken to differ by this factor at most."""
-
-
-GradientConfig = Annotated[SumGradients | CoreGradients, Field(discriminator="kind")]
+from models.config import CoreGradients
 
 
 class CoreRule:

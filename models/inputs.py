@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # the experiment file is read, and logs are preprocessed, by processes that never need PyTorch
     from torch import Tensor
 
+from models.loss_config import LossConfig
+
 FeatureKind = Literal["categorical", "multivalued", "sequence"]
 
 
@@ -39,9 +41,7 @@ class Task:
     kind: Literal["binary", "continuous"]
     after: int | None = None
     weight: float = 1.0
-    loss: Literal["mse", "huber", "ziln", "tweedie"] = "mse"  # of a continuous task
-    delta: float = 1.0  # of huber
-    power: float = 1.5  # of tweedie
+    loss: LossConfig = LossConfig()  # of a continuous task
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,6 @@ def task_losses(predictions: HeadOutput, labels: Tensor, weights: Tensor, weight
         if task.kind == "binary":
             loss = -(label * parameters[:, 0] + (1 - label) * parameters[:, 1])
         else:
-            loss = CONTINUOUS[task.loss].loss(parameters, label, task)
+            loss = CONTINUOUS[task.loss.loss].loss(parameters, label, task.loss)
         columns.append((loss * weights).sum() / weight_total)
     return torch.stack(columns)

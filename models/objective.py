@@ -1,23 +1,11 @@
 """How the losses of the tasks are weighed against each other."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from models.gradients import GradientConfig
+from models.config import ObjectiveConfig
 from models.inputs import Task
 from models.labels import label
-from models.section import ModelSection
-
-
-class ObjectiveConfig(ModelSection):
-    """Weights of the tasks, and the rule by which their gradients meet at the shared embedding."""
-
-    weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """Fixed: each task's own `weight`. Uncertainty: times a factor that is learned with the model."""
-    gradients: GradientConfig | None = None
-    """Null: the rule of the trunk's own paper, `core` for htlnet and `sum` for all others."""
 
 
 class Objective(nn.Module):

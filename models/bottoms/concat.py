@@ -1,19 +1,10 @@
 """Bottom `concat`: features side by side, behaviours averaged."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from models.inputs import Embedded, ModelInputs
 from models.layers.pooling import averaged
-from models.section import ModelSection
-
-
-class ConcatConfig(ModelSection):
-    """All features and numerics concatenated; a sequence enters as the mean of its embeddings."""
-
-    kind: Literal["concat"]
 
 
 class ConcatBottom(nn.Module):

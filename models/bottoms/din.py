@@ -3,24 +3,13 @@
 Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from models.config import DinConfig
 from models.inputs import Embedded, ModelInputs
-from models.layers.mlp import mlp
+from models.layers.mlp import Units, mlp
 from models.layers.pooling import averaged
-from models.section import ModelSection, Widths
-
-
-class DinConfig(ModelSection):
-    """Target attention over every sequence that has the target's width; other sequences enter as their mean."""
-
-    kind: Literal["din"]
-    target: str
-    """The categorical feature of the candidate item."""
-    hidden: Widths = [64, 32]
 
 
 class TargetAttention(nn.Module):
@@ -32,7 +21,7 @@ class TargetAttention(nn.Module):
 
     def __init__(self, dim: int, hidden: list[int]) -> None:
         super().__init__()
-        self.score = nn.Sequential(mlp(4 * dim, hidden), nn.Linear(hidden[-1] if hidden else 4 * dim, 1))
+        self.score = nn.Sequential(mlp(4 * dim, hidden), Units(hidden[-1] if hidden else 4 * dim, 1))
         for layer in self.score.modules():  # smaller than before a ReLU elsewhere: scores add up over a whole sequence
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

@@ -6,35 +6,17 @@ The paper's equations are not public; the parts and their purpose are the author
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from models.config import DTRNConfig
 from models.inputs import Embedded, ModelInputs
 from models.labels import label
-from models.layers.affine import Linear
 from models.layers.grouped import GroupedLinear
 from models.layers.pooling import averaged
 from models.layers.transformer import ConditionalBlock
-from models.section import ModelSection
-
-
-class DTRNConfig(ModelSection):
-    """Task-specific interests from every sequence that has the target's width, then a refinement of every feature."""
-
-    kind: Literal["dtrn"]
-    target: str
-    """The categorical feature of the candidate item."""
-    heads: int = Field(default=2, ge=1)
-    """Of the attention; they divide the target's width."""
-    blocks: int = Field(default=1, ge=1)
-    condition_dim: int = Field(default=16, ge=1)
-    """Width of the embeddings of task and behaviour, and of the hypernetwork."""
-    refine_dim: int = Field(default=32, ge=1)
-    """Hidden width of each task's refinement."""
 
 
 class DTRNBottom(nn.Module):
@@ -89,11 +71,11 @@ class InterestModule(nn.Module):
         label(self, "task", 0, tasks)
         self.behaviour = nn.Parameter(torch.randn(len(behaviours), width))
         self.blocks = nn.ModuleList(ConditionalBlock(dim, config.heads) for _ in range(config.blocks))
-        self.condition = Linear(2 * width, width)
-        self.norms = Linear(width, config.blocks * 4 * dim)
+        self.condition = nn.Linear(2 * width, width)
+        self.norms = nn.Linear(width, config.blocks * 4 * dim)
         nn.init.zeros_(self.norms.weight)
         nn.init.zeros_(self.norms.bias)
-        self.query, self.key = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)
+        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
 
     def forward(self, sequences: dict[str, Tensor], lengths: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
         """Sequences ``(batch, length, dim)`` and the target ``(batch, dim)`` to interests ``(tasks, batch, dim)``."""

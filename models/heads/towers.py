@@ -1,27 +1,16 @@
 """Head `towers`: a tower a task, probabilities composed along the causal order."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from models.config import TowersConfig
 from models.continuous import CONTINUOUS
 from models.inputs import ModelInputs, Task
-from models.layers.mlp import mlp
-from models.section import ModelSection, Widths
+from models.layers.mlp import Units, mlp
 from models.trunks.base import TrunkOutput
-
-
-class TowersConfig(ModelSection):
-    """`product` trains P(task) = P(after) * P(task | after) over all rows, as ESMM; `direct` trains P(task) itself."""
-
-    kind: Literal["towers"]
-    hidden: Widths = [64]
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    conversion: Literal["product", "direct"] = "product"
 
 
 @dataclass
@@ -38,7 +27,7 @@ class HeadOutput:
     def scores(self) -> Tensor:
         """Probability of each binary task, value of each continuous one: ``(batch, tasks)``."""
         columns = [
-            parameters[:, 0].exp() if task.kind == "binary" else CONTINUOUS[task.loss].value(parameters)
+            parameters[:, 0].exp() if task.kind == "binary" else CONTINUOUS[task.loss.loss].value(parameters)
             for task, parameters in zip(self.tasks, self.parameters, strict=True)
         ]
         return torch.stack(columns, dim=1)
@@ -61,10 +50,10 @@ class TowersHead(nn.Module):
         self._tasks = inputs.tasks
         self._product = config.conversion == "product"
         out_dim = config.hidden[-1] if config.hidden else in_dim
-        units = {task.name: 1 if task.kind == "binary" else CONTINUOUS[task.loss].units for task in inputs.tasks}
+        units = {task.name: 1 if task.kind == "binary" else CONTINUOUS[task.loss.loss].units for task in inputs.tasks}
         self.towers = nn.ModuleDict(
             {
-                name: nn.Sequential(mlp(in_dim, config.hidden, config.dropout), nn.Linear(out_dim, count))
+                name: nn.Sequential(mlp(in_dim, config.hidden, config.dropout), Units(out_dim, count))
                 for name, count in units.items()
             }
         )

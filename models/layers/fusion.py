@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.layers.affine import Linear
-
 
 class InformationFusion(nn.Module):
     """``out = sum_i w_i h1(u_i)``, ``w_i = softmax_i( <h2(u_i), h3(u_i)> / sqrt(dim) )`` (HTLNet, equations 13, 14).
@@ -17,7 +15,7 @@ class InformationFusion(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self._scale = 1 / math.sqrt(dim)
-        self.value, self.query, self.key = (Linear(in_dim, dim) for _ in range(3))
+        self.value, self.query, self.key = (nn.Linear(in_dim, dim) for _ in range(3))
 
     def forward(self, elements: Tensor) -> Tensor:
         """``(elements, batch, in_dim)`` to ``(batch, dim)``."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
+from torch.nn.functional import linear
 
 from models.labels import label
-from models.layers.affine import affine, grouped_affine, ragged_affine
-from models.layers.mlp import start_before_relu
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Groups:
 class GroupedLinear(nn.Module):
     """A linear layer for each of `groups`, by name; gates have no bias and start nearly even, as `nn.Linear` does.
 
-    All others are followed by a ReLU.
+    All others are followed by a ReLU, and their weights start as those of `mlp`.
     """
 
     def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int, is_gate: bool = False) -> None:
@@ -53,11 +52,8 @@ class GroupedLinear(nn.Module):
         label(self, "weight", 0, groups)
         if self.bias is not None:
             label(self, "bias", 0, groups)
-        if is_gate:
-            bound = 1 / math.sqrt(in_dim)
-            nn.init.uniform_(self.weight, -bound, bound)
-        else:
-            start_before_relu(self.weight, in_dim)
+        bound = 1 / math.sqrt(in_dim) if is_gate else math.sqrt(6 / in_dim)
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(groups, in, out)`` and bias ``(groups, out)`` as they are applied."""
@@ -69,13 +65,21 @@ class GroupedLinear(nn.Module):
         if x.dim() == 2:  # as one large multiplication
             groups, in_dim, out_dim = weight.shape
             joined = weight.transpose(1, 2).reshape(groups * out_dim, in_dim)
-            out = affine(x, joined, bias.reshape(-1) if bias is not None else None, relu)
-            return out.view(len(x), groups, out_dim).transpose(0, 1)
-        return grouped_affine(x, weight, bias, relu)
+            out = linear(x, joined, bias.reshape(-1) if bias is not None else None)
+            out = out.view(len(x), groups, out_dim).transpose(0, 1)
+        else:
+            out = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
+        return out.relu() if relu else out
 
     def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
         """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
-        return ragged_affine(x, *self.weights(), sizes, relu)
+        weight, bias = self.weights()
+        parts = zip(x.split(sizes), weight.unbind(), strict=True)
+        if bias is None:
+            out = torch.cat([rows @ own for rows, own in parts])
+        else:
+            out = torch.cat([torch.addmm(b, rows, own) for (rows, own), b in zip(parts, bias.unbind(), strict=True)])
+        return out.relu() if relu else out
 
 
 class GroupedMLP(nn.Module):

@@ -1,28 +1,24 @@
 """Feed-forward layers."""
 
-import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-
-from models.layers.affine import Linear
+from torch import nn
 
 
-def start_before_relu(weight: Tensor, in_dim: int) -> None:
-    """Initial weights that keep the size of a signal through any number of ReLU layers (He et al., ICCV 2015).
-
-    With PyTorch's own each layer makes it 2.4 times smaller, and trunks of many layers begin to learn late.
-    """
-    bound = math.sqrt(6 / in_dim)
-    nn.init.uniform_(weight, -bound, bound)
+class Units(nn.Linear):
+    """A last layer: the logit, the score or the few numbers of a row. No ReLU follows."""
 
 
 def mlp(in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """ReLU layers of the widths `hidden`, ``(..., in_dim)`` to ``(..., hidden[-1])``; the identity where empty."""
+    """ReLU layers of the widths `hidden`, ``(..., in_dim)`` to ``(..., hidden[-1])``; the identity where empty.
+
+    Initial weights keep the size of a signal through any number of layers (He et al., ICCV 2015). With those of
+    `nn.Linear` each layer makes it 2.4 times smaller, and trunks of many layers begin to learn late.
+    """
     layers: list[nn.Module] = []
     for width in hidden:
-        linear = Linear(in_dim, width)
-        start_before_relu(linear.weight, in_dim)
+        linear = nn.Linear(in_dim, width)
+        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]
         if dropout:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from models.layers.affine import Linear
-
 
 class ConditionalBlock(nn.Module):
     """One post-norm block, ``A = CLN1(H + MHSA(H)), Z = CLN2(A + FFN(A))`` with
@@ -20,9 +18,9 @@ class ConditionalBlock(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self._heads = heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.out = Linear(dim, dim)
-        self.feed_forward = nn.Sequential(Linear(dim, 4 * dim), nn.ReLU(), Linear(4 * dim, dim))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
 
     def forward(self, rows: Tensor, inside: Tensor, norms: Tensor) -> Tensor:
         """Encodes a sequence under every condition.

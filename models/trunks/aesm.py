@@ -6,46 +6,18 @@ Zou et al., Automatic Expert Selection for Multi-Scenario and Multi-Task Search 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.config import AESMConfig
 from models.inputs import ModelInputs
 from models.labels import combined, expert_names, label, label_outputs
-from models.layers.affine import Linear
 from models.layers.experts import mixture, sparse_mixture
 from models.layers.grouped import GroupedMLP
 from models.layers.noise import normal
 from models.layers.scenario import level_embeddings
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class AESMConfig(ModelSection):
-    """Layers of experts for each level of the scenario tree and then for the tasks."""
-
-    kind: Literal["aesm"]
-    experts: int = Field(default=8, ge=1)
-    """Experts a layer."""
-    hidden: Widths = Field(default=[128], min_length=1)
-    """Layers of each expert."""
-    scenario_layers: int = Field(default=1, ge=1)
-    """Layers a level of the scenario tree."""
-    task_layers: int = Field(default=1, ge=1)
-    top_specific: int = Field(default=1, ge=1)
-    top_shared: int = Field(default=1, ge=1)
-    noise: float = Field(default=0.1, ge=0)
-    """Standard deviation of the gates' noise at the first step."""
-    noise_steps: int | None = Field(default=1000, ge=1)
-    """Steps over which the noise falls to nothing; null: it stays."""
-    noise_in_mixture: bool = False
-    """The paper's text has the noise in the gate itself, the authors' code in the selection alone."""
-    specific_weight: float = Field(default=0.1, ge=0)
-    shared_weight: float = Field(default=0.1, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
 
 
 class AESMTrunk(Trunk):
@@ -59,6 +31,9 @@ class AESMTrunk(Trunk):
     The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``, each a mean over the rows of the
     global batch and, as in the authors' code, over the selected experts, so that it does not grow with their number.
     """
+
+    has_experts = True
+    keeps_predictions = frozenset()  # selection compares the gates of all scenarios, and of all tasks
 
     def __init__(self, inputs: ModelInputs, config: AESMConfig, in_dim: int) -> None:
         super().__init__()
@@ -149,7 +124,7 @@ class SelectionLayer(nn.Module):
         self._shape = len(gates), config.experts
         experts = expert_names(config.experts)
         self.experts = GroupedMLP(experts, in_dim, config.hidden, config.dropout)
-        self.gates = Linear(in_dim + indicator_dim, len(gates) * len(experts))
+        self.gates = nn.Linear(in_dim + indicator_dim, len(gates) * len(experts))
         label_outputs(self.gates, combined(gates, experts))
 
     def forward(self, z: Tensor, indicator: Tensor, own: Tensor, noise: Tensor, noise_keys: Tensor) -> Selection:

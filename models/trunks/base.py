@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 def this_worker_alone(values: Tensor) -> Tensor:
     """The sum over all workers where there is one."""
     return values
+
+
+Growth = Literal["task", "scenario"]
 
 
 @dataclass
@@ -38,8 +42,18 @@ class TrunkOutput:
 
 
 class Trunk(nn.Module, ABC):
-    """Representation and scenarios in, a hidden vector a task out."""
+    """Representation and scenarios in, a hidden vector per task out.
 
+    What a trunk says about its class is checked by the tests that hold for all trunks.
+    """
+
+    has_experts: ClassVar[bool] = False
+    """Whether `TrunkOutput.experts` says who uses which expert."""
+    keeps_predictions: ClassVar[frozenset[Growth]] = frozenset({"task", "scenario"})
+    """What may be added to a trained model while its predictions for old tasks in old scenarios stay as they are.
+
+    A task is missing where the other tasks read it, a scenario where rows of other scenarios do. Say why.
+    """
     out_dim: int  # h
     diagnostics: tuple[str, ...] = ()  # names of TrunkOutput.diagnostics
 

@@ -4,30 +4,17 @@ Misra et al., Cross-stitch Networks for Multi-task Learning, CVPR 2016.
 """
 
 from itertools import product
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from models.config import CrossStitchConfig
 from models.inputs import ModelInputs
 from models.labels import label
 from models.layers.grouped import GroupedLinear
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class CrossStitchConfig(ModelSection):
-    """One MLP a task, mixed after every layer; the scenario is an input."""
-
-    kind: Literal["cross_stitch"]
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
-    own: float = Field(default=0.9, gt=0, le=1)
-    """Initial share of a task's own network; the others share the rest evenly."""
 
 
 class CrossStitchTrunk(Trunk):
@@ -35,6 +22,8 @@ class CrossStitchTrunk(Trunk):
 
     Scenarios: all rows train the same networks, and the scenario is an input of each.
     """
+
+    keeps_predictions = frozenset({"scenario"})  # every task reads the layers of all tasks
 
     def __init__(self, inputs: ModelInputs, config: CrossStitchConfig, in_dim: int) -> None:
         super().__init__()

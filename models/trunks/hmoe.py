@@ -5,30 +5,16 @@ Li et al., Improving Multi-Scenario Learning to Rank in E-commerce by Exploiting
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.config import HMoEConfig
 from models.inputs import ModelInputs
 from models.labels import expert_names, label
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
 from models.layers.scenario import FinestScenario
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class HMoEConfig(ModelSection):
-    """A mixture of experts and a tower for each finest scenario; the towers of other scenarios are listened to."""
-
-    kind: Literal["hmoe"]
-    experts: int = Field(default=8, ge=1)
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    """Layers of each expert."""
-    tower: Widths = Field(default=[64], min_length=1)
-    """Layers of each scenario's tower."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class HMoETrunk(Trunk):
@@ -40,6 +26,9 @@ class HMoETrunk(Trunk):
     hidden vectors, which the head makes a logit of; the paper mixes the scores.
     Tasks: a model of its own for each, as the AESM2 paper extends HMoE; they share the embedding alone.
     """
+
+    has_experts = True
+    keeps_predictions = frozenset({"task"})  # a row listens to the towers of all scenarios
 
     def __init__(self, inputs: ModelInputs, config: HMoEConfig, in_dim: int) -> None:
         super().__init__()

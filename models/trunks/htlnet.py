@@ -4,34 +4,16 @@ Tang et al., Touch the Core: Exploring Task Dependence Among Hybrid Targets for 
 Its gradient rule is in models/gradients.py.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.config import HTLNetConfig
 from models.inputs import ModelInputs
 from models.layers.fusion import InformationFusion
 from models.layers.label_embedding import LabelEmbedding
 from models.layers.mlp import mlp
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class HTLNetConfig(ModelSection):
-    """A tower a task; a task reads the representations and the predicted labels of all tasks that it comes after."""
-
-    kind: Literal["htlnet"]
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    """Layers of each tower."""
-    label_dim: int = Field(default=10, ge=1)
-    fusion_dim: int = Field(default=32, ge=1)
-    """Width of what is fused from the earlier tasks, once for representations and once for labels."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the drawn labels: low is nearly a hard label, high nearly none."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
 
 
 class HTLNetTrunk(Trunk):

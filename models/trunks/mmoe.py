@@ -3,29 +3,15 @@
 Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, KDD 2018.
 """
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
+from models.config import MMoEConfig
 from models.inputs import ModelInputs
 from models.labels import expert_names
 from models.layers.experts import mixture
 from models.layers.grouped import GroupedLinear, GroupedMLP
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class MMoEConfig(ModelSection):
-    """Mixture of experts with one gate a task; experts and gates read the scenario beside the representation."""
-
-    kind: Literal["mmoe"]
-    experts: int = Field(default=8, ge=1)
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    """Layers of each expert."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
 
 
 class MMoETrunk(Trunk):
@@ -33,6 +19,8 @@ class MMoETrunk(Trunk):
 
     Scenarios: all rows train the same experts, and the scenario is an input of experts and gates.
     """
+
+    has_experts = True
 
     def __init__(self, inputs: ModelInputs, config: MMoEConfig, in_dim: int) -> None:
         super().__init__()

@@ -4,26 +4,15 @@ The baseline "Parallel DNN" of Zou et al. (AESM2), SIGIR 2022, which describes i
 share the embeddings and nothing else is our reading.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from models.config import ParallelDNNConfig
 from models.inputs import ModelInputs
 from models.labels import combined
 from models.layers.grouped import GroupedMLP, Groups
 from models.layers.scenario import FinestScenario
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class ParallelDNNConfig(ModelSection):
-    """One MLP for each task in each finest scenario; nothing is shared above the embedding."""
-
-    kind: Literal["parallel_dnn"]
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ParallelDNNTrunk(Trunk):

@@ -4,32 +4,15 @@ Tang et al., Progressive Layered Extraction (PLE), RecSys 2020.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.config import PLEConfig
 from models.inputs import ModelInputs
 from models.labels import combined, expert_names, label_outputs
-from models.layers.affine import Linear
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class PLEConfig(ModelSection):
-    """One extraction layer a level of the scenario tree, then levels of customised gate control over the tasks."""
-
-    kind: Literal["ple"]
-    specific: int = Field(default=2, ge=1)
-    """Experts of each scenario in its layer, and of each task in every level."""
-    shared: int = Field(default=2, ge=1)
-    levels: int = Field(default=2, ge=1)
-    """Levels over the tasks."""
-    hidden: Widths = Field(default=[128], min_length=1)
-    """Layers of each expert, in every level."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class PLETrunk(Trunk):
@@ -40,6 +23,9 @@ class PLETrunk(Trunk):
     output feeds all tasks and the shared stream of the first level. A shared stream between scenarios would need every
     scenario's experts on every row and is left out.
     """
+
+    has_experts = True
+    keeps_predictions = frozenset({"scenario"})  # the shared stream mixes the experts of all tasks
 
     def __init__(self, inputs: ModelInputs, config: PLEConfig, in_dim: int) -> None:
         super().__init__()
@@ -103,7 +89,7 @@ class TaskExtraction(nn.Module):
         self.shared = GroupedMLP(common, in_dim, config.hidden, config.dropout)
         self.gates = GroupedLinear(tasks, in_dim, config.specific + config.shared, is_gate=True)
         every = (*combined(tasks, own), *common)
-        self.shared_gate = None if is_last else Linear(in_dim, len(every), bias=False)
+        self.shared_gate = None if is_last else nn.Linear(in_dim, len(every), bias=False)
         if self.shared_gate is not None:
             label_outputs(self.shared_gate, every)
 

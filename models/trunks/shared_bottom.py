@@ -1,25 +1,12 @@
 """Trunk `shared_bottom`: hard sharing, one network for all tasks and scenarios."""
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
+from models.config import SharedBottomConfig
 from models.inputs import ModelInputs
 from models.layers.mlp import mlp
 from models.layers.scenario import ScenarioEmbedding
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class SharedBottomConfig(ModelSection):
-    """One MLP that all tasks share; the scenario is an input."""
-
-    kind: Literal["shared_bottom"]
-    hidden: Widths = [256, 128]
-    """Layers of the network. None: the towers stand on the shared embedding, as in ESMM."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
 
 
 class SharedBottomTrunk(Trunk):

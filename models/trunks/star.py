@@ -4,37 +4,18 @@ Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR),
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.config import STARConfig
 from models.inputs import ModelInputs
 from models.labels import label_outputs
-from models.layers.affine import ragged_affine
 from models.layers.grouped import GroupedLinear, GroupedMLP, Groups
-from models.layers.mlp import mlp
+from models.layers.mlp import Units, mlp
 from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario, ScenarioEmbedding
-from models.section import ModelSection, Widths
 from models.trunks.base import Context, Trunk, TrunkOutput
-
-
-class STARConfig(ModelSection):
-    """Partitioned normalisation, a star of the finest scenarios, a star of the tasks, an auxiliary network."""
-
-    kind: Literal["star"]
-    hidden: Widths = Field(default=[256, 128], min_length=1)
-    """Layers of the star over the scenarios."""
-    task_hidden: Widths = Field(default=[64], min_length=1)
-    """Layers of the star over the tasks."""
-    auxiliary: int = Field(default=32, ge=1)
-    """Width of the auxiliary network's hidden layer."""
-    momentum: float = Field(default=0.1, gt=0, le=1)
-    """Of the moving moments that the normalisation uses in evaluation."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    scenario_dim: int = Field(default=8, ge=1)
 
 
 class StarLinear(GroupedLinear):
@@ -51,10 +32,6 @@ class StarLinear(GroupedLinear):
     def weights(self) -> tuple[Tensor, Tensor | None]:
         assert self.bias is not None
         return self.weight * self.shared.weight.T, self.bias + self.shared.bias
-
-    def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
-        assert self.bias is not None
-        return ragged_affine(x, self.weight, self.bias + self.shared.bias, sizes, relu, self.shared.weight.T)
 
 
 class StarMLP(GroupedMLP):
@@ -81,7 +58,7 @@ class STARTrunk(Trunk):
         self.task_star = StarMLP(inputs.task_names, config.hidden[-1], config.task_hidden, config.dropout)
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
         hidden = mlp(in_dim + self.scenario.dim, [config.auxiliary])
-        units = nn.Linear(config.auxiliary, self._tasks)
+        units = Units(config.auxiliary, self._tasks)
         label_outputs(units, inputs.task_names)
         self.auxiliary = nn.Sequential(hidden, units)
         self.out_dim = config.task_hidden[-1]

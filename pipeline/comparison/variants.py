@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from models.build import ModelConfig
+from models.config import ModelConfig
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import apply_override, parse_experiment
 from pipeline.config.table_experiment import RUN_NAME

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 
 from pydantic import model_validator
-from torch import nn
 
-from models.bottoms.concat import ConcatConfig
-from models.bottoms.dtrn import DTRNConfig
-from models.build import ModelConfig
+from models.config import ModelConfig, TargetBottom
+from models.names import is_taken
 from pipeline import storage
 from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
@@ -74,9 +72,8 @@ def check_names(experiment: Experiment) -> None:
     """Tables, attention layers and towers are attributes of modules, where PyTorch has taken some names for itself."""
     named = {f"features.{i}.name": (feature.name, "of_item") for i, feature in enumerate(experiment.features)}
     named |= {f"tasks.{i}.name": (task.name, "task") for i, task in enumerate(experiment.tasks)}
-    taken = nn.ModuleDict()
     for path, (name, ending) in named.items():
-        if hasattr(taken, name):
+        if is_taken(name):
             raise ValueError(f"{path}: PyTorch keeps {name!r} for itself: use another, such as '{name}_{ending}'")
 
 
@@ -141,7 +138,7 @@ def check_metric(experiment: Experiment) -> None:
 
 def check_bottom(experiment: Experiment) -> None:
     bottom = experiment.model.bottom
-    if isinstance(bottom, ConcatConfig):
+    if not isinstance(bottom, TargetBottom):
         return
     targets = {feature.name: feature for feature in experiment.features if feature.is_single_id}
     if bottom.target not in targets:
@@ -157,24 +154,24 @@ def check_bottom(experiment: Experiment) -> None:
             f"model.bottom: this bottom reads behaviours: add a feature of kind `sequence` whose table has the width "
             f"of {bottom.target!r} ({dim}), such as one that shares its table"
         )
-    if isinstance(bottom, DTRNConfig) and dim is not None and dim % bottom.heads:
-        raise ValueError(
-            f"model.bottom.heads: {bottom.heads} heads do not divide the width of {bottom.target!r} ({dim})"
-        )
+    if dim is not None:
+        bottom.check_width(dim)
 
 
 def check_objective(experiment: Experiment) -> None:
     objective, tasks = experiment.model.objective, {task.name: task for task in experiment.tasks}
     if objective.weighting == "uncertainty":
         for name, task in tasks.items():
-            if task.loss == "ziln":
+            if task.loss_facts.can_be_negative:
                 raise ValueError(
-                    f"model.objective.weighting: the loss `ziln` of {name!r} can fall below zero, where `uncertainty` "
-                    "would raise its weight without end: use `fixed`"
+                    f"model.objective.weighting: the loss `{task.loss}` of {name!r} can fall below zero, where "
+                    "`uncertainty` would raise its weight without end: use `fixed`"
                 )
-    if experiment.model.trunk.kind == "htlnet" and all(task.after is None for task in experiment.tasks):
+    trunk = experiment.model.trunk
+    if trunk.needs_task_order and all(task.after is None for task in experiment.tasks):
         raise ValueError(
-            "model.trunk: `htlnet` chains tasks along `after`, and no task has one: say which task comes after which"
+            f"model.trunk: `{trunk.kind}` chains tasks along `after`, and no task has one: say which task comes after "
+            "which"
         )
     rule = experiment.model.core_rule
     if rule is not None:

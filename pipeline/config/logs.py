@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from models.loss_config import LossConfig
 from pipeline.errors import UserError
 from pipeline.section import Section
 
@@ -97,9 +98,7 @@ class ScenarioConfig(Section):
         return [f"{self.name}={v}" for v in self.values] + ([f"{self.name}=other"] if self.other == "keep" else [])
 
 
-class TaskConfig(Section):
-    """A target. A continuous one is trained as transform(column * scale)."""
-
+class _Target(Section):
     name: str = Field(pattern=Name)
     column: str
     kind: Literal["binary", "continuous"]
@@ -108,22 +107,25 @@ class TaskConfig(Section):
     scale: float = Field(default=1.0, gt=0)
     transform: Literal["identity", "log1p"] = "identity"
     weight: float = Field(default=1.0, ge=0)
-    loss: Literal["mse", "huber", "ziln", "tweedie"] = "mse"
-    """Of a continuous task: squared error, Huber, zero-inflated log-normal, or Tweedie."""
-    delta: float = Field(default=1.0, gt=0)
-    """Of huber: the error from which it grows linearly."""
-    power: float = Field(default=1.5, gt=1, lt=2)
-    """Of tweedie: near 1 like counts, near 2 like amounts."""
+
+
+class TaskConfig(LossConfig, _Target):
+    """A target. A continuous one is trained as transform(column * scale).
+
+    The keys of its loss come from `LossConfig`, named first so that they stand last where a task is written out.
+    """
+
+    @property
+    def loss_config(self) -> LossConfig:
+        """The keys of the loss alone."""
+        return LossConfig.model_validate({key: value for key, value in self if key in LossConfig.model_fields})
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> "TaskConfig":
         if self.kind == "binary" and (self.scale != 1.0 or self.transform != "identity" or self.loss != "mse"):
             raise ValueError("`scale`, `transform` and `loss` belong to continuous tasks")
-        if self.loss in ("ziln", "tweedie") and self.transform != "identity":
+        if self.loss_facts.of_amounts and self.transform != "identity":
             raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
-        for loss, key in (("huber", "delta"), ("tweedie", "power")):
-            if self.loss != loss and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` belongs to `loss: {loss}` and to nothing else")
         return self
 
     def to_training_scale(self, values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -23,9 +23,7 @@ def model_inputs(experiment: Experiment, table_rows: Mapping[str, int]) -> Model
                 kind=t.kind,
                 after=names.index(t.after) if t.after is not None else None,
                 weight=t.weight,
-                loss=t.loss,
-                delta=t.delta,
-                power=t.power,
+                loss=t.loss_config,
             )
             for t in experiment.tasks
         ),

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.build import ModelConfig, build_dense, build_rule
+from models.build import build_dense, build_rule
+from models.config import ModelConfig
 from models.embedding import SharedEmbedding
 from models.inputs import Embedded, ModelInputs
 from models.losses import task_losses

@@ -24,6 +24,7 @@ from models.embedding import SharedEmbedding
 from models.inputs import EmbeddingTable, ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.sharding.cpu_kernels import use_cpu_kernels
 from pipeline.sharding.module import DenseStep, TrainingModule
 from pipeline.sharding.optimizers import dense_optimizer, fuse_sparse_optimizer
 from pipeline.workers.worker import Worker
@@ -65,6 +66,8 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     # Tables are made on the meta device: no worker ever holds a whole one.
     embedding = SharedEmbedding(inputs, torch.device("meta"))
     dense = DenseStep(experiment.model, inputs, settings.precision == "bf16").to(worker.device)
+    if worker.device.type == "cpu":
+        use_cpu_kernels(dense)
     module = TrainingModule(embedding, dense)
     fuse_sparse_optimizer(embedding.parameters(), settings.sparse_optimizer, worker.device)
     sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from models.loss_config import LossConfig
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
@@ -20,7 +21,7 @@ COLUMNS = "columns.parquet"
 # partition is in which is held against the table apart from the settings. How encoders meet new days may be switched.
 _ELSEWHERE = {
     "logs": {"max_quarantined", "splits"},
-    "tasks": {"weight", "after", "loss", "delta", "power"},
+    "tasks": {"weight", "after", *LossConfig.model_fields},
     "table": {"path", "encoders"},
 }
 _GROWING = ("scenarios", "tasks")

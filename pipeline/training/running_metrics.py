@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from models.loss_config import LOSSES
 from pipeline.errors import UserError
 from pipeline.sharding.module import StepOutput
 from pipeline.training.binned_auc import BinnedAuc
@@ -58,9 +59,10 @@ class RunningMetrics:
     def _check_finite(self, sums: Tensor) -> None:
         if sums.isfinite().all():
             return
+        of_amounts = [loss for loss, facts in LOSSES.items() if facts.of_amounts]
         wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
         raise UserError(
             f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged, or a "
-            "label of the losses ziln or tweedie is below zero. Use a lower learning rate, a longer "
+            f"label of the losses {' or '.join(of_amounts)} is below zero. Use a lower learning rate, a longer "
             "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
         )

@@ -1,5 +1,7 @@
 """The experiment file: what is accepted, and how each mistake is told."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="Cannot read the experiment file"):
         load_experiment(tmp_path / "binary.yaml")
+
+
+def test_an_experiment_is_read_without_torch() -> None:
+    """Importing torch would take most of the time of commands that need none."""
+    modules = "pipeline.config.load, pipeline.comparison.variants, jobs.cli, jobs.report, jobs.submit"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_keys_of_a_task_are_written_in_their_order() -> None:
+    keys = ["name", "column", "kind", "after", "scale", "transform", "weight", "loss", "delta", "power"]
+    assert list(TaskConfig(name="t", column="c", kind="binary").model_dump()) == keys

@@ -1,13 +1,15 @@
 """Inputs that the model tests share."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from models.build import DenseModel, ModelConfig, TrunkConfig, build_dense, build_trunk
+from models.build import DenseModel, build_dense, build_trunk
+from models.config import BottomConfig, ModelConfig, TrunkConfig
 from models.inputs import Embedded, EmbeddingTable, Feature, ModelInputs, Task
+from models.section import Widths
 from models.trunks.base import Context, Trunk
 
 TASKS = (
@@ -28,24 +30,24 @@ INPUTS = ModelInputs(
     tasks=TASKS,
     levels=("tab", "user"),
 )
-SMALL: dict[str, dict[str, Any]] = {
-    "shared_bottom": {"hidden": [8]},
-    "parallel_dnn": {"hidden": [8, 6]},
-    "cross_stitch": {"hidden": [8, 6]},
-    "mmoe": {"experts": 3, "hidden": [8, 6]},
-    "hmoe": {"experts": 3, "hidden": [8], "tower": [6]},
-    "ple": {"specific": 2, "shared": 1, "hidden": [8]},
-    "star": {"hidden": [8], "task_hidden": [6], "auxiliary": 4},
-    "aesm": {"experts": 4, "hidden": [8], "scenario_layers": 2, "task_layers": 2},
-    "htlnet": {"hidden": [8, 6], "label_dim": 3, "fusion_dim": 4},
-}
-"""Small settings of every trunk."""
+MORE: dict[str, dict[str, Any]] = {"aesm": {"scenario_layers": 2, "task_layers": 2}}
+"""What the defaults of a kind leave out and its tests should not."""
 
-BOTTOMS: dict[str, dict[str, Any]] = {
-    "concat": {},
-    "din": {"target": "item", "hidden": [8]},
-    "dtrn": {"target": "item", "condition_dim": 4, "refine_dim": 5},
-}
+
+def small_sections(union: Any) -> dict[str, dict[str, Any]]:
+    """Small settings of every kind of a union of sections: its defaults with narrow layers, and a target."""
+    sections = {}
+    for config in get_args(get_args(union)[0]):
+        fields = config.model_fields
+        kind = get_args(fields["kind"].annotation)[0]
+        widths = {name: [8, 6][: len(field.default)] for name, field in fields.items() if field.annotation == Widths}
+        target = {"target": "item"} if "target" in fields else {}
+        sections[kind] = {**widths, **target, **MORE.get(kind, {})}
+    return sections
+
+
+SMALL = small_sections(TrunkConfig)
+BOTTOMS = small_sections(BottomConfig)
 
 
 def trunk(kind: str, in_dim: int, inputs: ModelInputs = INPUTS, **settings: Any) -> Trunk:
@@ -81,7 +83,7 @@ SCENARIOS = [[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]]
 
 
 def embedded(batch: int = 5, dim: int = 4) -> Embedded:
-    """Random rows with lengths 3, 0, 1, 2, 3, and rubbish where there is padding."""
+    """Random rows with lengths 3, 0, 1, 2, 3 and again, and rubbish where there is padding."""
     return Embedded(
         features={
             "user": torch.randn(batch, dim),
@@ -89,6 +91,6 @@ def embedded(batch: int = 5, dim: int = 4) -> Embedded:
             "tags": torch.randn(batch, 2),
         },
         sequences={"watched": torch.randn(batch, 3, dim)},
-        lengths={"watched": torch.tensor([3, 0, 1, 2, 3])},
+        lengths={"watched": torch.tensor([3, 0, 1, 2, 3]).repeat(-(-batch // 5))[:batch]},
         numerics=torch.randn(batch, 1),
     )

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.config import AESMConfig
 from models.inputs import ModelInputs
 from models.labels import expert_names
 from models.layers.experts import mixture, sparse_mixture
 from models.layers.grouped import GroupedMLP
-from models.trunks.aesm import AESMConfig, AESMTrunk, SelectionLayer, select
+from models.trunks.aesm import AESMTrunk, SelectionLayer, select
 from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, names, trunk
 
 TWO_BY_THREE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])  # gates by experts

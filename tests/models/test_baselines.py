@@ -176,7 +176,7 @@ def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:
 
 def test_star_starts_from_the_shared_weights_and_multiplies() -> None:
     torch.manual_seed(0)
-    module = trunk("star", 6).eval()
+    module = trunk("star", 6, hidden=[8]).eval()
     layer = module.scenario_star.layers[0]
     x = torch.randn(2, 6)
     both = context([[0, 0], [2, 1]])

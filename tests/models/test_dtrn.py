@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from models.bottoms.dtrn import DTRNBottom, DTRNConfig, InterestModule
+from models.bottoms.dtrn import DTRNBottom, InterestModule
+from models.config import DTRNConfig
 from models.inputs import EmbeddingTable, Feature, ModelInputs, Task
 from models.layers.transformer import ConditionalBlock
 from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, embedded, names, trunk

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.gradients import CoreGradients, CoreRule, core_coefficients
+from models.config import CoreGradients
+from models.gradients import CoreRule, core_coefficients
 from models.layers.fusion import InformationFusion
 from models.layers.label_embedding import LabelEmbedding
 from models.trunks.base import this_worker_alone

@@ -1,46 +1,50 @@
 """Losses of continuous targets against other libraries, and the weighing of tasks."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import mean_tweedie_deviance
+from torch import Tensor
 
+from models.config import ObjectiveConfig
 from models.continuous import CONTINUOUS
 from models.inputs import Task
-from models.objective import Objective, ObjectiveConfig
+from models.loss_config import LOSSES, LossConfig, LossName
+from models.objective import Objective
 from tests.models.parts import TASKS
 
 
-def losses(task: Task, units: list[list[float]], labels: list[float]) -> list[float]:
-    return CONTINUOUS[task.loss].loss(torch.tensor(units), torch.tensor(labels), task).tolist()
+def losses(config: LossConfig, units: list[list[float]], labels: list[float]) -> list[float]:
+    return CONTINUOUS[config.loss].loss(torch.tensor(units), torch.tensor(labels), config).tolist()
 
 
 def test_huber_by_hand() -> None:
-    task = Task("value", "continuous", loss="huber", delta=2.0)
-    assert losses(task, [[0.0], [0.0], [1.0]], [1.0, 5.0, 1.0]) == pytest.approx([0.5, 2 * (5 - 1), 0.0])
+    config = LossConfig(loss="huber", delta=2.0)
+    assert losses(config, [[0.0], [0.0], [1.0]], [1.0, 5.0, 1.0]) == pytest.approx([0.5, 2 * (5 - 1), 0.0])
 
 
 def test_zero_inflated_lognormal_is_its_likelihood() -> None:
-    task = Task("value", "continuous", loss="ziln")
+    config = LossConfig(loss="ziln")
     logit, mean, raw = 0.4, 1.1, -0.3
     deviation, p = math.log1p(math.exp(raw)), 1 / (1 + math.exp(-logit))
     expected = [
         -math.log(1 - p),
         -math.log(p) - stats.lognorm.logpdf(3.7, s=deviation, scale=math.exp(mean)),
     ]
-    assert losses(task, [[logit, mean, raw]] * 2, [0.0, 3.7]) == pytest.approx(expected, rel=1e-5)
+    assert losses(config, [[logit, mean, raw]] * 2, [0.0, 3.7]) == pytest.approx(expected, rel=1e-5)
     value = CONTINUOUS["ziln"].value(torch.tensor([[logit, mean, raw]])).item()
     assert value == pytest.approx(p * stats.lognorm.mean(s=deviation, scale=math.exp(mean)), rel=1e-5)
 
 
 @pytest.mark.parametrize("power", [1.2, 1.5, 1.9])
 def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: float) -> None:
-    task = Task("value", "continuous", loss="tweedie", power=power)
+    config = LossConfig(loss="tweedie", power=power)
     labels, one, two = [0.0, 2.5], [[0.3], [0.3]], [[-0.8], [1.1]]
-    ours = np.subtract(losses(task, one, labels), losses(task, two, labels))
+    ours = np.subtract(losses(config, one, labels), losses(config, two, labels))
     values = [CONTINUOUS["tweedie"].value(torch.tensor(units)).tolist() for units in (one, two)]
     deviances = [
         [mean_tweedie_deviance([y], [v], power=power) for y, v in zip(labels, predicted, strict=True)]
@@ -49,30 +53,59 @@ def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: 
     assert ours == pytest.approx(np.subtract(*deviances) / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["ziln", "tweedie"])
-def test_amounts_below_zero_are_no_amounts(loss: str) -> None:
-    task = Task("value", "continuous", loss=loss)  # type: ignore[arg-type]
+@pytest.mark.parametrize("loss", [loss for loss, facts in LOSSES.items() if facts.of_amounts])
+def test_amounts_below_zero_are_no_amounts(loss: LossName) -> None:
+    config = LossConfig(loss=loss)
     units = [[0.1] * CONTINUOUS[loss].units] * 2
-    assert [math.isnan(value) for value in losses(task, units, [-1.0, 0.0])] == [True, False]
+    assert [math.isnan(value) for value in losses(config, units, [-1.0, 0.0])] == [True, False]
 
 
-@pytest.mark.parametrize("loss", CONTINUOUS)
-def test_every_loss_recovers_a_mean(loss: str) -> None:
-    """Trained without features the prediction is the labels' mean; with huber it balances the clipped errors."""
+def fitted(loss: LossName) -> tuple[float, Tensor]:
+    """The value that is predicted for labels without features, and the labels: four in ten are zero."""
     rng = np.random.default_rng(0)
     labels = torch.tensor(np.where(rng.random(4000) < 0.4, 0.0, rng.lognormal(0.5, 0.6, 4000)), dtype=torch.float32)
-    kind, task = CONTINUOUS[loss], Task("value", "continuous", loss=loss)  # type: ignore[arg-type]
+    kind, config = CONTINUOUS[loss], LossConfig(loss=loss)
     units = torch.zeros(1, kind.units, requires_grad=True)
     optimizer = torch.optim.Adam([units], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
-        kind.loss(units.expand(len(labels), -1), labels, task).mean().backward()
+        kind.loss(units.expand(len(labels), -1), labels, config).mean().backward()
         optimizer.step()
-    value = kind.value(units).item()
-    if loss == "huber":
-        assert (value - labels).clamp(-1, 1).mean().item() == pytest.approx(0.0, abs=1e-3)
-    else:
-        assert value == pytest.approx(labels.mean().item(), rel=0.02)
+    return kind.value(units).item(), labels
+
+
+@pytest.mark.parametrize("loss", ["mse", "ziln", "tweedie"])
+def test_the_prediction_is_the_mean(loss: LossName) -> None:
+    value, labels = fitted(loss)
+    assert value == pytest.approx(labels.mean().item(), rel=0.02)
+
+
+def test_huber_balances_the_clipped_errors() -> None:
+    value, labels = fitted("huber")
+    assert (value - labels).clamp(-1, 1).mean().item() == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", CONTINUOUS)
+def test_every_loss_comes_to_rest_among_the_labels(loss: LossName) -> None:
+    value, labels = fitted(loss)
+    assert labels.quantile(0.1) < value < labels.quantile(0.9)
+
+
+@pytest.mark.parametrize("loss", CONTINUOUS)
+def test_every_loss_is_one_number_per_row(loss: LossName) -> None:
+    kind, labels = CONTINUOUS[loss], torch.tensor([0.0, 0.5, 3.0])
+    units = torch.linspace(-2, 2, 3 * kind.units).view(3, kind.units)
+    together = kind.loss(units, labels, LossConfig(loss=loss))
+    alone = [kind.loss(units[[i]], labels[[i]], LossConfig(loss=loss)) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert kind.value(units).shape == (3,)
+    if not LOSSES[loss].can_be_negative:
+        assert (together >= 0).all()
+
+
+def test_every_loss_has_facts_and_a_function_and_its_own_keys() -> None:
+    assert set(LOSSES) == set(CONTINUOUS) == set(get_args(LossName))
+    assert {key for facts in LOSSES.values() for key in facts.keys} == set(LossConfig.model_fields) - {"loss"}
 
 
 def test_fixed_weights() -> None:

@@ -8,9 +8,10 @@ from torch import nn
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from models.bottoms.concat import ConcatBottom
-from models.bottoms.din import DinBottom, DinConfig, TargetAttention
+from models.bottoms.din import DinBottom, TargetAttention
+from models.config import DinConfig, TowersConfig
 from models.embedding import SharedEmbedding, pool
-from models.heads.towers import HeadOutput, TowersConfig, TowersHead
+from models.heads.towers import HeadOutput, TowersHead
 from models.inputs import EmbeddingTable, Feature, ModelInputs
 from models.losses import task_losses
 from models.trunks.base import TrunkOutput

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from models.build import DenseModel
 from models.losses import task_losses
+from models.trunks.base import Trunk
 from tests.models.parts import BOTTOMS, INPUTS, SCENARIOS, SMALL, TASKS, context, dense, embedded, trunk
 
 
-def deterministic(kind: str, in_dim: int = 6, **settings: object) -> torch.nn.Module:
+def deterministic(kind: str, in_dim: int = 6, **settings: object) -> Trunk:
     """A trunk in evaluation: without noise, drawn labels and batch moments."""
     torch.manual_seed(0)
     return trunk(kind, in_dim, **settings).eval()
@@ -38,8 +39,8 @@ def test_one_representation_or_one_a_task(kind: str) -> None:
 @pytest.mark.parametrize("kind", SMALL)
 def test_the_scenario_changes_the_result(kind: str) -> None:
     module = deterministic(kind)
-    if kind == "star":  # whose scenarios start from the same weights
-        torch.nn.init.normal_(module.scenario_star.layers[0].weight)
+    for parameter in module.parameters():  # scenarios may start from the same weights
+        torch.nn.init.normal_(parameter)
     x = torch.randn(5, 6)
     other = module(x, context(list(reversed(SCENARIOS)))).hidden
     assert not torch.allclose(module(x, context(SCENARIOS)).hidden, other)
@@ -86,13 +87,11 @@ def test_a_row_of_weight_zero_never_matters(kind: str) -> None:
     gradients = []
     for keep in (5, 4):
         torch.manual_seed(0)
-        module = trunk(kind, 6, **({"noise": 0.0} if kind == "aesm" else {}))
+        module = trunk(kind, 6)
         for parameter in module.parameters():
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
         module.train()
         x = torch.randn(5, 6)[:keep]
-        if kind == "htlnet":  # its drawn labels differ with the number of rows
-            module.eval()
         rows = context(SCENARIOS[:keep], [1.0, 1.0, 1.0, 1.0, 0.0][:keep])
         output = module(x, rows)
         loss = (output.hidden.square().sum((0, 2)) * rows.weights).sum()
@@ -102,11 +101,11 @@ def test_a_row_of_weight_zero_never_matters(kind: str) -> None:
         torch.testing.assert_close(with_padding, without)
 
 
-@pytest.mark.parametrize("kind", [k for k in SMALL if k not in ("shared_bottom", "star", "htlnet", "parallel_dnn")])
+@pytest.mark.parametrize("kind", SMALL)
 def test_experts_say_what_they_share(kind: str) -> None:
-    output = deterministic(kind)(torch.randn(5, 6), context(SCENARIOS))
-    if kind != "cross_stitch":
-        assert output.experts
+    module = deterministic(kind)
+    output = module(torch.randn(5, 6), context(SCENARIOS))
+    assert bool(output.experts) is module.has_experts
     for shares in output.experts.values():
         assert shares.shape[0] in (1, len(TASKS)) and shares.shape[1] == 5 and not shares.requires_grad
         torch.testing.assert_close(shares.sum(-1), torch.ones(shares.shape[:2]))

@@ -27,9 +27,11 @@ def model(bottom: str, trunk: str, **sections: Any) -> dict[str, Any]:
     return chosen
 
 
-def steps(worker: Worker, experiment: Experiment, models: list[dict[str, Any]], count: int) -> list[list[float]]:
-    """Losses of some steps of each model, the same batches for all."""
-    losses = []
+def steps(
+    worker: Worker, experiment: Experiment, models: list[dict[str, Any]], count: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Losses of some steps of each model, the same batches for all, and sums of this worker's copy of its weights."""
+    losses, copies = [], []
     for sections in models:
         chosen = experiment.model_copy(update={"model": type(experiment.model).model_validate(sections)})
         inputs = model_inputs(chosen, read_manifest(chosen.folder + "/table").table_rows)
@@ -38,15 +40,17 @@ def steps(worker: Worker, experiment: Experiment, models: list[dict[str, Any]], 
         outputs = [step(rows) for _ in range(count)]
         assert all(len(output.diagnostics) == len(sharded.diagnostics) for output in outputs)
         losses.append([worker.sum(output.losses.clone()).sum().item() / worker.workers for output in outputs])
-    return losses
+        copied = [value for name, value in weights(sharded.module).items() if name.startswith("dense.")]
+        copies.append([value.double().sum().item() for value in copied])
+    return losses, copies
 
 
 def test_every_bottom_with_every_trunk_on_two_workers(tmp_path: Path, two_workers: WorkerPool) -> None:
     experiment = new_run(tmp_path)
     models = [model(bottom, trunk) for bottom, trunk in product(BOTTOMS, SMALL)]
-    one, two = two_workers.run(steps, experiment, models, 3, timeout=300)
-    assert one == two
-    assert all(torch.tensor(losses).isfinite().all() for losses in one)
+    (losses, copies), (_, others) = two_workers.run(steps, experiment, models, 3, timeout=300)
+    assert all(torch.tensor(of_model).isfinite().all() for of_model in losses)
+    assert copies == others, "workers read other rows, and their copies of a model stay the same"
 
 
 def moved(worker: Worker, experiment: Experiment, pipelined: bool = False) -> tuple[Tensors, list[float]]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.layers import affine
 from pipeline.config.experiment import Experiment
 from pipeline.config.training import DenseOptimizerConfig
+from pipeline.sharding import cpu_kernels
 from pipeline.sharding.optimizers import dense_optimizer
 from pipeline.workers.worker import keep_memory
 from tests.training.runs import continued, metrics, new_run, run_on, tensors
@@ -43,13 +43,13 @@ def numbers(value: Any) -> list[float]:
 def test_a_run_with_convolutions_has_the_metrics_of_one_without(
     trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine, "SMALLEST", 1)
+    monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
     calls: list[int] = []
-    convolve = affine._convolve
-    monkeypatch.setattr(affine, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
+    convolve = cpu_kernels._convolve
+    monkeypatch.setattr(cpu_kernels, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
     with_them = run(tmp_path / "with", TRUNKS[trunk])
-    assert calls or not affine.HAS_FAST_CONVOLUTIONS
-    monkeypatch.setattr(affine, "HAS_FAST_CONVOLUTIONS", False)
+    assert calls or not cpu_kernels.HAS_FAST_CONVOLUTIONS
+    monkeypatch.setattr(cpu_kernels, "HAS_FAST_CONVOLUTIONS", False)
     without = run(tmp_path / "without", TRUNKS[trunk])
     assert numbers(metrics(with_them)[-1]) == pytest.approx(numbers(metrics(without)[-1]), rel=1e-3, abs=1e-4)
 
@@ -58,7 +58,7 @@ def test_a_run_with_convolutions_has_the_metrics_of_one_without(
 def test_a_resumed_run_with_convolutions_is_the_straight_one_bit_by_bit(
     trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine, "SMALLEST", 1)
+    monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
     sections = {"model": {"trunk": TRUNKS[trunk]}, "training": {"epochs": 1}, "checkpoint": {"every_steps": 4}}
     straight = new_run(tmp_path / "straight", **sections)
     run_here(straight)

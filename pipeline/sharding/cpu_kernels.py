@@ -1,4 +1,7 @@
-"""Linear layers at the rate of the machine.
+"""The linear layers of a model at the rate of a CPU.
+
+Models are plain PyTorch. `use_cpu_kernels` gives their layers another way to compute the same: names, parameters and
+what a layer is called stay, results differ by rounding alone.
 
 On CPUs PyTorch multiplies float32 matrices with MKL, which leaves half of the vector width of AMD's processors unused,
 and convolves with oneDNN, which uses all of it. A linear layer is a convolution of one pixel: rows are taken as images
@@ -12,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from models.layers.grouped import GroupedLinear
+from models.trunks.star import StarLinear
+
 IMAGES = 16
 """Fewer images than these PyTorch leaves to MKL where it runs on one thread."""
 SMALLEST = 2**22
@@ -20,11 +26,57 @@ SMALLEST = 2**22
 HAS_FAST_CONVOLUTIONS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
-class Linear(nn.Linear):
+def use_cpu_kernels(model: nn.Module) -> None:
+    """Makes the layers of a built model compute as below. Other layers, such as `Units`, stay: they are too small."""
+    for layer in model.modules():
+        faster = _FASTER.get(type(layer))
+        if faster is not None:
+            layer.__class__ = faster
+
+
+class AffineLinear(nn.Linear):
     """`nn.Linear` by `affine`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return affine(x, self.weight, self.bias)
+
+
+class AffineGroupedLinear(GroupedLinear):
+    """`GroupedLinear` by `affine`, `grouped_affine` and `ragged_affine`."""
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        return _grouped(*self.weights(), x, relu)
+
+    def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
+        return ragged_affine(x, *self.weights(), sizes, relu)
+
+
+class AffineStarLinear(StarLinear):
+    """`StarLinear` likewise; the weights of a scenario are made when it is their turn."""
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        return _grouped(*self.weights(), x, relu)
+
+    def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
+        assert self.bias is not None
+        return ragged_affine(x, self.weight, self.bias + self.shared.bias, sizes, relu, self.shared.weight.T)
+
+
+# By exact type: a class that computes something else with its weights keeps doing so.
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: AffineLinear,
+    GroupedLinear: AffineGroupedLinear,
+    StarLinear: AffineStarLinear,
+}
+
+
+def _grouped(weight: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:
+    if x.dim() == 3:
+        return grouped_affine(x, weight, bias, relu)
+    groups, in_dim, out_dim = weight.shape
+    joined = weight.transpose(1, 2).reshape(groups * out_dim, in_dim)
+    out = affine(x, joined, bias.reshape(-1) if bias is not None else None, relu)
+    return out.view(len(x), groups, out_dim).transpose(0, 1)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:

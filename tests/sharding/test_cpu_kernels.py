@@ -1,19 +1,25 @@
-"""Linear layers by convolution and by parts: the same numbers and gradients as PyTorch's own."""
+"""Linear layers by convolution and by parts: the same numbers and gradients as PyTorch's own, alone and in models."""
+
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from models.layers import affine as layers
-from models.layers.affine import affine, grouped_affine, ragged_affine
+from models.build import DenseModel
+from models.layers.mlp import Units
+from models.losses import task_losses
+from pipeline.sharding import cpu_kernels
+from pipeline.sharding.cpu_kernels import affine, grouped_affine, ragged_affine, use_cpu_kernels
+from tests.models.parts import BOTTOMS, SCENARIOS, SMALL, context, dense, embedded
 
 
 @pytest.fixture(autouse=True)
 def always_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not layers.HAS_FAST_CONVOLUTIONS:
+    if not cpu_kernels.HAS_FAST_CONVOLUTIONS:
         pytest.skip("this processor has no fast convolutions")
-    monkeypatch.setattr(layers, "SMALLEST", 1)
+    monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
 
 
 def made(*shape: int) -> Tensor:
@@ -46,8 +52,8 @@ def test_affine_is_linear(shape: tuple[int, ...], relu: bool, precision: str) ->
 @pytest.mark.parametrize(("rows", "convolves"), [(32, True), (33, False), (0, False)])
 def test_rows_that_fill_the_images_are_convolved(rows: int, convolves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    convolve = layers._convolve
-    monkeypatch.setattr(layers, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
+    convolve = cpu_kernels._convolve
+    monkeypatch.setattr(cpu_kernels, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
     assert affine(made(rows, 24), made(40, 24), None).shape == (rows, 40)
     assert bool(calls) == convolves
 
@@ -85,3 +91,47 @@ def test_ragged_affine_is_a_product_a_group_and_a_group_without_rows_gets_zeros(
         theirs = with_gradients(torch.cat(parts).relu(), leaves)
     assert_same(ours, theirs, 1e-6 if precision == "fp32" else 2e-2)
     assert not ours[2][1].any() and not ours[3][1].any()
+
+
+ROWS = 160  # a multiple of the images that a convolution is made of, and of the rows of SCENARIOS
+
+
+def results(model: DenseModel) -> list[Tensor]:
+    """Scores and the gradients of all parameters in training, on the same rows for every model."""
+    torch.manual_seed(1)
+    batch, rows = embedded(ROWS), context(SCENARIOS * (ROWS // len(SCENARIOS)))
+    predictions, output = model(batch, rows)
+    labels = torch.rand(ROWS, len(predictions.tasks)).round()
+    loss = task_losses(predictions, labels, rows.weights, rows.weight_total).sum()
+    (loss if output.penalty is None else loss + output.penalty).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return [predictions.scores().detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+@pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
+def test_a_model_with_kernels_is_the_plain_one(bottom: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to rounding: only the order of the sums inside a product differs."""
+    calls: list[int] = []
+    convolve = cpu_kernels._convolve
+    monkeypatch.setattr(cpu_kernels, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
+    torch.manual_seed(0)
+    plain = dense(bottom, kind)
+    fast = dense(bottom, kind)
+    use_cpu_kernels(fast)
+    fast.load_state_dict(plain.state_dict())
+    expected = results(plain)
+    assert not calls
+    ours = results(fast)
+    assert calls and len(ours) == len(expected)
+    for mine, its in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * max(float(its.abs().max()), 1e-3))
+
+
+@pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
+def test_all_layers_but_the_last_ones_get_kernels_and_no_tensor_changes(bottom: str, kind: str) -> None:
+    model = dense(bottom, kind)
+    before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    use_cpu_kernels(model)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
+    kinds = {type(layer) for layer in model.modules()}
+    assert not kinds & set(cpu_kernels._FASTER) and Units in kinds

@@ -1,0 +1,81 @@
+"""Writes the tables of kinds into docs/models.md, from the sections of the configuration and what trunks say of
+themselves:
+
+    .venv/bin/python docs/kinds.py
+
+A test fails while they differ.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from models.build import build_trunk
+from models.config import BottomConfig, TrunkConfig
+from models.inputs import ModelInputs, Task
+from models.loss_config import LOSSES, LossConfig
+from models.section import ModelSection
+
+PAGE = Path(__file__).parent / "models.md"
+INPUTS = ModelInputs((), (), 0, (("a", "b"),), (Task("t", "binary"),), ("level",))
+
+
+def kinds(union: Any) -> Iterator[tuple[str, type[ModelSection]]]:
+    """Every section of a union, by its kind."""
+    for section in get_args(get_args(union)[0]):
+        yield get_args(section.model_fields["kind"].annotation)[0], section
+
+
+def described(section: type[ModelSection]) -> str:
+    return " ".join((section.__doc__ or "").split()).removesuffix(".")
+
+
+def options(section: type[ModelSection]) -> str:
+    """Keys with their defaults, as they are written in the experiment file."""
+    found = []
+    for name, field in section.model_fields.items():
+        if name != "kind":
+            default = "required" if field.is_required() else str(field.default).replace("False", "false")
+            found.append(f"`{name}` ({default})")
+    return ", ".join(found)
+
+
+def bottoms() -> Iterator[str]:
+    yield "| kind | What it does | Options (default) |"
+    yield "| --- | --- | --- |"
+    for kind, section in kinds(BottomConfig):
+        yield f"| `{kind}` | {described(section)} | {options(section)} |"
+
+
+def trunks() -> Iterator[str]:
+    yield "| kind | What is shared, what is not | Options (default) | Old predictions stay when this is added |"
+    yield "| --- | --- | --- | --- |"
+    for kind, section in kinds(TrunkConfig):
+        trunk = build_trunk(section.model_validate({"kind": kind}), INPUTS, 1)
+        keeps = " or ".join(f"a {growth}" for growth in sorted(trunk.keeps_predictions)) or "nothing"
+        yield f"| `{kind}` | {described(section)} | {options(section)} | {keeps} |"
+
+
+def losses() -> Iterator[str]:
+    yield "| `loss` | For | The prediction is |"
+    yield "| --- | --- | --- |"
+    for name, facts in LOSSES.items():
+        keys = ", ".join(f"`{key}`, {LossConfig.model_fields[key].default}" for key in facts.keys)
+        use = facts.use + ("; no transform" if facts.of_amounts else "")
+        yield f"| `{name}`{f' ({keys})' if keys else ''} | {use} | {facts.predicts} |"
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as they should be."""
+    for name, lines in (("bottoms", bottoms()), ("trunks", trunks()), ("losses", losses())):
+        table = "\n".join(lines)
+        page, found = re.subn(
+            rf"(<!-- {name}: .*? -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], page, flags=re.DOTALL
+        )
+        assert found == 1, f"{PAGE} has no place for the table of {name}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))
