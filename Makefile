@@ -15,7 +15,7 @@ setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
 	  echo "Install one, on Debian and Ubuntu: sudo apt install python3 python3-venv" >&2; \
 	  echo "Or choose one: make PYTHON=/path/to/python3.12 setup" >&2; exit 2; }
-	@$(PYTHON) cluster/install.py $(VENV)
+	@$(PYTHON) -m cluster.install $(VENV)
 
 demo: setup
 	@$(BIN)/python -m jobs.demo

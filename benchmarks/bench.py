@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="more sizes, workers, experts and sequences")
     full = parser.parse_args().full
     configure_logging()
-    subprocess.run([sys.executable, "benchmarks/peers/install.py"], cwd=ROOT, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "benchmarks.peers.install"], cwd=ROOT, check=True)  # noqa: S603
     bench = Bench()
     with tempfile.TemporaryDirectory(prefix="manygate-bench-") as scratch:
         folder = Path(scratch)

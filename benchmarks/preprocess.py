@@ -52,7 +52,7 @@ def measure(sizes: list[int], vocabulary_rows: int, scratch: str) -> Result:
         BenchmarkError: a side failed, or the two sides did not do the same work.
     """
     if not PEERS_PYTHON.exists():
-        raise BenchmarkError("There is no .venv-peers: create it with `python benchmarks/peers/install.py`.")
+        raise BenchmarkError("There is no .venv-peers: create it with `python -m benchmarks.peers.install`.")
     return {
         "sizes": [contest(rows, Path(scratch).absolute()) for rows in sizes],
         "vocabulary": vocabulary_contest(vocabulary_rows, Path(scratch).absolute()),

@@ -2,6 +2,8 @@
 
 python -m benchmarks.preprocess_once features LOG TABLE
 python -m benchmarks.preprocess_once vocabularies LOG TABLE
+
+Ray Data is used here only. The packages that it needs are among those of Manygate: nothing more is installed for it.
 """
 
 import argparse

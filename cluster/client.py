@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 RECONNECTS = 5
+STOP_WAIT_S = 600
+"""How long a job that is stopped may take to save its state; Ray would kill it after 3 seconds."""
 
 
 def open_client(address: str | None) -> "JobSubmissionClient":

@@ -5,8 +5,10 @@ import os
 import secrets
 import socket
 import sys
+from pathlib import Path
 
 from cluster import local_head, tokens
+from manygate import find_foreign_package
 from pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,8 +24,10 @@ def connect(num_cpus: int | None = None) -> None:
         num_cpus: CPUs of a Ray of our own, all by default; a cluster that is there has what it has.
 
     Raises:
-        UserError: the cluster cannot be joined.
+        UserError: the cluster cannot be joined, or workers would import other packages than ours.
     """
+    if foreign := find_foreign_package(Path.cwd()):
+        raise UserError(f"On Ray's workers, which look in the current folder first, {foreign}")
     head = local_head.running()
     address = os.environ.get("RAY_ADDRESS") or (head.address if head else "local")
     if address == "local" or (head is not None and address == head.address):

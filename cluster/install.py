@@ -1,4 +1,6 @@
-"""Makes the virtual environment: `python3 cluster/install.py .venv`, with any Python 3.11 or 3.12 and nothing else.
+"""Makes the virtual environment: `python3 -m cluster.install .venv` in the project's folder.
+
+Needs a Python 3.11 or 3.12 and nothing else: it runs before the project is installed.
 
 Chooses the CPU or the CUDA builds by whether an NVIDIA GPU is there. A second call finds the environment again and
 returns at once; one that was interrupted goes on where it stopped.
@@ -9,18 +11,16 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.accelerator import find_accelerator
+from cluster.versions import FBGEMM_PACKAGES, INSTALLED, PYTHONS, TORCHREC_NEEDS, fits
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a file, before the project is installed
-
-from cluster.versions import FBGEMM_PACKAGES, INSTALLED, PYTHONS, TORCHREC_NEEDS, fits  # noqa: E402
-
 STAMP = "manygate-installed.json"
 HEARTBEAT_S = 30
 
@@ -79,21 +79,10 @@ def project_step(accelerator: str, installed: dict[str, str]) -> PipCall:
     return PipCall("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
 
 
-def find_accelerator() -> str:
-    """`cuda` where nvidia-smi lists a GPU, else `cpu`."""
-    if shutil.which("nvidia-smi") is None:
-        return "cpu"
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)  # noqa: S607
-    except (OSError, subprocess.TimeoutExpired):
-        return "cpu"
-    return "cuda" if listed.returncode == 0 and "GPU " in listed.stdout else "cpu"
-
-
 def environment_fingerprint(accelerator: str) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
-    for name in ("pyproject.toml", "cluster/versions.py", "cluster/install.py"):
+    for name in ("pyproject.toml", "cluster/versions.py", "cluster/accelerator.py", "cluster/install.py"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -217,7 +206,9 @@ def install(environment: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the virtual environment that Manygate runs in.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.install", description="Make the virtual environment of Manygate."
+    )
     parser.add_argument("environment", type=Path, nargs="?", default=Path(".venv"))
     try:
         install(parser.parse_args().environment)

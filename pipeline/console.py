@@ -10,7 +10,6 @@ TALKATIVE = {
     "torchrec.distributed.planner": logging.ERROR,
     "torch.fx": logging.ERROR,
     "fbgemm_gpu": logging.WARNING,
-    "ray.data": logging.WARNING,
     "ray.train": logging.WARNING,
     "ray._private.runtime_env": logging.ERROR,  # tells that submit leaves .git and .venv out, as it should
 }

@@ -1,4 +1,4 @@
-"""Makes the environment of the peers, `.venv-peers`: `python benchmarks/peers/install.py`, with Python 3.11 or 3.12.
+"""Makes the environment of the peers, `.venv-peers`: `python -m benchmarks.peers.install`, with Python 3.11 or 3.12.
 
 The builds of torch, fbgemm and torchrec are the same as in the product's own environment. If the environment is
 complete, a call returns at once; after an interruption, the next call continues where the last one stopped.
@@ -8,13 +8,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # run as a file, by any Python
-
-from cluster.install import (  # noqa: E402
+from cluster.accelerator import find_accelerator
+from cluster.install import (
     InstallError,
     PipCall,
-    find_accelerator,
     installed_versions,
     make_environment,
     plan,
@@ -23,8 +20,9 @@ from cluster.install import (  # noqa: E402
     usable_versions,
     works,
 )
-from cluster.versions import FBGEMM_PACKAGES, PYARROW, PYTHONS, TORCHREC_NEEDS  # noqa: E402
+from cluster.versions import FBGEMM_PACKAGES, PYARROW, PYTHONS, TORCHREC_NEEDS
 
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-peers"
 STAMP = ENVIRONMENT / "peers-installed"
 PEERS = ("torch-rechub==0.9.0", "polars==2.1.0", "numpy==2.4.6", f"pyarrow=={PYARROW}", "psutil==7.2.2")
@@ -40,7 +38,8 @@ def peers_step(accelerator: str, installed: dict[str, str]) -> PipCall:
 def fingerprint(accelerator: str) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
-    for path in (ROOT / "cluster/versions.py", ROOT / "cluster/install.py", Path(__file__)):
+    files = (ROOT / "cluster/versions.py", ROOT / "cluster/accelerator.py", ROOT / "cluster/install.py", Path(__file__))
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

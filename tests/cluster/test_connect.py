@@ -5,12 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cluster.connect import connect as connect_here
+from pipeline.errors import UserError
+
 CONNECT = """
 import logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from cluster import local_head
-local_head.STATE = Path("no-head.json")
+local_head.HEAD_STATE = Path("no-head.json")
 from pipeline.errors import UserError
 try:
     from cluster.connect import connect
@@ -47,3 +52,11 @@ def test_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
     done = connect(tmp_path, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.strip().startswith("Nothing answers at 127.0.0.1:1")
+
+
+def test_foreign_package_in_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"On Ray's workers, .* another package named 'models' .* {tmp_path}/models"):
+        connect_here()

@@ -30,5 +30,5 @@ def test_file_for_kubernetes() -> None:
 
 def test_versions_agree_with_the_project_file() -> None:
     project = (CLUSTER.parent / "pyproject.toml").read_text()
-    assert f"ray[default,data,train]=={versions.RAY}" in project
+    assert f"ray[default,train]=={versions.RAY}" in project
     assert f"pyarrow=={versions.PYARROW}" in project

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import cli, preprocess, submit
+from cluster import submission
+from jobs import cli, preprocess
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
@@ -283,12 +284,12 @@ def test_the_flags_reach_a_cluster_as_they_were_given(tmp_path: Path, monkeypatc
         "b: model.trunk.dropout=.1",
     ]
     job = cli.parse(["compare", "tiny.yaml", *given, "--reference", "--workers", "2", "table.path=shared/table"])
-    command = submit.entrypoint(job, "tiny.yaml", load_experiment("tiny.yaml", job.overrides))
+    command = submission.entrypoint(job, "tiny.yaml", load_experiment("tiny.yaml", job.overrides))
     sent = cli.parse(shlex.split(shlex.join(command))[3:])
     assert sent.models == job.models == list(zip(given[::2], given[1::2], strict=True))
     assert (sent.reference, sent.seeds, sent.workers, sent.launcher) == (True, "0,1,2", 2, "ray")
     assert sent.overrides[-2:] == [f"output={tmp_path}/runs", f"table.path={tmp_path}/shared/table"]
-    assert "/shared/table" in submit.runtime_env(tmp_path, load_experiment("tiny.yaml", job.overrides))["excludes"]
+    assert "/shared/table" in submission.runtime_env(tmp_path, load_experiment("tiny.yaml", job.overrides))["excludes"]
 
 
 def test_where_a_table_lies_is_no_part_of_what_it_is() -> None:

@@ -1,78 +1,28 @@
-"""How installed versions are judged, and what is said about those that do not fit."""
+"""What `manygate doctor` prints, and its exit code."""
 
 import pytest
 
-from jobs import doctor
-from pipeline.errors import UserError
+from cluster.checks import Finding
+from jobs import cli, doctor
 
-FITS = {
-    "torch": "2.13.0+cpu",
-    "torchrec": "1.8.0",
-    "fbgemm-gpu-cpu": "1.8.0",
-    "ray": "2.60.0",
-    "pyarrow": "26.0.1",
-}
-CUDA_13 = {"torch": "2.11.0+cu130", "torchrec": "1.6.2", "fbgemm-gpu": "1.6.0", "ray": "2.60.0", "pyarrow": "26.0.0"}
+FITS, MISFIT = Finding("torch 2.13.0"), Finding("ray: expected 2.60.0, found 2.50.0", "pip install ray==2.60.0")
 
 
-def problems(installed: dict[str, str]) -> list[doctor.Finding]:
-    return [finding for finding in doctor.compare_versions(installed) if not finding.ok]
+@pytest.mark.parametrize(("findings", "code"), [([FITS], 0), ([FITS, MISFIT], 2)])
+def test_exit_code_says_whether_everything_fits(
+    findings: list[Finding], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "run_checks", lambda: findings)
+    assert cli.main(["doctor"]) == code
 
 
-@pytest.mark.parametrize("installed", [FITS, CUDA_13])
-def test_known_sets_fit(installed: dict[str, str]) -> None:
-    assert problems(installed) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "text", "remedy"),
-    [
-        ({"fbgemm-gpu-cpu": "1.9.0"}, "fbgemm-gpu-cpu: expected 1.8.0", "install 'fbgemm-gpu-cpu==1.8.0'"),
-        ({"torchrec": "1.9.2"}, "torchrec: expected 1.8.0", "install --no-deps 'torchrec==1.8.0'"),
-        ({"torchrec": ""}, "torchrec: expected 1.8.0", "install --no-deps 'torchrec==1.8.0'"),
-        ({"torch": "2.14.1"}, "torch: expected 2.13.0 or 2.11.0, found 2.14.1", "install torch==2.13.0"),
-        ({"ray": "2.50.0"}, "ray: expected 2.60.0", "install 'ray[data,default,train]==2.60.0'"),
-        ({"pyarrow": "25.0.0"}, "pyarrow: expected 26.*", "install 'pyarrow==26.*'"),
-        ({"fbgemm-gpu": "1.8.0"}, "are both installed", "pip uninstall --yes fbgemm-gpu-cpu fbgemm-gpu"),
-    ],
-)
-def test_one_misfit_is_one_problem(change: dict[str, str], text: str, remedy: str) -> None:
-    installed = {name: version for name, version in {**FITS, **change}.items() if version}
-    [problem] = problems(installed)
-    assert text in problem.text
-    assert problem.remedy is not None
-    assert remedy in problem.remedy
-
-
-def test_older_torch_with_the_newer_others() -> None:
-    texts = [problem.text for problem in problems({**FITS, "torch": "2.11.0"})]
-    assert "torchrec: expected 1.6.* (goes with torch 2.11.0), found 1.8.0" in texts
-    assert any("goes with fbgemm-gpu; found fbgemm-gpu-cpu" in text for text in texts)
-
-
-def test_nothing_installed() -> None:
-    assert len(problems({})) == 5
-
-
-def test_check_versions_stops_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed_versions", lambda: {**FITS, "fbgemm-gpu-cpu": "1.9.0"})
-    with pytest.raises(UserError, match="expected 1.8.0 .*, found 1.9.0"):
-        doctor.check_versions()
-
-
-def test_versions_here_fit() -> None:
-    doctor.check_versions()
-
-
-def test_crash_of_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE", "import os; os.abort()")
-    [finding] = doctor.torch_works(FITS, "cpu")
-    assert "does not load" in finding.text
-    assert finding.remedy == "make clean setup"
-
-
-def test_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE", """print('{"cuda": null, "devices": []}')""")
-    assert [finding.ok for finding in doctor.torch_works(FITS, "cuda")] == [True, False]
-    monkeypatch.setattr(doctor, "PROBE", """print('{"cuda": "12.8", "devices": ["H200"]}')""")
-    assert "build for CPUs" in doctor.torch_works(FITS, "cuda")[1].text
+def test_a_problem_is_followed_by_what_to_type(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "run_checks", lambda: [FITS, MISFIT])
+    doctor.run()
+    assert capsys.readouterr().out.splitlines() == [
+        "ok       torch 2.13.0",
+        "problem  ray: expected 2.60.0, found 2.50.0",
+        "         -> pip install ray==2.60.0",
+    ]

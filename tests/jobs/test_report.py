@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli, submit
+from cluster import submission
+from jobs import cli
 from jobs.report import run
 from pipeline.checkpoint.choice import LATEST
 from pipeline.config.load import dump_experiment, load_experiment
@@ -70,7 +71,7 @@ def test_overrides_name_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_cluster_can_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    assert "report" in submit.JOBS
+    assert "report" in submission.JOBS
     job = cli.parse(["report", "tiny.yaml"])
-    command = shlex.join(submit.entrypoint(job, job.experiment, load_experiment(job.experiment, [])))
+    command = shlex.join(submission.entrypoint(job, job.experiment, load_experiment(job.experiment, [])))
     assert command == f"python -m jobs.cli report tiny.yaml output={tmp_path}/runs"

@@ -1,77 +1,31 @@
-"""The command that a cluster is given, and what is refused before anything is sent."""
+"""What is refused before anything is sent to a cluster."""
 
-import shlex
 from pathlib import Path
 
 import pytest
 
 from jobs import cli, submit
-from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
 from tests.tiny import EXPERIMENT
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project folder, which is the working folder."""
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
-def entrypoint(*arguments: str) -> str:
-    job = cli.parse(arguments)
-    return shlex.join(submit.entrypoint(job, job.experiment, load_experiment(job.experiment, job.overrides)))
-
-
-def test_train_runs_on_the_cluster_and_writes_where_we_are(folder: Path) -> None:
-    assert entrypoint("train", "tiny.yaml") == (
-        f"python -m jobs.cli train tiny.yaml --resume auto --launcher ray output={folder}/runs"
-    )
-
-
-def test_what_was_given_is_kept(folder: Path) -> None:
-    command = entrypoint("train", "tiny.yaml", "--launcher", "local", "--workers", "4", "output=s3://bucket/runs")
-    assert "--launcher local --workers 4 output=s3://bucket/runs" in command
-    assert str(folder) not in command
-
-
-def test_relative_paths_become_absolute(folder: Path) -> None:
-    assert f"--output {folder}/out" in entrypoint("predict", "tiny.yaml", "--output", "out")
-    assert f"--checkpoint {folder}/c/step-1" in entrypoint("evaluate", "tiny.yaml", "--checkpoint", "c/step-1")
-    assert "--checkpoint best" in entrypoint("evaluate", "tiny.yaml", "--checkpoint", "best")
-
-
-def test_switches_are_kept(folder: Path) -> None:
-    assert "tiny.yaml --overwrite " in entrypoint("preprocess", "tiny.yaml", "--overwrite")
-
-
-def test_quoting(folder: Path) -> None:
-    override = "logs.path=my logs; rm -rf $HOME"
-    assert override in shlex.split(entrypoint("preprocess", "tiny.yaml", override))
-
-
-def test_own_output_folder_is_not_sent(folder: Path) -> None:
-    experiment = load_experiment("tiny.yaml", ["output=results"])
-    excludes = submit.runtime_env(folder, experiment)["excludes"]
-    assert {".git", ".venv", "/runs", "/results"} <= set(excludes)
-
-
-def test_experiment_outside_the_folder_is_refused(folder: Path) -> None:
+def test_experiment_outside_the_folder_is_refused() -> None:
     with pytest.raises(UserError, match="outside"):
         submit.run(cli.parse(["train", "../other.yaml"]), "http://127.0.0.1:1", follow_log=False)
 
 
-def test_invalid_experiment_is_refused_before_the_cluster_is_asked(folder: Path) -> None:
+def test_invalid_experiment_is_refused_before_the_cluster_is_asked() -> None:
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         submit.run(cli.parse(["train", "tiny.yaml", "training.epoch=2"]), "http://127.0.0.1:1", follow_log=False)
 
 
-def test_cluster_that_does_not_answer_is_told(folder: Path) -> None:
+def test_cluster_that_does_not_answer_is_told() -> None:
     with pytest.raises(UserError, match="Nothing answers at http://127.0.0.1:1"):
         submit.run(cli.parse(["train", "tiny.yaml"]), "http://127.0.0.1:1", follow_log=False)
-
-
-@pytest.mark.parametrize("text", ["Package size (200MiB) exceeds the maximum size of 100MiB", "status code 413"])
-def test_folder_that_is_too_large_is_told(text: str, folder: Path) -> None:
-    assert "too large to send" in str(submit.explain_refusal(RuntimeError(text), folder))

@@ -1,0 +1,101 @@
+"""Sending a job to a Ray cluster: its command line, its folder and its environment."""
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.client import STOP_WAIT_S, readable_errors
+from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.errors import UserError
+from pipeline.storage import absolute
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from pipeline.config.experiment import Experiment
+
+JOBS = ("preprocess", "train", "evaluate", "predict", "compare", "report")
+EXCLUDES = (".git", ".venv", "/runs", ".cluster", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+NOT_FLAGS = {"command", "experiment", "overrides", "debug"}
+
+
+def send(
+    client: "JobSubmissionClient", job: argparse.Namespace, file: str, experiment: "Experiment", folder: Path
+) -> str:
+    """Sends a job and gives the name by which the cluster knows it.
+
+    Args:
+        client: of the cluster's job server.
+        job: the parsed command line of the job itself, as `jobs.cli` would run it here.
+        file: the experiment file, relative to the folder.
+        experiment: what the file and the job's overrides say.
+        folder: is sent as the job's working folder.
+    """
+    name = f"{experiment.name}-{job.command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with readable_errors(client.get_address()):
+        try:
+            client.submit_job(
+                entrypoint=shlex.join(entrypoint(job, file, experiment)),
+                submission_id=name,
+                runtime_env=runtime_env(folder, experiment),
+                metadata={"job_name": name},
+            )
+        except (RuntimeError, ValueError) as error:
+            raise explain_refusal(error, folder) from error
+    return name
+
+
+def relative_to_folder(path: str, folder: Path) -> str:
+    """The experiment file as the job will find it: only the working folder is sent."""
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise UserError(f"{path} is outside {folder}, the folder that is sent: run this from the project's folder.")
+    return str(file.relative_to(folder.resolve()))
+
+
+def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> list[str]:
+    """The command that the cluster runs. Paths become absolute, because its working folder is a temporary one."""
+    command = ["python", "-m", "jobs.cli", job.command, file]
+    for name, value in vars(job).items():
+        if name == "launcher" and value is None and job.command in ("train", "compare"):
+            value = "ray"
+        if name in NOT_FLAGS or value in (None, False):
+            continue
+        if isinstance(value, list):  # flags that were given several times, each with its value
+            command += [word for pair in value for word in pair]
+            continue
+        if isinstance(value, tuple):  # a range of workers
+            value = "-".join(map(str, value))
+        if name in ("resume", "checkpoint"):
+            value = CheckpointChoice.parse(value)
+        if name == "output":
+            value = absolute(value)
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    overrides = list(job.overrides)
+    for key, path in (("output", experiment.output), ("table.path", experiment.table.path)):
+        if path is not None and path != absolute(path):
+            overrides.append(f"{key}={absolute(path)}")
+    return command + overrides
+
+
+def runtime_env(folder: Path, experiment: "Experiment") -> dict[str, Any]:
+    """What the job takes along: the folder, less what is large or private; Ray also leaves out what git ignores."""
+    own = [path for path in (experiment.output, experiment.table.path) if path is not None and path != absolute(path)]
+    return {
+        "working_dir": str(folder),
+        "excludes": [*EXCLUDES, *(f"/{path}" for path in own)],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+    }
+
+
+def explain_refusal(error: Exception, folder: Path) -> Exception:
+    """A job that is too large to send has a remedy of its own."""
+    text = str(error)
+    if any(sign in text for sign in ("exceeds the maximum size", "Maximum request body size", "413")):
+        return UserError(
+            f"{folder} is too large to send (Ray takes 100 MiB, packed). Keep data outside it, or list it in "
+            ".gitignore, and name it in the experiment by a URI or an absolute path that the cluster can read."
+        )
+    return error

@@ -1,0 +1,85 @@
+"""What each command of `jobs.cli` does: a function that hands the arguments to its job.
+
+Jobs are imported inside the functions, so that `--help` answers at once.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from jobs import doctor
+
+    return doctor.run()
+
+
+def preprocess(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import preprocess
+
+    preprocess.run(experiment, overwrite=args.overwrite)
+
+
+def train(args: argparse.Namespace) -> int:
+    experiment = read(args)
+    from jobs import train
+
+    return train.run(experiment, launcher=args.launcher or "local", workers=args.workers, resume=args.resume)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import evaluate
+
+    evaluate.run(experiment, args.checkpoint, args.split, launcher=args.launcher or "local", workers=args.workers)
+
+
+def predict(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import predict
+
+    launcher = args.launcher or "local"
+    predict.run(experiment, args.checkpoint, args.split, args.output, launcher=launcher, workers=args.workers)
+
+
+def compare(args: argparse.Namespace) -> int:
+    experiment = read(args)
+    from jobs import compare
+
+    launcher = args.launcher or "local"
+    return compare.run(
+        experiment, args.models, args.seeds, args.reference, args.split, launcher=launcher, workers=args.workers
+    )
+
+
+def report(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import report
+
+    report.run(experiment)
+
+
+def plan(args: argparse.Namespace) -> None:
+    experiment = read(args)
+    from jobs import plan
+
+    plan.run(experiment, workers=args.workers, device=args.device, memory=args.memory)
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from jobs import inspect
+
+    inspect.run(args.path)
+
+
+def read(args: argparse.Namespace) -> "Experiment":
+    """The checked experiment. Versions that do not fit together are an error before any of them is imported."""
+    from cluster.checks import check_versions
+
+    check_versions()
+    from pipeline.config.load import load_experiment
+
+    return load_experiment(args.experiment, args.overrides)
