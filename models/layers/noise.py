@@ -14,10 +14,6 @@ from torch import Tensor
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
-AT_ONCE = 2**16
-"""Numbers that are drawn together: what they go through fits into a cache."""
-
-
 def normal(keys: Tensor, draw: int, shape: torch.Size) -> Tensor:
     """Standard normal numbers.
 
@@ -54,8 +50,7 @@ def _drawn(distribution: Callable[[Tensor], Tensor], keys: Tensor, draw: int, sh
     width = math.prod(rest)
     places = torch.arange(copies * width, device=keys.device).view(copies, 1, width).mul_(_STEP)
     starts = _mixed(keys + _signed(draw * _STEP)).unsqueeze(1)
-    parts = [distribution(_mixed(part + places)) for part in starts.split(max(AT_ONCE // (copies * width), 1))]
-    return torch.cat(parts, dim=1).view(shape)
+    return distribution(_mixed(starts + places)).view(shape)
 
 
 def _upper(bits: Tensor, count: int) -> Tensor:
