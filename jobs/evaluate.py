@@ -5,6 +5,7 @@ from functools import partial
 from cluster.connect import connect
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
+from pipeline.evaluation.evaluation import parse_evaluation
 from pipeline.report.text import format_evaluation
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.table.settings import read_table
@@ -18,4 +19,4 @@ def run(experiment: Experiment, checkpoint: str, split: str, launcher: str, work
     result = Launcher(launcher, workers, connect).run(body, experiment)
     if result is not None:
         print(f"\n{experiment.name}: {split} split, {result['rows']:,} rows, checkpoint {result['checkpoint']}\n")
-        print(format_evaluation(result))
+        print(format_evaluation(parse_evaluation(result)))

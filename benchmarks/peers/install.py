@@ -12,12 +12,12 @@ from cluster.accelerator import find_accelerator
 from cluster.install import (
     InstallError,
     PipCall,
-    installed_versions,
     make_environment,
     plan,
     take,
     tell,
     usable_versions,
+    versions_in,
     works,
 )
 from cluster.versions import FBGEMM_PACKAGES, PYARROW, PYTHONS, TORCHREC_NEEDS
@@ -62,7 +62,7 @@ def install() -> None:
     log = ENVIRONMENT / "peers-install.log"
     for step in plan(accelerator, usable_versions(ENVIRONMENT)):
         take(step, ENVIRONMENT, log)
-    take(peers_step(accelerator, installed_versions(ENVIRONMENT)), ENVIRONMENT, log)
+    take(peers_step(accelerator, versions_in(ENVIRONMENT)), ENVIRONMENT, log)
     STAMP.write_text(wanted)
     tell(f"done: {ENVIRONMENT} ({accelerator})")
 

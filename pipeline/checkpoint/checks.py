@@ -1,17 +1,23 @@
 """A checkpoint held against the experiment and the table before anything is changed by it."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.checkpoint.format import START_OVER_HINT, Checkpoint
 from pipeline.checkpoint.progress import Progress
+from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
-from pipeline.config.training import TrainingConfig
+from pipeline.documents import Json
 from pipeline.errors import UserError
 from pipeline.table.settings import Growth, differences, growth
 
 
-def check_model(checkpoint: Checkpoint, state: dict[str, Any], settings: dict[str, Any]) -> Growth:
+def check_model(checkpoint: Checkpoint, saved: RunSettings, run: RunSettings) -> Growth:
     """Holds the checkpoint's model against that of the experiment, and its tables against those of the feature table.
+
+    Args:
+        checkpoint: the checkpoint.
+        saved: the run that it says it is of.
+        run: the run now.
 
     Returns:
         What the experiment has gained in scenarios and tasks. Embedding tables may have gained rows besides.
@@ -19,29 +25,32 @@ def check_model(checkpoint: Checkpoint, state: dict[str, Any], settings: dict[st
     Raises:
         UserError: the checkpoint's model reads other embedding tables, features or labels.
     """
-    before, now = state["table"], settings["table"]
-    for name in sorted(before["table_rows"].keys() | now["table_rows"].keys()):
-        old, new = before["table_rows"].get(name), now["table_rows"].get(name)
+    before, now = saved.table, run.table
+    for name in sorted(before.table_rows.keys() | now.table_rows.keys()):
+        old, new = before.table_rows.get(name), now.table_rows.get(name)
         if old is None or new is None or new < old:
             raise UserError(
                 f"The checkpoint {checkpoint.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
                 f"{_rows(new)}: they belong to different experiments. Start afresh: {START_OVER_HINT}."
             )
-    old_model, new_model = _model_of(state["experiment"]), _model_of(settings["experiment"])
-    gained = growth(old_model, new_model)
-    if gained is None or old_model["fixed"] != new_model["fixed"]:
-        found = [*differences(old_model["fixed"], new_model["fixed"], ""), *differences(old_model, new_model, "")]
-        told = [change for change in found if not change.startswith("fixed")]
+    old_experiment, new_experiment = _without_weights(saved.experiment), _without_weights(run.experiment)
+    old_part, new_part = _fixed_part(old_experiment), _fixed_part(new_experiment)
+    gained = growth(old_experiment, new_experiment)
+    if gained is None or old_part != new_part:
+        told = [
+            *differences(old_part, new_part, ""),
+            *differences(_growing_part(old_experiment), _growing_part(new_experiment), ""),
+        ]
         raise UserError(
             f"The checkpoint {checkpoint.uri} is of another model: {'; '.join(told[:5])}. Change the experiment "
             f"back, or start afresh: {START_OVER_HINT}."
         )
-    if before["lineage"] != now["lineage"]:
+    if before.lineage != now.lineage:
         raise UserError(
             f"The checkpoint {checkpoint.uri} was trained on ids of other encoders: the feature table was made "
             f"anew, and the same ids mean other values now. Start afresh: {START_OVER_HINT}."
         )
-    if before["fingerprint"] != now["fingerprint"] and not gained:
+    if before.fingerprint != now.fingerprint and not gained:
         raise UserError(
             f"The checkpoint {checkpoint.uri} was trained on a feature table made with other settings. "
             f"Start afresh: {START_OVER_HINT}."
@@ -50,22 +59,22 @@ def check_model(checkpoint: Checkpoint, state: dict[str, Any], settings: dict[st
 
 
 def check_going_on(
-    checkpoint: Checkpoint, state: dict[str, Any], settings: dict[str, Any], progress: Progress, train: dict[str, str]
+    checkpoint: Checkpoint, saved: RunSettings, run: RunSettings, progress: Progress, train: dict[str, str]
 ) -> Growth:
     """The same for training, which also has to find the samples and the optimizer's state as they were.
 
     Args:
         checkpoint: the checkpoint.
-        state: what it says.
-        settings: those of the run now.
+        saved: the run that it says it is of.
+        run: the run now.
         progress: of the checkpoint.
         train: partitions of the train split, value -> digest of its files.
 
     Raises:
         UserError: going on from the checkpoint would not continue the run that made it.
     """
-    gained = check_model(checkpoint, state, settings)
-    before, now = state["experiment"]["training"], settings["experiment"]["training"]
+    gained = check_model(checkpoint, saved, run)
+    before, now = (one.experiment.training.model_dump(mode="json") for one in (saved, run))
     for key in ("global_batch_size", "seed", "shuffle_rows"):
         if before[key] != now[key]:
             raise UserError(
@@ -81,7 +90,8 @@ def check_going_on(
                 f"{START_OVER_HINT}."
             )
     if not gained:
-        _check_partitions(checkpoint, progress, train, is_over=_is_over(settings, progress))
+        is_over = progress.ending(run.experiment.training) is not None
+        _check_partitions(checkpoint, progress, train, is_over)
     return gained
 
 
@@ -101,58 +111,70 @@ def _check_partitions(checkpoint: Checkpoint, progress: Progress, train: dict[st
         )
 
 
-def _is_over(settings: dict[str, Any], progress: Progress) -> bool:
-    return progress.ending(TrainingConfig.model_validate(settings["experiment"]["training"])) is not None
+@dataclass(frozen=True)
+class _Decisive:
+    """What decides the numbers of a run and may change while it goes on."""
+
+    places: Json
+    training: Json
+    weights: Json  # by task
+    shardings: Json  # by feature
 
 
-def changes(state: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def changes(saved: RunSettings, run: RunSettings) -> list[str]:
     """What differs between a checkpoint's run and this one, of all that decides its numbers."""
-    parts = ("workers", "threads", "device", "versions")
-    before, now = ({name: source[name] for name in parts} for source in (state, settings))
-    found = list(differences(before, now, ""))
-    old, new = ({**source["experiment"]["training"]} for source in (state, settings))
-    for source in (old, new):
-        for name in _WITHOUT_EFFECT:
-            source.pop(name, None)
-    found += differences(old, new, "training")
-    old, new = (
-        {task["name"]: task["weight"] for task in source["experiment"]["tasks"]} for source in (state, settings)
-    )
-    found += [f"weight of {change}" for change in differences(old, new, "")]
-    plans = [
-        {feature["name"]: feature.get("sharding") for feature in source["experiment"]["features"]}
-        for source in (state, settings)
-    ]
-    return found + [f"sharding of {change}" for change in differences(plans[0], plans[1], "")]
+    old, new = (_decisive(one) for one in (saved, run))
+    found = list(differences(old.places, new.places, ""))
+    found += differences(old.training, new.training, "training")
+    found += [f"weight of {change}" for change in differences(old.weights, new.weights, "")]
+    return found + [f"sharding of {change}" for change in differences(old.shardings, new.shardings, "")]
 
 
 # Loops agree bit by bit; the device that was used is compared apart from the wish for one.
-_WITHOUT_EFFECT = ("loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s")
+_WITHOUT_EFFECT = {"loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s"}
 
 
-def grown_tables(state: dict[str, Any], settings: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def _decisive(run: RunSettings) -> _Decisive:
+    experiment = run.experiment
+    return _Decisive(
+        places={"workers": run.workers, "threads": run.threads, "device": run.device, "versions": run.versions},
+        training=experiment.training.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+        weights={task.name: task.weight for task in experiment.tasks},
+        shardings={feature.name: feature.model_dump(mode="json").get("sharding") for feature in experiment.features},
+    )
+
+
+def grown_tables(saved: RunSettings, run: RunSettings) -> dict[str, tuple[int, int]]:
     """Embedding tables that have more rows than those of a checkpoint: rows of before and of now."""
-    before, now = state["table"]["table_rows"], settings["table"]["table_rows"]
-    return {name: (before[name], rows) for name, rows in now.items() if rows > before[name]}
+    before = saved.table.table_rows
+    return {name: (before[name], rows) for name, rows in run.table.table_rows.items() if rows > before[name]}
 
 
-def _model_of(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The parts of an experiment that decide what a model computes from its weights."""
-    features = [{k: v for k, v in feature.items() if k != "sharding"} for feature in experiment["features"]]
-    model = {slot: section for slot, section in experiment["model"].items() if slot != "objective"}
+def _without_weights(experiment: Experiment) -> Experiment:
+    """The experiment as if all tasks had one weight, which decides nothing of what a model computes."""
+    tasks = [task.model_copy(update={"weight": 1.0}) for task in experiment.tasks]
+    return experiment.model_copy(update={"tasks": tasks})
+
+
+def _fixed_part(experiment: Experiment) -> Json:
+    """What decides how a model computes from its weights and cannot grow."""
     return {
-        "fixed": {"model": model, "objective": _objective_of(experiment), "features": features},
-        "scenarios": experiment["scenarios"],
-        "tasks": [{k: v for k, v in task.items() if k != "weight"} for task in experiment["tasks"]],
+        "model": experiment.model.model_dump(mode="json", exclude={"objective"}),
+        "objective": _objective_of(experiment),
+        "features": [feature.model_dump(mode="json", exclude={"sharding"}) for feature in experiment.features],
     }
 
 
-def _objective_of(experiment: dict[str, Any]) -> dict[str, Any]:
+def _growing_part(experiment: Experiment) -> Json:
+    return experiment.model_dump(mode="json", include={"scenarios", "tasks"})
+
+
+def _objective_of(experiment: Experiment) -> Json:
     """The objective with its core task by name: without one it is the last task, which another may have become."""
-    rule = Experiment.model_validate(experiment).model.core_rule
-    objective = {**experiment["model"]["objective"], "gradients": None}
+    rule = experiment.model.core_rule
+    objective = {**experiment.model.objective.model_dump(mode="json"), "gradients": None}
     if rule is not None:
-        objective["gradients"] = {**rule.model_dump(), "core": rule.core or experiment["tasks"][-1]["name"]}
+        objective["gradients"] = {**rule.model_dump(mode="json"), "core": rule.core or experiment.tasks[-1].name}
     return objective
 
 

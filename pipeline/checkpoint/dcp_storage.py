@@ -13,6 +13,7 @@ from pyarrow import fs
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, FileSystemReader, FileSystemWriter
 
 from pipeline import storage
+from pipeline.documents import KNOWN_KEYS_ONLY
 
 CHUNK = 2**24  # bytes that are read at a time
 
@@ -20,6 +21,8 @@ CHUNK = 2**24  # bytes that are read at a time
 @dataclass(frozen=True)
 class Written:
     """What is known of a file that was written to its end."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     bytes: int
     crc32: int

@@ -24,15 +24,37 @@ from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, Ten
 from pipeline import storage
 from pipeline.checkpoint.choice import BEST, LATEST, CheckpointChoice
 from pipeline.checkpoint.dcp_storage import Written, find_damage, reader, writer
+from pipeline.checkpoint.state_document import CheckpointState
+from pipeline.documents import KNOWN_KEYS_ONLY, parse_document, read_document
 from pipeline.errors import UserError
 from pipeline.workers.worker import Worker
 
 START_OVER_HINT = "delete the run's folder `checkpoints`, or use another `name`"
+START_OVER_ADVICE = f"start over: {START_OVER_HINT}"
 MARKER = "complete.json"
 STATE = "state.json"
 DATA = "data"
 OWNER = "owner.json"
 """In the run's folder: who writes its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The document `complete.json`."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    step: int
+    files: dict[str, Written]  # by path below the folder
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The document `owner.json`."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    run: str
 
 
 @dataclass(frozen=True)
@@ -43,9 +65,14 @@ class Checkpoint:
     step: int
     files: dict[str, Written]  # by path below the folder
 
-    def state(self) -> dict[str, Any]:
-        state = storage.read_json(storage.join(self.uri, STATE))
-        if not isinstance(state, dict) or not {"progress", "workers", "experiment", "table"} <= state.keys():
+    def state(self) -> CheckpointState:
+        """Reads what the checkpoint says beside its tensors.
+
+        Raises:
+            UserError: it is damaged, or another version has written it.
+        """
+        state = read_document(storage.join(self.uri, STATE), CheckpointState, START_OVER_ADVICE)
+        if state is None:
             raise UserError(f"The checkpoint {self.uri} has no readable {STATE}: it is damaged; use another.")
         return state
 
@@ -61,15 +88,17 @@ def complete_checkpoints(folder: str) -> list[Checkpoint]:
 
 
 def _read_marker(uri: str) -> Checkpoint | None:
-    marker = storage.read_json(storage.join(uri, MARKER))
-    if not isinstance(marker, dict) or "step" not in marker:
+    file = storage.join(uri, MARKER)
+    data = storage.read_json(file)
+    if not isinstance(data, dict) or "step" not in data:
         return None
-    if "files" not in marker:
+    if "files" not in data:
         raise UserError(
             f"The checkpoint {uri} was saved by an earlier version of Manygate, without checksums, and cannot be used. "
             f"Start afresh: {START_OVER_HINT}."
         )
-    return Checkpoint(uri, marker["step"], {name: Written(**file) for name, file in marker["files"].items()})
+    marker = parse_document(data, Marker, file, START_OVER_ADVICE)
+    return Checkpoint(uri, marker.step, marker.files)
 
 
 def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
@@ -89,7 +118,7 @@ def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
     complete = complete_checkpoints(folder)
     if which == LATEST or not complete:
         return complete[-1] if complete else None
-    best = complete[-1].state()["progress"]["best_step"]
+    best = complete[-1].state().progress.best_step
     if best is None:
         raise UserError(
             f"No best checkpoint is known in {folder}: it needs training.early_stopping, and a validation since new "
@@ -142,14 +171,14 @@ def save_checkpoint(
 def claim(run: str) -> str:
     """Makes this process the one that writes a run's checkpoints, and gives what `check_claim` asks for."""
     token = uuid.uuid4().hex
-    storage.write_json(storage.join(run, OWNER), {"run": token})
+    storage.write_json(storage.join(run, OWNER), asdict(Owner(token)))
     return token
 
 
 def check_claim(run: str, token: str) -> None:
     """Raises UserError where another process has claimed the run since: workers that were cut off may live on."""
-    owner = storage.read_json(storage.join(run, OWNER))
-    if owner not in (None, {"run": token}):
+    owner = read_document(storage.join(run, OWNER), Owner, "give this run another `name`")
+    if owner not in (None, Owner(token)):
         raise UserError(
             f"Another training has begun in {run} since this one did, so this one ends: two would overwrite each "
             "other's checkpoints. Give one of them another `name`."
@@ -178,8 +207,7 @@ def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[
     text = json.dumps(state, indent=1)
     storage.write_text(storage.join(uri, STATE), text)
     files[STATE] = Written(len(text.encode()), zlib.crc32(text.encode()))
-    marker = {"step": step, "files": {name: asdict(file) for name, file in sorted(files.items())}}
-    storage.write_json(storage.join(uri, MARKER), marker)
+    storage.write_json(storage.join(uri, MARKER), asdict(Marker(step, dict(sorted(files.items())))))
     return Checkpoint(uri, step, files)
 
 

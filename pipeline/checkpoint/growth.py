@@ -11,6 +11,7 @@ from models.growth import Carried, Labels, carry_over, state_labels
 from models.labels import axis_labels
 from pipeline.checkpoint.checks import grown_tables
 from pipeline.checkpoint.format import Checkpoint, load_tensors
+from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs
@@ -28,25 +29,24 @@ class DensePart:
     labels: Labels
 
 
-def dense_part(experiment: dict[str, Any], table_rows: dict[str, int]) -> DensePart:
+def dense_part(experiment: Experiment, table_rows: dict[str, int]) -> DensePart:
     """The dense part of an experiment, as it is when it is new."""
-    parsed = Experiment.model_validate(experiment)
     with torch.random.fork_rng(devices=[]):
-        step = DenseStep(parsed.model, model_inputs(parsed, table_rows), bf16=False)
+        step = DenseStep(experiment.model, model_inputs(experiment, table_rows), bf16=False)
     tensors = {DENSE + name: tensor for name, tensor in step.state_dict().items()}
     return DensePart(tensors, {DENSE + name: axes for name, axes in axis_labels(step).items()})
 
 
 def load_grown(
-    checkpoint: Checkpoint, tensors: dict[str, Any], state: dict[str, Any], settings: dict[str, Any], worker: Worker
+    checkpoint: Checkpoint, tensors: dict[str, Any], saved: RunSettings, run: RunSettings, worker: Worker
 ) -> list[str]:
     """Loads a checkpoint into the state of a larger model, in place. Collective.
 
     Args:
         checkpoint: the checkpoint.
         tensors: state of the model and its optimizer, as they are when they are new.
-        state: what the checkpoint says.
-        settings: of the run now.
+        saved: the run that the checkpoint says it is of.
+        run: the run now.
         worker: this one.
 
     Returns:
@@ -55,8 +55,8 @@ def load_grown(
     Raises:
         UserError: the checkpoint has something that the model has no place for.
     """
-    before = dense_part(state["experiment"], state["table"]["table_rows"])
-    now = dense_part(settings["experiment"], settings["table"]["table_rows"])
+    before = dense_part(saved.experiment, saved.table.table_rows)
+    now = dense_part(run.experiment, run.table.table_rows)
     weights, moments = tensors["model"], tensors["optimizer"]["state"]
     old_weights = {
         name: like(value, before.tensors[name]) if name in before.tensors else value
@@ -71,7 +71,7 @@ def load_grown(
         for owner, state in moments.items()
         if owner in before.tensors or any(isinstance(value, ShardedTensor) for value in state.values())
     }
-    rows = grown_tables(state, settings)
+    rows = grown_tables(saved, run)
     load_tensors(checkpoint, {"model": old_weights, "optimizer": {"state": old_moments}}, worker, rows)
     try:
         carried = carry_over(dense(old_weights), before.labels, dense(weights), now.labels)

@@ -1,9 +1,10 @@
 """The counters of a run: all of its future that is not in a tensor."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.config.training import TrainingConfig
+from pipeline.documents import KNOWN_KEYS_ONLY
 from pipeline.loading.batch import Position
 
 Ending = Literal["finished", "stopped early", "interrupted"]
@@ -12,6 +13,8 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 @dataclass(frozen=True)
 class TrainingWindow:
     """The partitions that are trained on together, for `training.epochs` epochs; days that come later are the next."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     partitions: dict[str, str]  # value of the partition -> digest of its files in the feature table
     steps_per_epoch: int
@@ -26,6 +29,8 @@ class TrainingWindow:
 @dataclass
 class Progress:
     """What `state.json` holds under `progress`."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     span: TrainingWindow
     earlier: dict[str, str] = field(default_factory=dict)  # partitions of earlier spans, as in Span
@@ -62,10 +67,3 @@ class Progress:
         """All partitions count as new: they were made again, with labels or scenarios that were not there."""
         self.go_on_with(TrainingWindow({}, 0, first_step=self.step))
         self.earlier = {}
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> "Progress":
-        return Progress(**{**data, "position": Position(**data["position"]), "span": TrainingWindow(**data["span"])})

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from pipeline import storage
 from pipeline.comparison.references import TaskScenario, make_references, ready_references
@@ -27,6 +26,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
+from pipeline.evaluation.evaluation import Evaluation, read_evaluation
 from pipeline.report.comparison import compare, format_comparison
 from pipeline.scoring.checkpoint_evaluation import evaluation_file
 from pipeline.section import nearest
@@ -45,7 +45,7 @@ class Comparison:
     variants: list[str]
     references: list[TaskScenario] | None
     runs: list[ComparedRun]
-    done: dict[str, Any] = field(default_factory=dict)  # evaluations by the run's folder
+    done: dict[str, Evaluation] = field(default_factory=dict)  # evaluations by the run's folder
 
 
 def compare_models(
@@ -121,7 +121,9 @@ def work_off(comparison: Comparison, launcher: Launcher) -> bool:
         if not is_finished:
             log.info("The comparison was stopped in %s: the same command goes on from there.", name)
             return False
-        done[folder] = storage.read_json(evaluation_file(run.experiment, comparison.split))
+        evaluation = read_evaluation(evaluation_file(run.experiment, comparison.split))
+        assert evaluation is not None
+        done[folder] = evaluation
         if any(run.of == comparison.variants[0] and run.experiment.folder in done for run in runs):
             write_comparison(comparison)  # there is something to hold the others against
         seconds.append(time.monotonic() - start)
@@ -144,12 +146,12 @@ def take_finished(comparison: Comparison) -> None:
     manifests = {table: read_manifest(table) for table in {run.experiment.table_folder for run in comparison.runs}}
     taken = []
     for run in comparison.runs:
-        evaluation = storage.read_json(evaluation_file(run.experiment, comparison.split))
+        evaluation = read_evaluation(evaluation_file(run.experiment, comparison.split))
         if evaluation is None:
             continue
         manifest = manifests[run.experiment.table_folder]
         check_trained_on(run.experiment, manifest)
-        if evaluation["rows"] == manifest.rows(comparison.split):
+        if evaluation.rows == manifest.rows(comparison.split):
             comparison.done[run.experiment.folder] = evaluation
             taken.append(run.experiment.name)
     if taken:
@@ -159,7 +161,7 @@ def take_finished(comparison: Comparison) -> None:
 def write_comparison(comparison: Comparison) -> str:
     """Writes `compare.json` and `compare.md` of the runs that are done; gives the text of the second."""
     base, runs = comparison.base, comparison.runs
-    found: dict[str | TaskScenario, dict[int, dict[str, Any]]] = {run.of: {} for run in runs}
+    found: dict[str | TaskScenario, dict[int, Evaluation]] = {run.of: {} for run in runs}
     seconds: dict[str | TaskScenario, list[float]] = {run.of: [] for run in runs}
     for run in runs:
         if run.experiment.folder in comparison.done:

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import yaml
-
 from pipeline import storage
 from pipeline.checkpoint.choice import AUTO, BEST, LATEST, CheckpointChoice
 from pipeline.checkpoint.format import find_checkpoint
-from pipeline.checkpoint.progress import Progress
 from pipeline.comparison.references import TaskScenario
 from pipeline.config.experiment import Experiment
-from pipeline.config.load import parse_experiment
+from pipeline.config.load import read_experiment
 from pipeline.errors import UserError
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.table.manifest import Manifest
@@ -53,8 +50,7 @@ def check_same_runs(runs: list[ComparedRun]) -> None:
         folder, there = experiment.folder, storage.list_folder(experiment.folder)
         if "checkpoints" not in there and not any(name.startswith("evaluation-") for name in there):
             continue
-        file = storage.join(folder, "experiment.yaml")
-        earlier = parse_experiment(yaml.safe_load(storage.read_text(file)), file)
+        earlier = read_experiment(storage.join(folder, "experiment.yaml"))
         changes = list(differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"), ""))
         if changes:
             raise UserError(
@@ -66,8 +62,7 @@ def check_same_runs(runs: list[ComparedRun]) -> None:
 def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
     """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
     saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
-    progress = Progress.from_dict(saved.state()["progress"]) if saved is not None else None
-    if progress is not None and progress.partitions != manifest.digests("train"):
+    if saved is not None and saved.state().progress.partitions != manifest.digests("train"):
         raise UserError(
             f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
             "now: delete that folder to train it anew, so that all runs are of one table."
@@ -106,4 +101,4 @@ def best_or_latest(experiment: Experiment) -> CheckpointChoice:
     """`best` where one is known: not without early stopping, nor where its metric was undefined all along."""
     saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
     assert saved is not None
-    return LATEST if saved.state()["progress"]["best_step"] is None else BEST
+    return LATEST if saved.state().progress.best_step is None else BEST

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline import storage
 from pipeline.config.experiment import Experiment, nearest
 from pipeline.errors import UserError
 
@@ -67,6 +68,20 @@ def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         lines = [describe_error(detail) for detail in error.errors()]
         raise UserError(f"{source} is not a valid experiment:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def read_experiment(uri: str) -> Experiment:
+    """The resolved experiment that a run keeps in its folder.
+
+    Raises:
+        UserError: it cannot be read by this version.
+    """
+    try:
+        return parse_experiment(yaml.safe_load(storage.read_text(uri)), uri)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nAnother version of Manygate has written it, or it was changed since: use that one for this run."
+        ) from None
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -55,6 +55,11 @@ class BaseFeature(Section):
     outside_table: ClassVar[frozenset[str]] = frozenset()
     """Keys that decide nothing in the feature table: they may change while a table lives."""
 
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Its keys as a table's settings have them, with any value for each required key of `outside_table`."""
+        return settings
+
     # The logs and the other features
 
     @property

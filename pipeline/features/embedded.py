@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,10 @@ class EmbeddedFeature(BaseFeature):
     sharding: ShardingType | None = None
 
     outside_table: ClassVar[frozenset[str]] = frozenset({"dim", "sharding"})
+
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "dim": 1} if settings.get("ids") else settings
 
     @model_validator(mode="after")
     def _own_or_shared(self) -> "EmbeddedFeature":

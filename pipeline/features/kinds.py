@@ -1,9 +1,10 @@
 """The kinds of features: one line each."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
+from pipeline.features.base import BaseFeature
 from pipeline.features.categorical import CategoricalFeature
 from pipeline.features.multivalued import MultivaluedFeature
 from pipeline.features.numeric import NumericFeature
@@ -13,3 +14,8 @@ AnyFeature = Annotated[
     CategoricalFeature | NumericFeature | MultivaluedFeature | SequenceFeature,
     Field(discriminator="kind"),
 ]
+
+FEATURE_KINDS: dict[str, type[BaseFeature]] = {
+    get_args(feature.model_fields["kind"].annotation)[0]: feature for feature in get_args(get_args(AnyFeature)[0])
+}
+"""The class of each `kind`."""

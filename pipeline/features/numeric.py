@@ -1,7 +1,7 @@
 """Numeric: a number, as the embedding of its quantile bucket or standardised."""
 
 from collections.abc import Collection, Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,10 @@ class NumericFeature(BaseFeature):
     dim: int | None = Field(default=None, ge=1)
 
     outside_table: ClassVar[frozenset[str]] = frozenset({"dim"})
+
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "dim": 1} if settings["encode"].get("quantiles") else settings
 
     @model_validator(mode="after")
     def _dim_with_quantiles(self) -> "NumericFeature":

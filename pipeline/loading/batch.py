@@ -8,10 +8,14 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from pipeline.documents import KNOWN_KEYS_ONLY
+
 
 @dataclass(frozen=True)
 class Position:
     """Where reading goes on: batch number `step` of epoch number `epoch`, both from 0, of the global batches."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     epoch: int = 0
     step: int = 0

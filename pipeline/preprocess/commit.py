@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
@@ -15,51 +14,10 @@ from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
 from pipeline.preprocess.write import QUARANTINE, lane_folder, quarantine_folder
-from pipeline.table.manifest import LaneFile, Partition, partition_from_dict
-from pipeline.table.settings import growth_fingerprint, table_settings
+from pipeline.table.manifest import LaneFile, Partition
+from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 
 logger = logging.getLogger(__name__)
-
-RECORDS = "partitions"
-
-
-@dataclass(frozen=True)
-class PartitionRecord:
-    """A complete partition. Whether it belongs to the table is for the settings and the splits to say."""
-
-    partition: Partition
-    made_with: str  # `growth_fingerprint` of the settings
-    log_files: dict[str, int] | None  # bytes of each file that the log had; None: not known
-
-    @property
-    def file(self) -> str:
-        """Relative to the feature table."""
-        return f"{RECORDS}/{self.partition.split}-{self.partition.value}.json"
-
-    def belongs(self, logs: LogsConfig, made_with: str) -> bool:
-        """Whether the table has the partition, made with the settings that it has now, in the split of now."""
-        return self.made_with == made_with and logs.split_of(self.partition.value) == self.partition.split
-
-
-def read_records(table: str, made_with: str) -> list[PartitionRecord]:
-    """All complete partitions.
-
-    Args:
-        made_with: of early records, which do not say it.
-    """
-    folder = storage.join(table, RECORDS)
-    read = [storage.read_json(storage.join(folder, name)) for name in storage.list_folder(folder)]
-    records = []
-    for data in read:
-        if data is not None:
-            known = {"made_with": data.pop("made_with", made_with), "log_files": data.pop("log_files", None)}
-            records.append(PartitionRecord(partition_from_dict(data), **known))
-    return records
-
-
-def write_record(table: str, record: PartitionRecord) -> None:
-    data = {**asdict(record.partition), "made_with": record.made_with, "log_files": record.log_files}
-    storage.write_json(storage.join(table, record.file), data)
 
 
 def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionRecord]) -> None:
@@ -110,8 +68,13 @@ def delete_superseded_partitions(logs: LogsConfig, table: str, made_with: str) -
                 storage.delete_folder(storage.join(table, folder, name))
 
 
-def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None:
+def transform_partitions(shared: Transform, found: list[PartitionFiles], made_with: str) -> None:
     """Transforms partitions and commits each as soon as its last unit is done.
+
+    Args:
+        shared: what all tasks share.
+        found: the partitions.
+        made_with: of the table's settings, for the records.
 
     Raises:
         UserError: a file cannot be read, or too many rows of a partition cannot be used.
@@ -120,7 +83,7 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None
     units: list[Unit] = []
     open_partitions = {}
     for files in found:
-        partition = _OpenPartition(plan, files)
+        partition = _OpenPartition(plan, files, made_with)
         partition.clear()
         open_partitions[files.partition.value] = partition
         units += partition.units
@@ -139,8 +102,9 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles]) -> None
 class _OpenPartition:
     """A partition whose units are being transformed."""
 
-    def __init__(self, plan: PreprocessPlan, found: PartitionFiles) -> None:
+    def __init__(self, plan: PreprocessPlan, found: PartitionFiles, made_with: str) -> None:
         self._plan = plan
+        self._made_with = made_with
         self._found = found
         self.units = cut_units(found)
         self._results: dict[int, dict[str, Any]] = {}
@@ -182,8 +146,7 @@ class _OpenPartition:
         self._drop_damaged_files()
         record = self._record()
         self._check_quarantined(record)
-        made_with = growth_fingerprint(table_settings(self._plan.sections))
-        write_record(self._plan.table, PartitionRecord(record, made_with, self._found.sizes))
+        write_record(self._plan.table, PartitionRecord(record, self._made_with, self._found.sizes))
 
     def _drop_damaged_files(self) -> None:
         """A file is taken whole or not at all: deletes what its readable units gave."""

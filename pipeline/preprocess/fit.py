@@ -24,13 +24,14 @@ from pipeline.features.values import Kind, count_values
 from pipeline.features.vocabulary import VocabularyConfig
 from pipeline.preprocess import units as units_of_work
 from pipeline.preprocess.discover import PartitionFiles, report_unreadable
-from pipeline.preprocess.encode import EncoderIndex, load_encoders, table_sizes, write_index
+from pipeline.preprocess.encode import load_encoders, table_sizes
 from pipeline.preprocess.plan import PreprocessPlan
 from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
-from pipeline.table.settings import fingerprint, table_settings, without_paths
+from pipeline.table.encoder_index import EncoderIndex, write_index
+from pipeline.table.settings import fingerprint_of_ids
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None
     for name in vocabularies(sections):
         logger.info("encoder %s: %s rows", name, f"{sizes[name]:,}")
     fitted_on = {files.partition.value: files.sizes for files in partitions}
-    decisive = {**without_paths(table_settings(sections)), "table": None}  # how rows are laid out decides no id
-    lineage = fingerprint({**decisive, "files": fitted_on})
+    lineage = fingerprint_of_ids(sections, fitted_on)
     write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
 
 

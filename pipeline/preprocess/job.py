@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,14 +13,7 @@ from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.features.encoder_files import ENCODERS
-from pipeline.preprocess.commit import (
-    PartitionRecord,
-    delete_superseded_partitions,
-    read_records,
-    transform_partitions,
-    warn_of_late_files,
-    write_record,
-)
+from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import (
     DiscoveredPartitions,
     LogPartition,
@@ -29,27 +21,15 @@ from pipeline.preprocess.discover import (
     find_partitions,
     read_files,
 )
-from pipeline.preprocess.encode import (
-    INDEX,
-    EncoderIndex,
-    delete_superseded_encoders,
-    load_encoders,
-    read_index,
-)
+from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
 from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
 from pipeline.preprocess.plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
+from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
 from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
-from pipeline.table.settings import (
-    COLUMNS,
-    SETTINGS,
-    check_may_continue,
-    fingerprint,
-    growth_fingerprint,
-    read_settings,
-    table_settings,
-)
+from pipeline.table.partition_record import PartitionRecord, read_records, write_record
+from pipeline.table.settings import COLUMNS, SETTINGS, TableSettings, check_may_continue, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +40,13 @@ class ExistingTable:
 
     sections: TableExperiment
     path: str
-    earlier: dict[str, Any] | None  # its settings; None where none was begun, or it is to be overwritten
+    earlier: TableSettings | None  # None where none was begun, or it is to be overwritten
+    settings: TableSettings  # that it is to have; the earlier ones where they mean the same
     records: list[PartitionRecord]  # all complete partitions, those that do not belong to it any more included
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that it is to have."""
-        return table_settings(self.sections)
-
-    @property
     def made_with(self) -> str:
-        return growth_fingerprint(self.settings)
+        return self.settings.made_with
 
     @property
     def committed(self) -> list[PartitionRecord]:
@@ -78,9 +54,14 @@ class ExistingTable:
         return [record for record in self.records if record.belongs(self.sections.logs, made_with)]
 
 
-def _find_table(sections: TableExperiment, path: str, earlier: dict[str, Any] | None) -> ExistingTable:
-    records = [] if earlier is None else read_records(path, growth_fingerprint(earlier))
-    return ExistingTable(sections, path, earlier, records)
+def _find_table(sections: TableExperiment, path: str, earlier: TableSettings | None) -> ExistingTable:
+    settings = TableSettings.of(sections)
+    if earlier is None:
+        return ExistingTable(sections, path, None, settings, [])
+    is_same = earlier.meaning == settings.meaning
+    return ExistingTable(
+        sections, path, earlier, earlier if is_same else settings, read_records(path, earlier.made_with)
+    )
 
 
 def preprocess(
@@ -103,7 +84,7 @@ def preprocess(
     path = storage.absolute(table)
     sections = experiment.table_experiment
     there = _find_table(sections, path, None if overwrite else read_settings(path))
-    if there.earlier is not None and there.earlier != there.settings:
+    if there.earlier is not None and there.earlier is not there.settings:
         grown = check_may_continue(path, there.earlier, there.settings)
         logger.info("the experiment has gained %s: all partitions are made again", grown)
     committed = [record.partition for record in there.committed]
@@ -178,7 +159,7 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     elif not any(cut_units(partition) for partition in train):
         raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
     if table.earlier is None:
-        _begin(plan)
+        _begin(plan, table.settings)
     elif any(record.made_with == table.made_with for record in table.records):
         plan = _with_earlier_columns(plan)
         _delete_manifest_of(plan.table, files)
@@ -189,7 +170,7 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     else:
         _extend(plan, table, index, train)
     generation = _committed_index(plan.table).generation
-    transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table, generation)), files)
+    transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table, generation)), files, table.made_with)
 
 
 def _committed_index(table: str) -> EncoderIndex:
@@ -226,18 +207,18 @@ def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
     storage.delete_file(storage.join(plan.table, MANIFEST))
     for record in table.records:  # early ones get to say what they were made with, which is not known afterwards
         write_record(plan.table, record)
-    storage.write_json(storage.join(plan.table, SETTINGS), table.settings)
+    storage.write_json(storage.join(plan.table, SETTINGS), table.settings.document)
     _write_columns(plan)
 
 
-def _begin(plan: PreprocessPlan) -> None:
+def _begin(plan: PreprocessPlan, settings: TableSettings) -> None:
     """Clears the folder, and writes what later runs are held against: the settings last."""
     for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is none
         storage.delete_file(storage.join(plan.table, name))
     storage.delete_folder(plan.table)
     storage.create_folder(plan.table)
     _write_columns(plan)
-    storage.write_json(storage.join(plan.table, SETTINGS), table_settings(plan.sections))
+    storage.write_json(storage.join(plan.table, SETTINGS), settings.document)
 
 
 def _write_columns(plan: PreprocessPlan) -> None:
@@ -302,7 +283,7 @@ def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifes
         return splits.index(partition.split), logs.order(partition.value)
 
     return Manifest(
-        fingerprint=fingerprint(table.settings),
+        fingerprint=table.settings.fingerprint,
         lanes=layout.lanes,
         row_group_rows=layout.row_group_rows,
         columns=columns_in_words(pq.read_schema(path, filesystem=filesystem)),

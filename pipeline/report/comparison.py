@@ -10,10 +10,10 @@ from typing import Any
 
 from scipy.stats import t
 
+from pipeline.evaluation.evaluation import Evaluation
 from pipeline.metrics.formatting import UNDEFINED, format_value
 from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY
 
-Evaluation = Mapping[str, Any]  # the content of evaluation-SPLIT.json
 BySeed = Mapping[int, Evaluation]
 Values = dict[int, float | None]  # seed -> value
 
@@ -45,7 +45,7 @@ def compare(
     """
     baseline = next(iter(variants))
     first = next(iter(variants[baseline].values()))
-    metric_of = {name: PRIMARY[task["kind"]] for name, task in first["tasks"].items()}
+    metric_of = {name: PRIMARY[task.kind] for name, task in first.tasks.items()}
     references = {
         (task, cell): _values(runs, task, cell, metric_of[task]) for (task, cell), runs in (reference or {}).items()
     }
@@ -54,7 +54,7 @@ def compare(
         compared[name] = {"seeds": sorted(runs), "tasks": {}}
         for task, metric in metric_of.items():
             cells = {}
-            for cell in (ALL_ROWS, *first["tasks"][task]["scenarios"]):
+            for cell in (ALL_ROWS, *first.tasks[task].scenarios):
                 own = _values(runs, task, cell, metric)
                 base = _values(variants[baseline], task, cell, metric) if name != baseline else {}
                 cells[cell] = _compared(own, base, references.get((task, cell), {}), metric)
@@ -63,7 +63,7 @@ def compare(
         "metric_of_task": metric_of,
         "baseline": baseline,
         "seeds": sorted({seed for runs in variants.values() for seed in runs}),
-        "rows": first["rows"],
+        "rows": first.rows,
         "variants": compared,
         "reference": None if reference is None else _by_task(references),
     }
@@ -104,8 +104,8 @@ def paired_difference(values: Values, others: Values) -> tuple[float | None, boo
 def _values(runs: BySeed, task: str, cell: str, metric: str) -> Values:
     values: Values = {}
     for seed in sorted(runs):
-        measured = runs[seed]["tasks"][task]
-        values[seed] = (measured if cell == ALL_ROWS else measured["scenarios"].get(cell, {})).get(metric)
+        measured = runs[seed].tasks[task]
+        values[seed] = (measured.overall if cell == ALL_ROWS else measured.scenarios.get(cell, {})).get(metric)
     return values
 
 

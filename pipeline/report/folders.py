@@ -9,24 +9,25 @@ from pipeline.table.manifest import Manifest, Partition, read_manifest
 
 
 def describe_checkpoint(saved: Checkpoint) -> str:
-    """A checkpoint in words: where its run stood, by what it was made, what it belongs to."""
+    """A checkpoint in words: the position of its run, what made it, what it belongs to."""
     state = saved.state()
-    progress, training, model = state["progress"], state["experiment"]["training"], state["experiment"]["model"]
-    stopping = training["early_stopping"]
+    progress, experiment, table = state.progress, state.experiment, state.table
+    training, model = experiment.training, experiment.model
+    stopping = training.early_stopping
     lines = [
         f"Checkpoint {saved.uri}",
-        f"  step {progress['step']}, next is batch {progress['position']['step']} of epoch "
-        f"{progress['position']['epoch']} (global batches of {training['global_batch_size']} rows)",
-        f"  saved by {state['workers']} workers with {state['threads']} threads each, seed {training['seed']}",
-        f"  feature table {state['table']['fingerprint'][:12]}, {state['table']['lanes']} lanes, "
-        f"{len(state['progress']['span']['partitions'])} train partitions",
-        "  model " + ", ".join(f"{slot} {model[slot]['kind']}" for slot in ("bottom", "trunk", "head")),
-        "  versions " + ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
+        f"  step {progress.step}, next is batch {progress.position.step} of epoch {progress.position.epoch} "
+        f"(global batches of {training.global_batch_size} rows)",
+        f"  saved by {state.workers} workers with {state.threads} threads each, seed {training.seed}",
+        f"  feature table {table.fingerprint[:12]}, {table.lanes} lanes, "
+        f"{len(progress.span.partitions)} train partitions",
+        f"  model bottom {model.bottom.kind}, trunk {model.trunk.kind}, head {model.head.kind}",
+        "  versions " + ", ".join(f"{name} {version}" for name, version in state.versions.items()),
     ]
-    if stopping and progress["best_step"] is not None:
+    if stopping and progress.best is not None:
         lines.append(
-            f"  best {stopping['metric']} so far {format_value(progress['best'])} at step {progress['best_step']}, "
-            f"{progress['stale_validations']} validations ago"
+            f"  best {stopping.metric} so far {format_value(progress.best)} at step {progress.best_step}, "
+            f"{progress.stale_validations} validations ago"
         )
     return "\n".join(lines)
 

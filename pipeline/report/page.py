@@ -6,13 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline import storage
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import read_experiment
+from pipeline.documents import read_document
 from pipeline.errors import UserError
+from pipeline.evaluation.evaluation import Evaluation, read_evaluation
 from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
 from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY
 from pipeline.report import charts
@@ -28,12 +31,12 @@ TEMPLATE = "page.html.jinja"
 class ReportedRun:
     """What lies in a run's folder."""
 
-    experiment: Mapping[str, Any]
+    experiment: Experiment
     experiment_text: str
     records: list[
         MetricsRecord
     ]  # train and valid lines, in the order of their steps; none where models were only compared
-    evaluations: dict[str, Any]  # by split, test before valid before others
+    evaluations: dict[str, Evaluation]  # by split, test before valid before others
     comparison: Mapping[str, Any] | None
 
 
@@ -68,14 +71,14 @@ def read_run(folder: str) -> ReportedRun:
     """
     metrics = storage.join(folder, "metrics.jsonl")
     records = _records(storage.read_text(metrics)) if storage.exists(metrics) else []
-    comparison = storage.read_json(storage.join(folder, "compare.json"))
+    comparison = read_document(storage.join(folder, "compare.json"), dict, "compare again with `manygate compare`")
     if not records and comparison is None:
         raise UserError(
             f"There is nothing to report on in {folder}: no training has written a line of metrics.jsonl there. Run "
             "`manygate train EXPERIMENT` first, or give the `name` and `output` of a run that was trained."
         )
-    text = storage.read_text(storage.join(folder, "experiment.yaml"))
-    return ReportedRun(yaml.safe_load(text), text, records, _evaluations(folder), comparison)
+    file = storage.join(folder, "experiment.yaml")
+    return ReportedRun(read_experiment(file), storage.read_text(file), records, _evaluations(folder), comparison)
 
 
 def render(run: ReportedRun) -> str:
@@ -86,7 +89,7 @@ def render(run: ReportedRun) -> str:
     shown = sections(run)
     figures = [chart.figure.to_json() for section in shown for panel in section.panels for chart in panel.charts]
     return environment.get_template(TEMPLATE).render(
-        name=run.experiment["name"],
+        name=run.experiment.name,
         all_rows=ALL_ROWS,
         facts=headline(run),
         sections=shown,
@@ -99,25 +102,25 @@ def render(run: ReportedRun) -> str:
 
 def headline(run: ReportedRun) -> dict[str, str]:
     """What the run is and how good, by label."""
-    model = run.experiment["model"]
+    model = run.experiment.model
     facts = {"Steps": f"{run.records[-1]['step']:,}"} if run.records else {}
-    facts |= {slot.capitalize(): model[slot]["kind"] for slot in ("bottom", "trunk", "head")}
+    facts |= {"Bottom": model.bottom.kind, "Trunk": model.trunk.kind, "Head": model.head.kind}
     for split, evaluation in list(run.evaluations.items())[:1]:
         facts |= {
             "Split": split,
-            "Rows": f"{evaluation['rows']:,}",
-            "Checkpoint": _last_part(evaluation["checkpoint"]),
+            "Rows": f"{evaluation.rows:,}",
+            "Checkpoint": _last_part(evaluation.checkpoint),
         }
-        for task, cell in evaluation["tasks"].items():
-            metric = METRICS[PRIMARY[cell["kind"]]]
-            facts[f"{task} {metric.heading}"] = format_value(cell[metric.name])
+        for name, task in evaluation.tasks.items():
+            metric = METRICS[PRIMARY[task.kind]]
+            facts[f"{name} {metric.heading}"] = format_value(task.overall.get(metric.name))
     return facts
 
 
 def sections(run: ReportedRun) -> list[ReportSection]:
     """The sections that the run has something for, in the order of the page; metrics are always among them."""
     diagnostics = charts.diagnostic_panels(run.records)
-    stopping = run.experiment.get("training", {}).get("early_stopping") or {}
+    stopping = run.experiment.training.early_stopping
     possible = [
         _metrics(run.evaluations),
         ReportSection(
@@ -125,15 +128,18 @@ def sections(run: ReportedRun) -> list[ReportSection]:
             "Learning curves",
             "Loss and AUC while training are means since the log line before; validations measure the whole valid "
             "split, over all rows and by scenario. A dashed line marks the best validation"
-            + (f" by {stopping['metric']}." if stopping else " of each task."),
-            panels=charts.learning_curves(run.records, stopping.get("metric")) if run.records else [],
+            + (f" by {stopping.metric}." if stopping else " of each task."),
+            panels=charts.learning_curves(run.records, stopping.metric if stopping else None) if run.records else [],
         ),
         ReportSection(
             "calibration",
             "Calibration",
             "Each point is a bin of about equally many rows: the mean prediction across, the mean label up, on the "
             "training scale. On the dashed diagonal predictions are right on average; below it they are too high.",
-            panels=_of_splits(run, "reliability", lambda curves: [charts.reliability_curves(curves)]),
+            panels=_of_splits(
+                {split: of.reliability for split, of in run.evaluations.items()},
+                lambda curves: [charts.reliability_curves(curves)],
+            ),
         ),
         ReportSection(
             "experts",
@@ -141,7 +147,7 @@ def sections(run: ReportedRun) -> list[ReportSection]:
             "A row is a scenario, a column an expert that its rows can use (of ple first the task's own and then the "
             "shared ones, of hmoe the task's own); numbers are percentages, means over the scenario's rows of the log. "
             "Where two rows differ, the scenarios have experts of their own; where they are alike, they share them.",
-            panels=_of_splits(run, "experts", charts.expert_maps),
+            panels=_of_splits({split: of.experts for split, of in run.evaluations.items()}, charts.expert_maps),
         ),
         ReportSection(
             "auxiliary",
@@ -171,7 +177,7 @@ def sections(run: ReportedRun) -> list[ReportSection]:
     ]
 
 
-def _metrics(evaluations: Mapping[str, Any]) -> ReportSection:
+def _metrics(evaluations: Mapping[str, Evaluation]) -> ReportSection:
     title = "Metrics"
     if not evaluations:
         return ReportSection(
@@ -187,7 +193,7 @@ def _metrics(evaluations: Mapping[str, Any]) -> ReportSection:
     )
     if len(evaluations) > 1:
         note += "".join(
-            f" {split.capitalize()} split: {of['rows']:,} rows, checkpoint {_last_part(of['checkpoint'])}."
+            f" {split.capitalize()} split: {of.rows:,} rows, checkpoint {_last_part(of.checkpoint)}."
             for split, of in evaluations.items()
         )
     if any(table.has_undefined for table in tables):
@@ -220,11 +226,11 @@ def _comparison(comparison: Mapping[str, Any] | None) -> ReportSection:
     return ReportSection("comparison", "Comparison", note, tables, [charts.comparison_charts(comparison)])
 
 
-def _of_splits(run: ReportedRun, key: str, draw: Callable[[Any], list[Panel]]) -> list[Panel]:
-    """Panels of what the evaluations hold under a key; an evaluation from before there was such a key has none."""
+def _of_splits(details: Mapping[str, Any], draw: Callable[[Any], list[Panel]]) -> list[Panel]:
+    """Panels of what the evaluations have beside metrics, by split; the earliest evaluations have none."""
     panels = []
-    for split, evaluation in run.evaluations.items():
-        for panel in draw(evaluation[key]) if evaluation.get(key) else []:
+    for split, detail in details.items():
+        for panel in draw(detail) if detail else []:
             panels.append(replace(panel, title=", ".join(filter(None, [panel.title, f"{split} split"]))))
     return panels
 
@@ -246,7 +252,7 @@ def _records(text: str) -> list[MetricsRecord]:
     return records
 
 
-def _evaluations(folder: str) -> dict[str, Any]:
+def _evaluations(folder: str) -> dict[str, Evaluation]:
     prefix, suffix = "evaluation-", ".json"
     splits = [
         name.removeprefix(prefix).removesuffix(suffix)
@@ -254,5 +260,5 @@ def _evaluations(folder: str) -> dict[str, Any]:
         if name.startswith(prefix) and name.endswith(suffix)
     ]
     splits.sort(key=lambda split: (split != "test", split != "valid", split))
-    read = {split: storage.read_json(storage.join(folder, f"{prefix}{split}{suffix}")) for split in splits}
+    read = {split: read_evaluation(storage.join(folder, f"{prefix}{split}{suffix}")) for split in splits}
     return {split: evaluation for split, evaluation in read.items() if evaluation is not None}

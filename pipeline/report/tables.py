@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.evaluation.evaluation import Evaluation, TaskEvaluation
 from pipeline.metrics.formatting import NUMBER, UNDEFINED, format_value
 from pipeline.metrics.registry import ALL_ROWS, METRICS, Metric, column_metrics
 from pipeline.report.comparison import REFERENCE
@@ -40,9 +41,9 @@ class ReportTable:
         return any(cell.text == UNDEFINED for row in self.rows.values() for cell in row)
 
 
-def metric_tables(evaluation: Mapping[str, Any]) -> list[ReportTable]:
+def metric_tables(evaluation: Evaluation) -> list[ReportTable]:
     """A table a task: all rows, then each scenario, shaded by the difference to all rows."""
-    return [_metric_table(task, overall) for task, overall in evaluation["tasks"].items()]
+    return [_metric_table(name, task) for name, task in evaluation.tasks.items()]
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
@@ -75,27 +76,25 @@ def heading(metric: Metric) -> str:
     return f"{metric.heading} {ARROWS[metric.better]}"
 
 
-def _metric_table(task: str, overall: Mapping[str, Any]) -> ReportTable:
-    kind = overall["kind"]
+def _metric_table(name: str, task: TaskEvaluation) -> ReportTable:
+    kind, overall = task.kind, task.overall
     metrics = [metric for metric in column_metrics(kind) if metric.on_page and metric.name in overall]
-    shades = [_shades(metric, overall) for metric in metrics]
-    rows = {ALL_ROWS: [ReportCell(format_value(overall[key])) for key in (*(m.name for m in metrics), "rows")]}
-    for label, cell in overall["scenarios"].items():
+    shades = [_shades(metric, task) for metric in metrics]
+    rows = {ALL_ROWS: [ReportCell(format_value(overall.get(key))) for key in (*(m.name for m in metrics), "rows")]}
+    for label, cell in task.scenarios.items():
         values = [
-            ReportCell(format_value(cell[metric.name]), shade[label])
+            ReportCell(format_value(cell.get(metric.name)), shade[label])
             for metric, shade in zip(metrics, shades, strict=True)
         ]
-        rows[label] = [*values, ReportCell(format_value(cell["rows"]))]
+        rows[label] = [*values, ReportCell(format_value(cell.get("rows")))]
     note = "on the training scale" if kind == "continuous" else ""
-    return ReportTable(task, [*map(heading, metrics), "rows"], rows, note)
+    return ReportTable(name, [*map(heading, metrics), "rows"], rows, note)
 
 
-def _shades(metric: Metric, overall: Mapping[str, Any]) -> dict[str, float]:
+def _shades(metric: Metric, task: TaskEvaluation) -> dict[str, float]:
     """How much better or worse each scenario is than all rows, the greatest difference being the darkest."""
-    all_rows = overall[metric.name]
-    differences = {
-        label: _better_by(metric, cell[metric.name], all_rows) for label, cell in overall["scenarios"].items()
-    }
+    all_rows = task.overall[metric.name]
+    differences = {label: _better_by(metric, cell.get(metric.name), all_rows) for label, cell in task.scenarios.items()}
     if not differences or all_rows is None:
         return dict.fromkeys(differences, 0.0)
     greatest = max([SMALL * abs(all_rows), *(abs(difference) for difference in differences.values())])

@@ -1,7 +1,6 @@
 """An evaluation as plain text for a terminal."""
 
-from typing import Any
-
+from pipeline.evaluation.evaluation import Cell, Evaluation, TaskEvaluation
 from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
 from pipeline.metrics.registry import ALL_ROWS, ScenarioMetric, TaskKind, column_metrics, metrics_of
 
@@ -15,44 +14,44 @@ COUNTS: dict[TaskKind, dict[str, str]] = {
 """Columns to the right of the metrics: key in the evaluation -> heading."""
 
 
-def format_evaluation(evaluation: dict[str, Any]) -> str:
+def format_evaluation(evaluation: Evaluation) -> str:
     """One aligned block a task: a headline, then a line for all rows and one for each scenario.
 
     Scenario labels are cut where the table would otherwise be wider than 110 columns.
     """
-    blocks = [_format_task(name, cell) for name, cell in evaluation["tasks"].items()]
-    cells = (cell for task in evaluation["tasks"].values() for cell in (task, *task["scenarios"].values()))
+    blocks = [_format_task(name, task) for name, task in evaluation.tasks.items()]
+    cells = (cell for task in evaluation.tasks.values() for cell in (task.overall, *task.scenarios.values()))
     if any(None in cell.values() for cell in cells):
         blocks.append([f"{UNDEFINED}  {UNDEFINED_BECAUSE}"])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _format_task(name: str, cell: dict[str, Any]) -> list[str]:
-    kind: TaskKind = cell["kind"]
-    metrics = {metric.name: metric.heading for metric in column_metrics(kind)}
-    columns = {key: heading for key, heading in (metrics | COUNTS[kind]).items() if key in cell}
+def _format_task(name: str, task: TaskEvaluation) -> list[str]:
+    metrics = {metric.name: metric.heading for metric in column_metrics(task.kind)}
+    columns = {key: heading for key, heading in (metrics | COUNTS[task.kind]).items() if key in task.overall}
     lines = [["", *columns.values()]]
-    for label, values in {ALL_ROWS: cell, **cell["scenarios"]}.items():
-        lines.append([label, *(format_value(values[key]) for key in columns)])
+    for label, values in {ALL_ROWS: task.overall, **task.scenarios}.items():
+        lines.append([label, *(format_value(values.get(key)) for key in columns)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - len(GAP) * len(columns), SHORTEST_LABEL))
     aligned = (
         [shorten(label, widths[0]).ljust(widths[0]), *(v.rjust(w) for v, w in zip(values, widths[1:], strict=True))]
         for label, *values in lines
     )
-    return [_headline(name, cell), *(GAP.join(line) for line in aligned)]
+    return [_headline(name, task), *(GAP.join(line) for line in aligned)]
 
 
-def _headline(name: str, cell: dict[str, Any]) -> str:
-    about = "continuous, on the training scale" if cell["kind"] == "continuous" else "binary"
-    parts = [_over_scenarios(metric, cell) for metric in metrics_of(cell["kind"]) if isinstance(metric, ScenarioMetric)]
+def _headline(name: str, task: TaskEvaluation) -> str:
+    about = "continuous, on the training scale" if task.kind == "continuous" else "binary"
+    metrics = [metric for metric in metrics_of(task.kind) if isinstance(metric, ScenarioMetric)]
+    parts = [_over_scenarios(metric, task.overall) for metric in metrics]
     return f"{name} ({about})" + (f": {'; '.join(parts)}" if parts else "")
 
 
-def _over_scenarios(metric: ScenarioMetric, cell: dict[str, Any]) -> str:
-    undefined = cell[metric.undefined_count]
+def _over_scenarios(metric: ScenarioMetric, overall: Cell) -> str:
+    undefined = overall.get(metric.undefined_count)
     note = f", {undefined} without one left out" if undefined else ""
-    return f"{metric.heading} {format_value(cell[metric.name])}{note}"
+    return f"{metric.heading} {format_value(overall.get(metric.name))}{note}"
 
 
 def shorten(label: str, width: int) -> str:

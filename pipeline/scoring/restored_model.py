@@ -1,10 +1,9 @@
 """An experiment's model with the weights of a checkpoint, for evaluation and prediction."""
 
-from typing import Any
-
 from pipeline.checkpoint.checks import check_model, grown_tables
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.checkpoint.format import Checkpoint, check_files, find_checkpoint, load_tensors
+from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs
@@ -35,7 +34,7 @@ def restored_model(
     return model, saved
 
 
-def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: dict[str, Any], worker: Worker) -> None:
+def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: RunSettings, worker: Worker) -> None:
     """Takes over the weights alone, for evaluation. Collective.
 
     Raises:

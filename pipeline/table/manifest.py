@@ -13,13 +13,14 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from pipeline import storage
+from pipeline.documents import KNOWN_KEYS_ONLY, read_document
 from pipeline.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MAKE_AGAIN = "make the table again with `manygate preprocess EXPERIMENT --overwrite`"
 
 # Columns of a lane file beside the features, which keep their names. Prefixes keep them apart from any feature.
 LABEL = "label:"  # + task: float32, as trained, transform(column * scale)
@@ -31,6 +32,8 @@ KEY = "key:"  # + column: as in the logs
 class LaneFile:
     """One Parquet file of one lane; its row groups have `Manifest.row_group_rows` rows, the last one the rest."""
 
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
     path: str  # relative to the table
     rows: int
     bytes: int
@@ -39,6 +42,8 @@ class LaneFile:
 @dataclass(frozen=True)
 class Partition:
     """One committed partition. rows_read = kept + quarantined + filtered, where kept is the sum over the lanes."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     split: str
     value: str
@@ -61,6 +66,8 @@ class Partition:
 class TableColumn:
     """One column of the lane files, as (Arrow) type in words: int32, float32, list<int32>, ..."""
 
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
     name: str
     type: str
 
@@ -68,6 +75,8 @@ class TableColumn:
 @dataclass(frozen=True)
 class Manifest:
     """All that is known of a finished feature table."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
 
     fingerprint: str  # of the settings that decide the content: logs, features, scenarios, tasks, table
     lanes: int
@@ -112,28 +121,10 @@ def read_manifest(table: str) -> Manifest:
     """Reads a table's manifest.
 
     Raises:
-        UserError: there is no finished table, or one of another format version.
+        UserError: there is no finished table, or one that a newer version has made.
     """
-    data = storage.read_json(storage.join(table, MANIFEST))
-    if data is None:
+    uri = storage.join(table, MANIFEST)
+    manifest = read_document(uri, Manifest, MAKE_AGAIN, FORMAT_VERSION)
+    if manifest is None:
         raise UserError(f"There is no finished feature table in {table}: run `manygate preprocess EXPERIMENT` first.")
-    if data.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"The feature table in {table} has format version {data.get('version')}; this Manygate reads "
-            f"{FORMAT_VERSION}. Make it again with `manygate preprocess EXPERIMENT --overwrite`."
-        )
-    return _manifest_from_dict(data)
-
-
-def partition_from_dict(data: dict[str, Any]) -> Partition:
-    return Partition(**{**data, "lanes": [[LaneFile(**file) for file in lane] for lane in data["lanes"]]})
-
-
-def _manifest_from_dict(data: dict[str, Any]) -> Manifest:
-    return Manifest(
-        **{
-            **data,
-            "columns": [TableColumn(**c) for c in data["columns"]],
-            "partitions": [partition_from_dict(p) for p in data["partitions"]],
-        }
-    )
+    return manifest

@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.progress import Ending, Progress
 from pipeline.checkpoint.resume import choice_of_attempt, choose_checkpoint, sound_checkpoint, withdraw_later
+from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.config.lanes import check_division
 from pipeline.config.load import dump_experiment
@@ -60,7 +60,7 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: CheckpointCh
         return train_windows(experiment, state, settings, manifest)
 
 
-def train_windows(experiment: Experiment, state: RunState, settings: dict[str, Any], manifest: Manifest) -> Ending:
+def train_windows(experiment: Experiment, state: RunState, settings: RunSettings, manifest: Manifest) -> Ending:
     """Trains to the end of the run's window, and then on the partitions that have been added since."""
     worker, training = state.worker, experiment.training
     opened: list[RunLog] = []
@@ -116,7 +116,7 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
     return RunState(model, running, progress, worker)
 
 
-def continue_from(saved: Checkpoint | None, state: RunState, settings: dict, manifest: Manifest) -> None:
+def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettings, manifest: Manifest) -> None:
     """Restores and says what was found and where the run goes on."""
     lines = ["No checkpoint found: starting at step 0."]
     if saved is not None:

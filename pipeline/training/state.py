@@ -13,6 +13,7 @@ from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
 from pipeline.checkpoint.growth import load_grown
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.saving import Saver
+from pipeline.checkpoint.state_document import CheckpointState, RunSettings, TrainedTable
 from pipeline.config.experiment import Experiment
 from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest
@@ -39,12 +40,12 @@ class RunState:
     progress: Progress
     worker: Worker  # whose random generators are saved
 
-    def save(self, saver: Saver, settings: dict[str, Any], done: Callable[[Checkpoint, float], None]) -> None:
+    def save(self, saver: Saver, settings: RunSettings, done: Callable[[Checkpoint, float], None]) -> None:
         """Begins to save all parts as one checkpoint, see `Saver.start`. Collective."""
-        state = {"progress": self.progress.to_dict(), **settings}
+        state = CheckpointState.of(settings, self.progress).to_json()
         saver.start(self.progress.step, self._tensors(), self._own(), state, done)
 
-    def restore(self, checkpoint: Checkpoint, settings: dict[str, Any], train: dict[str, str]) -> Restored:
+    def restore(self, checkpoint: Checkpoint, settings: RunSettings, train: dict[str, str]) -> Restored:
         """Takes over a checkpoint, after checking that it belongs to these settings. Collective.
 
         Args:
@@ -56,10 +57,9 @@ class RunState:
             UserError: the checkpoint belongs to another table, model or order of samples.
         """
         state = checkpoint.state()
-        progress = Progress.from_dict(state["progress"])
-        gained = check_going_on(checkpoint, state, settings, progress, train)
-        self.progress, tensors = progress, self._tensors()
-        seed = settings["experiment"]["training"]["seed"]
+        gained = check_going_on(checkpoint, state, settings, state.progress, train)
+        self.progress, tensors = state.progress, self._tensors()
+        seed = settings.experiment.training.seed
         self.worker.heartbeat.beat(f"loading {checkpoint.uri}")
         rows = grown_tables(state, settings)
         grown = [f"the embedding table {name}: {old:,} -> {new:,} rows" for name, (old, new) in rows.items()]
@@ -71,8 +71,8 @@ class RunState:
             return Restored([], gained, grown)
         load_tensors(checkpoint, tensors, self.worker, rows)
         self._take_over(tensors)
-        same_workers = state["workers"] == self.worker.workers
-        states = load_own(checkpoint, state["workers"], self._own(), self.worker)
+        same_workers = state.workers == self.worker.workers
+        states = load_own(checkpoint, state.workers, self._own(), self.worker)
         for own in states:
             self.window.add_state(own)
         if same_workers:
@@ -92,21 +92,16 @@ class RunState:
         return {**random_state(self.worker), **self.window.state()}
 
 
-def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> dict[str, Any]:
+def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunSettings:
     """What a checkpoint says of the run that made it."""
-    return {
-        "workers": worker.workers,
-        "threads": torch.get_num_threads(),
-        "device": worker.device.type,
-        "experiment": experiment.model_dump(mode="json"),
-        "table": {
-            "fingerprint": manifest.fingerprint,
-            "lanes": manifest.lanes,
-            "lineage": manifest.lineage,
-            "table_rows": manifest.table_rows,
-        },
-        "versions": {name: version(name) for name in ("torch", "torchrec", "pyarrow")},
-    }
+    return RunSettings(
+        workers=worker.workers,
+        threads=torch.get_num_threads(),
+        device=worker.device.type,
+        experiment=experiment,
+        table=TrainedTable(manifest.fingerprint, manifest.lanes, manifest.lineage, manifest.table_rows),
+        versions={name: version(name) for name in ("torch", "torchrec", "pyarrow")},
+    )
 
 
 def seed_worker(seed: int, step: int, worker: Worker) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipeline.checkpoint.format import Checkpoint, check_claim, claim, prune
 from pipeline.checkpoint.progress import Ending
 from pipeline.checkpoint.saving import Saver
+from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch
@@ -55,7 +56,7 @@ class Trainer:
         self,
         experiment: Experiment,
         state: RunState,
-        settings: dict[str, Any],
+        settings: RunSettings,
         run_log: RunLog | None,
         validation: Validation | None = None,
         criterion: Criterion | None = None,

@@ -21,6 +21,7 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
+from pipeline.evaluation.evaluation import Evaluation, read_evaluation
 from pipeline.report.comparison import compare
 from pipeline.table.settings import fingerprint, table_settings
 from pipeline.training import run as training_run
@@ -135,8 +136,10 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (folder / "compare").rglob("*") if path.is_file()}
 
 
-def evaluation(folder: Path, run: str) -> dict[str, Any]:
-    return json.loads((folder / "compare" / run / "evaluation-test.json").read_text())
+def evaluation(folder: Path, run: str) -> Evaluation:
+    read = read_evaluation(str(folder / "compare" / run / "evaluation-test.json"))
+    assert read is not None
+    return read
 
 
 def test_one_command_makes_tables_runs_and_the_comparison(compared: Compared) -> None:
@@ -158,10 +161,10 @@ def test_one_command_makes_tables_runs_and_the_comparison(compared: Compared) ->
     assert (result["baseline"], result["seeds"], result["rows"]) == ("shared_bottom", [0, 1], ROWS)
     assert all(result["seconds"][name] > 0 for name in ("shared_bottom", "mmoe"))
     for (task, label), runs in reference.items():
-        overall = runs[0]["tasks"][task]
+        measured = runs[0].tasks[task]
         metric = result["metric_of_task"][task]
-        assert overall["scenarios"].keys() == {label}
-        assert overall[metric] == overall["scenarios"][label][metric] is not None
+        assert measured.scenarios.keys() == {label}
+        assert measured.overall[metric] == measured.scenarios[label][metric] is not None
         assert result["variants"]["mmoe"]["tasks"][task][label]["transfer"] is not None
     assert compared.answer.out.endswith("\n" + (folder / "compare.md").read_text())
     assert "small, test split, 240 rows" in compared.answer.out
@@ -175,7 +178,7 @@ def test_the_best_checkpoint_is_evaluated_where_one_is_known(compared: Compared)
         best = json.loads((latest / "state.json").read_text())["progress"]["best_step"]
         assert (best is None) == ("search" in run)
         wanted = latest.name if best is None else f"step-{best:08d}"
-        assert Path(evaluation(compared.folder, run)["checkpoint"]).name == wanted
+        assert Path(evaluation(compared.folder, run).checkpoint).name == wanted
 
 
 def test_what_is_finished_is_taken_and_only_the_rest_is_trained(compared: Compared) -> None:

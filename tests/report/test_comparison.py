@@ -8,28 +8,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from pipeline.evaluation.evaluation import Evaluation, parse_evaluation
 from pipeline.report.comparison import compare, format_comparison, paired_difference
 
 Cells = dict[str, float | None]
 
 
-def evaluation(auc: Cells, rmse: Cells | None = None) -> dict[str, Any]:
+def evaluation(auc: Cells, rmse: Cells | None = None) -> Evaluation:
     """What `evaluate` gives, as far as a comparison reads it: AUC of `click` and RMSE of `value` by cell."""
     tasks = {"click": ("binary", "auc", auc), "value": ("continuous", "rmse", auc if rmse is None else rmse)}
-    return {
-        "rows": 90,
-        "tasks": {
-            task: {
-                "kind": kind,
-                metric: cells.get("all"),
-                "scenarios": {cell: {metric: value} for cell, value in cells.items() if cell != "all"},
-            }
-            for task, (kind, metric, cells) in tasks.items()
-        },
-    }
+    return parse_evaluation(
+        {
+            "rows": 90,
+            "tasks": {
+                task: {
+                    "kind": kind,
+                    metric: cells.get("all"),
+                    "scenarios": {cell: {metric: value} for cell, value in cells.items() if cell != "all"},
+                }
+                for task, (kind, metric, cells) in tasks.items()
+            },
+        }
+    )
 
 
-def runs(*values: float | None) -> dict[int, dict[str, Any]]:
+def runs(*values: float | None) -> dict[int, Evaluation]:
     """Evaluations of seeds 0, 1, ... with one value for both tasks and both cells."""
     return {seed: evaluation({"all": value, "tab=1": value}) for seed, value in enumerate(values)}
 

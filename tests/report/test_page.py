@@ -12,10 +12,12 @@ from plotly.offline import get_plotlyjs
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.report.page import write_report
+from tests import tiny
 
 HOSTILE = 'x"><script>alert(1)</script><img src=http://evil.example/a.png>&amp;'
-EXPERIMENT = {
+EXPERIMENT = yaml.safe_load(tiny.EXPERIMENT) | {
     "name": "small",
+    "logs": {"path": HOSTILE, "partition": "day", "splits": {"train": [1, 1], "valid": [2, 2], "test": [3, 3]}},
     "model": {"bottom": {"kind": "concat"}, "trunk": {"kind": "aesm", "experts": 2}, "head": {"kind": "towers"}},
     "training": {"early_stopping": {"metric": "click.auc", "patience": 3}},
 }
@@ -104,8 +106,7 @@ LINES = [
 def write_run(folder: Path, lines: list[dict[str, Any]], **files: Any) -> str:
     """A run's folder; what is not given is not there. Gives the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    experiment = EXPERIMENT | {"name": files.pop("name", "small")}
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "st')  # killed while it wrote
     for name, content in files.items():
@@ -240,8 +241,8 @@ def test_nothing_is_fetched_and_plotly_is_there_once(page: Page) -> None:
 
 
 def test_texts_of_files_stay_texts(tmp_path: Path) -> None:
-    hostile = Page(write_report(write_run(tmp_path, LINES, name=HOSTILE, evaluation_test=evaluation())))
-    assert hostile.texts["h1"] == [HOSTILE]
+    hostile = Page(write_report(write_run(tmp_path, LINES, evaluation_test=evaluation())))
+    assert any(f"path: {HOSTILE}" in text.replace("'", "") for text in hostile.texts["code"])
     assert len(hostile.texts["script"]) == 3
     assert not [tag for tag, _ in hostile.tags if tag == "img"]
     assert HOSTILE in hostile.texts["th"]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
     given = {"_settings", "_training", "_checkpoint", "_folder", "_worker", "_validation", "_criterion"}
     with one_worker() as worker:
         state = fresh_state(experiment, manifest, worker)
-        trainer = Trainer(experiment, state, {}, None)
+        trainer = Trainer(experiment, state, run_settings(experiment, manifest, worker), None)
         assert vars(trainer).keys() == derived | given | {"_state"}
         assert vars(state).keys() == {"model", "window", "progress", "worker"}
-        saved = {**state._tensors(), **state._own(), **state.progress.to_dict()}
+        saved = {**state._tensors(), **state._own(), **asdict(state.progress)}
     assert saved.keys() == {
         "model", "optimizer", "rng_cpu", "sums", "auc", "step", "position", "best", "best_step", "stale_validations",
         "span", "earlier",
@@ -219,9 +220,9 @@ def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
         trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
     saved = complete_checkpoints(experiment.checkpoint_folder)
     assert [checkpoint.step for checkpoint in saved] == [2, 6, 8]
-    at = {checkpoint.step: checkpoint.state()["progress"] for checkpoint in saved}
-    assert (at[6]["best"], at[6]["best_step"]) == (0.55, 6), "0.6 of step 4 cannot be loaded"
-    assert (at[8]["best"], at[8]["best_step"]) == (0.7, 8)
+    at = {checkpoint.step: checkpoint.state().progress for checkpoint in saved}
+    assert (at[6].best, at[6].best_step) == (0.55, 6), "0.6 of step 4 cannot be loaded"
+    assert (at[8].best, at[8].best_step) == (0.7, 8)
 
 
 def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""An evaluation as it is read again: the documents `evaluation-SPLIT.json`, of this version or an earlier one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.documents import Json, parse_document, read_document
+
+Cell = Mapping[str, float | int | None]
+"""Metrics and counts over some rows, by name. A metric that is None, or that is not there, is undefined."""
+
+ADVICE = "evaluate again with `manygate evaluate EXPERIMENT`"
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """One task: over all rows, and by scenario."""
+
+    kind: Literal["binary", "continuous"]
+    overall: Cell
+    scenarios: dict[str, Cell]  # by label, such as "tab=1"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One split. A key that only a newer version knows is left out: it changes nothing of what is read here."""
+
+    rows: int
+    tasks: dict[str, TaskEvaluation]
+    split: str = ""
+    checkpoint: str = ""
+    reliability: dict[str, Any] = field(default_factory=dict)  # see `reliability_of_tasks`
+    experts: dict[str, Any] = field(default_factory=dict)  # see `ExpertUse.total`
+
+
+def read_evaluation(uri: str) -> Evaluation | None:
+    """The evaluation in a file; None where there is none.
+
+    Raises:
+        UserError: a newer version has written it, or it is something else.
+    """
+    return read_document(uri, Evaluation, ADVICE, way_over=_from_file)
+
+
+def parse_evaluation(data: Json) -> Evaluation:
+    """What `SplitEvaluation` gives."""
+    return parse_document(data, Evaluation, "the evaluation", ADVICE, way_over=_from_file)
+
+
+def _from_file(data: Json) -> Json:
+    """In the file the metrics of a task are beside its other keys."""
+    return {**data, "tasks": {name: _task(task) for name, task in data.get("tasks", {}).items()}}
+
+
+def _task(task: Json) -> Json:
+    others = {key: value for key, value in task.items() if key in ("kind", "scenarios")}
+    return {**others, "overall": {key: value for key, value in task.items() if key not in others}}

@@ -1,0 +1,55 @@
+"""Records: a partition of a feature table counts once its record is written."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from pipeline import storage
+from pipeline.config.logs import LogsConfig
+from pipeline.documents import KNOWN_KEYS_ONLY, Json, read_document
+from pipeline.table.manifest import MAKE_AGAIN, Partition
+
+RECORDS = "partitions"
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """A complete partition. Whether it belongs to the table is for the settings and the splits to say."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    partition: Partition
+    made_with: str  # `TableSettings.made_with` of the settings
+    log_files: dict[str, int] | None = None  # bytes of each file that the log had; None: not known
+
+    @property
+    def file(self) -> str:
+        """Relative to the feature table."""
+        return f"{RECORDS}/{self.partition.split}-{self.partition.value}.json"
+
+    def belongs(self, logs: LogsConfig, made_with: str) -> bool:
+        """Whether the table has the partition, made with the settings that it has now, in the split of now."""
+        return self.made_with == made_with and logs.split_of(self.partition.value) == self.partition.split
+
+
+def read_records(table: str, made_with: str) -> list[PartitionRecord]:
+    """All complete partitions.
+
+    Args:
+        made_with: of the table, for the earliest records, which do not say it.
+    """
+    folder = storage.join(table, RECORDS)
+    way_over = partial(_from_file, made_with=made_with)
+    uris = [storage.join(folder, name) for name in storage.list_folder(folder)]
+    read = [read_document(uri, PartitionRecord, MAKE_AGAIN, way_over=way_over) for uri in uris]
+    return [record for record in read if record is not None]
+
+
+def write_record(table: str, record: PartitionRecord) -> None:
+    data = {**asdict(record.partition), "made_with": record.made_with, "log_files": record.log_files}
+    storage.write_json(storage.join(table, record.file), data)
+
+
+def _from_file(data: Json, made_with: str) -> Json:
+    """In the file the keys of the partition are beside the others; the earliest records have none but those."""
+    others = {"made_with": data.get("made_with", made_with), "log_files": data.get("log_files")}
+    return {"partition": {key: value for key, value in data.items() if key not in {*others, "version"}}, **others}

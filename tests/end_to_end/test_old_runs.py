@@ -1,0 +1,236 @@
+"""A run of an earlier version is a run of this one: it is resumed, evaluated, extended by a day and reported."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from jobs import inspect
+from models.section import ModelSection
+from pipeline import documents
+from pipeline.checkpoint.choice import LATEST, CheckpointChoice
+from pipeline.checkpoint.format import find_checkpoint
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load_experiment
+from pipeline.errors import UserError
+from pipeline.preprocess import commit, fit
+from pipeline.preprocess.job import preprocess
+from pipeline.preprocess.tasks import Done
+from pipeline.report.page import write_report
+from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
+from pipeline.section import Section
+from pipeline.table.manifest import read_manifest
+from pipeline.table.settings import check_table_is_of
+from pipeline.training.run import fresh_state
+from pipeline.training.state import run_settings
+from tests.old_runs.copies import FIRST, STEPS, copy_of_run, with_next_day
+from tests.preprocess.logs import digests
+from tests.training.runs import flat, metrics, run_on, tensors
+from tests.workers import one_worker
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run, as the working directory."""
+    copy_of_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for stage in (fit, commit):
+        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
+    return tmp_path
+
+
+def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any) -> Iterator[Done]:
+    """What Ray does elsewhere, in this process."""
+    for item in items:
+        yield Done(item, task(item, shared), None)
+
+
+def experiment_of(folder: Path) -> Experiment:
+    return load_experiment(folder / "experiment.yaml")
+
+
+def assert_close(found: Any, expected: Any, path: str = "") -> None:
+    """Equal but for rounding, which differs between kinds of processors, and for what rounding does to an order."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key in expected:
+            assert_close(found[key], expected[key], f"{path}/{key}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=2e-3), path
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), path
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, path)
+    else:
+        assert found == expected, path
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_loaded_is_what_was_saved(folder: Path, tmp_path: Path, step: int) -> None:
+    """Weights, moments of both optimizers and buffers, bit by bit; the counters; and nothing has changed."""
+    experiment = experiment_of(folder)
+    manifest = read_manifest(experiment.table_folder)
+    saved = find_checkpoint("", CheckpointChoice.parse(f"{experiment.checkpoint_folder}/step-{step:08d}"))
+    assert saved is not None
+    with one_worker() as worker:
+        state = fresh_state(experiment, manifest, worker)
+        settings = run_settings(experiment, manifest, worker)
+        restored = state.restore(saved, settings, manifest.digests("train"))
+        loaded = dict(flat(whole(state._tensors())))
+        random = torch.get_rng_state()
+    stored = tensors(experiment, step, tmp_path)
+    assert {name for name in stored if not name.startswith("own/")} == loaded.keys() and len(loaded) > 100
+    for name, value in loaded.items():
+        assert torch.equal(value, stored[name]), name
+    assert torch.equal(random, stored["own/0/rng_cpu/"])
+    assert state.progress.step == step and not restored.gained
+    assert not [change for change in restored.changes if not change.startswith("versions.")]
+
+
+def whole(value: Any) -> Any:
+    """Sharded tensors as plain ones: one worker has all of each."""
+    if isinstance(value, dict):
+        return {name: whole(part) for name, part in value.items()}
+    return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+
+
+def go_back(folder: Path, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Takes the last checkpoint away; gives the lines of the run, and the tensors of that checkpoint."""
+    experiment = experiment_of(folder)
+    found = metrics(experiment), tensors(experiment, STEPS[1], scratch)
+    shutil.rmtree(folder / f"run/checkpoints/step-{STEPS[1]:08d}")
+    return found
+
+
+def test_it_is_resumed_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    """From the middle of the second epoch: the losses and tensors that the earlier version went on to."""
+    lines, end = go_back(folder, tmp_path)
+    with one_worker() as worker:
+        assert run_on(worker, experiment_of(folder)) == "finished"
+    assert_close(metrics(experiment_of(folder)), lines)
+    found = tensors(experiment_of(folder), STEPS[1], tmp_path)
+    for name, value in end.items():
+        if not name.startswith("own/"):
+            torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-6, msg=name)
+
+
+def test_it_is_evaluated_to_the_same_numbers(folder: Path) -> None:
+    expected = json.loads((folder / "run/evaluation-test.json").read_text())
+    with one_worker() as worker:
+        found = evaluate_on_worker(worker, experiment_of(folder), LATEST, "test")
+    assert found is not None
+    assert_close({**json.loads(json.dumps(found)), "checkpoint": expected["checkpoint"]}, expected)
+
+
+def test_it_is_extended_by_a_day(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each split moves on by a day: users that were rare get ids, and training goes on with the new train day."""
+    later, before, lines = with_next_day(folder), digests(folder / "run/table"), metrics(experiment_of(folder))
+    old = read_manifest(later.table_folder)
+    with caplog.at_level(logging.INFO):
+        manifest = preprocess(later, later.table_folder)
+        assert_extended(folder, before, old.table_rows, manifest.table_rows)
+        assert (manifest.fingerprint, manifest.lineage) == (old.fingerprint, old.lineage)
+        with one_worker() as worker:
+            assert run_on(worker, later) == "finished"
+    assert "Going on with what is new in the train split: 3." in caplog.text
+    assert metrics(later)[: len(lines)] == lines and metrics(later)[-1]["step"] == 18
+
+
+def assert_extended(folder: Path, before: dict[str, str], old: dict[str, int], new: dict[str, int]) -> None:
+    after = digests(folder / "run/table")
+    kept = [path for path in before if path.startswith(("settings.json", "train/", "partitions/train-"))]
+    assert len(kept) == 7 and {path: after[path] for path in kept} == {path: before[path] for path in kept}
+    assert new["user"] > old["user"] and new.keys() == old.keys()
+
+
+def test_it_is_inspected_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect.run("run")
+    text = capsys.readouterr().out
+    assert "Checkpoint run/checkpoints/step-00000008" in text and "model bottom din, trunk aesm, head towers" in text
+    assert "train: 2 partitions, 200 = 187 + 1 + 12 rows" in text
+    page = Path(write_report("run")).read_text()
+    for title in ("Metrics", "Learning curves", "Calibration", "Use of the experts", "Comparison"):
+        assert f">{title}</h2>" in page
+
+
+@pytest.fixture
+def wider_schema() -> Iterator[None]:
+    """A key with a default more in every section that the experiment file names."""
+    named = list(dict.fromkeys(type(section) for section in sections_of(experiment_of(FIRST))))
+    for section in named:
+        section.__pydantic_fields__["added_later"] = FieldInfo(annotation=int, default=7)
+    rebuild_sections()
+    yield
+    for section in named:
+        del section.__pydantic_fields__["added_later"]
+    rebuild_sections()
+
+
+def sections_of(value: Any) -> Iterator[BaseModel]:
+    """All sections that were given: the defaults of others were made before there was the key."""
+    if isinstance(value, BaseModel):
+        yield value
+        for name in value.model_fields_set:
+            yield from sections_of(value.__dict__[name])
+    elif isinstance(value, list):
+        for part in value:
+            yield from sections_of(part)
+
+
+def rebuild_sections() -> None:
+    """As many times as sections are nested: each takes in the schemas of those in it, as they are at that moment."""
+    for _ in range(5):
+        for section in subclasses(Section) | subclasses(ModelSection):
+            section.model_rebuild(force=True)
+    documents._adapter.cache_clear()
+
+
+def subclasses(of: type[BaseModel]) -> set[type[BaseModel]]:
+    return {below for one in of.__subclasses__() for below in (one, *subclasses(one))}
+
+
+def test_a_key_that_is_added_later_locks_nobody_out(folder: Path, tmp_path: Path, wider_schema: None) -> None:
+    """With one more key in every section: resumed in the middle, extended, evaluated; no file of the table changes."""
+    experiment = experiment_of(folder)
+    assert experiment.training.added_later == experiment.features[0].added_later == 7
+    lines, _ = go_back(folder, tmp_path)
+    before, old = digests(folder / "run/table"), read_manifest(experiment.table_folder)
+    with one_worker() as worker:
+        assert preprocess(experiment, experiment.table_folder) == old and digests(folder / "run/table") == before
+        assert run_on(worker, experiment) == "finished"
+        assert_close(metrics(experiment), lines)
+        later = with_next_day(folder)
+        manifest = preprocess(later, later.table_folder)
+        assert_extended(folder, before, old.table_rows, manifest.table_rows)
+        check_table_is_of(later, later.table_folder, manifest)
+        assert run_on(worker, later) == "finished" and metrics(later)[-1]["step"] == 18
+        assert evaluate_on_worker(worker, later, LATEST, "test") is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("features.user.added_later=8", "made with other settings: features.user.added_later: 7 -> 8"),
+        ("table.added_later=8", "made with other settings: table.added_later: 7 -> 8"),
+    ],
+)
+def test_another_value_of_a_key_that_was_added_makes_another_table(
+    folder: Path, wider_schema: None, override: str, message: str
+) -> None:
+    other = load_experiment(folder / "experiment.yaml", [override])
+    with pytest.raises(UserError, match=message):
+        preprocess(other, other.table_folder)
+
+
+def test_another_value_of_a_key_that_was_added_makes_another_model(folder: Path, wider_schema: None) -> None:
+    other = load_experiment(folder / "experiment.yaml", ["model.trunk.added_later=8"])
+    with one_worker() as worker, pytest.raises(UserError, match="another model: model.trunk.added_later: 7 -> 8"):
+        run_on(worker, other)

@@ -1,0 +1,288 @@
+"""Documents of an earlier version: read with and without every key that has a default. Newer ones are refused."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from pipeline.checkpoint.checks import changes, check_going_on
+from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.checkpoint.format import Checkpoint, check_claim, find_checkpoint
+from pipeline.checkpoint.state_document import CheckpointState
+from pipeline.config.load import load_experiment, read_experiment
+from pipeline.errors import UserError
+from pipeline.evaluation.evaluation import read_evaluation
+from pipeline.preprocess.job import preprocess
+from pipeline.report.page import read_run
+from pipeline.table.encoder_index import EncoderIndex, read_index
+from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.table.partition_record import read_records
+from pipeline.table.settings import TableSettings, check_table_is_of, fingerprint, read_settings
+from tests.old_runs.copies import FIRST, STEPS
+
+KeyPath = tuple[str | int, ...]
+RUN, TABLE = FIRST / "run", FIRST / "run/table"
+CHECKPOINT = f"checkpoints/step-{STEPS[0]:08d}"
+
+
+def optional_keys(value: Any, data: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where in the JSON of a value there is a key whose value is its default."""
+    if isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from optional_keys(part, data[i], (*path, i))
+    for name, part, default in fields_of(value):
+        if name in data and part == default:
+            yield (*path, name)
+        if name in data:
+            yield from optional_keys(part, data[name], (*path, name))
+
+
+def fields_of(value: Any) -> list[tuple[str, Any, Any]]:
+    """Name, value and default of each field of a section or of a dataclass."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        return [(name, value.__dict__[name], field.get_default(call_default_factory=True)) for name, field in fields]
+    if not dataclasses.is_dataclass(value):
+        return []
+    found = []
+    for field in dataclasses.fields(value):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        found.append((field.name, value.__dict__[field.name], default))
+    return found
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def without(data: Any, path: KeyPath) -> Any:
+    """A copy of some JSON without one key."""
+    copy = json.loads(json.dumps(data))
+    *parents, last = path
+    at = copy
+    for part in parents:
+        at = at[part]
+    del at[last]
+    return copy
+
+
+def checkpoint(run: Path) -> Checkpoint:
+    found = find_checkpoint(str(run / "checkpoints"), CheckpointChoice.parse(str(run / CHECKPOINT)))
+    assert found is not None
+    return found
+
+
+def settings() -> TableSettings:
+    read = read_settings(str(TABLE))
+    assert read is not None
+    return read
+
+
+def names(paths: Iterator[KeyPath]) -> Any:
+    return pytest.mark.parametrize("path", [pytest.param(path, id=".".join(map(str, path))) for path in paths])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run without its tensors, in the working directory."""
+    shutil.copytree(FIRST, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+@names(optional_keys(settings().meaning, settings().document))
+def test_a_table_made_before_a_key_was_there_is_continued(run: Path, path: KeyPath) -> None:
+    """It keeps its fingerprint, of the settings as they were then, and so do its records and checkpoints."""
+    experiment = load_experiment("experiment.yaml")
+    made_then(run, path)
+    files = {file: file.read_bytes() for file in (run / "table").rglob("*.json")}
+    manifest = read_manifest(experiment.table_folder)
+    assert preprocess(experiment, experiment.table_folder) == manifest
+    assert files == {file: file.read_bytes() for file in (run / "table").rglob("*.json")}
+    check_table_is_of(experiment, experiment.table_folder, manifest)
+
+
+def test_a_key_that_decides_nothing_any_more_may_be_in_old_settings(run: Path) -> None:
+    file = run / "table/settings.json"
+    data = read_json(file)
+    data["tasks"][0]["weight"] = 3.0
+    file.write_text(json.dumps(data))
+    read = read_settings(str(run / "table"))
+    assert read is not None and read.meaning == settings().meaning
+
+
+def made_then(run: Path, path: KeyPath) -> None:
+    """Makes a table look like one of a version that did not know a key."""
+    table = run / "table"
+    earlier = without(read_json(table / "settings.json"), path)
+    (table / "settings.json").write_text(json.dumps(earlier))
+    made_with = fingerprint({name: earlier[name] for name in ("scenarios", "tasks")})
+    for record in (table / "partitions").iterdir():
+        record.write_text(json.dumps(read_json(record) | {"made_with": made_with}))
+    manifest = read_json(table / "manifest.json") | {"fingerprint": fingerprint(earlier)}
+    (table / "manifest.json").write_text(json.dumps(manifest))
+
+
+@names(optional_keys(checkpoint(RUN).state(), read_json(RUN / CHECKPOINT / "state.json")))
+def test_a_checkpoint_made_before_a_key_was_there_is_resumed_exactly(run: Path, path: KeyPath) -> None:
+    now, file = checkpoint(RUN).state(), run / CHECKPOINT / "state.json"
+    file.write_text(json.dumps(without(read_json(file), path)))
+    earlier = checkpoint(run).state()
+    train = read_manifest(str(TABLE)).digests("train")
+    assert not check_going_on(checkpoint(run), earlier, now, earlier.progress, train)
+    assert changes(earlier, now) == [] and earlier == now
+
+
+def manifest() -> Manifest:
+    return read_manifest(str(TABLE))
+
+
+@names(optional_keys(manifest(), read_json(TABLE / "manifest.json")))
+def test_a_manifest_without_a_key(run: Path, path: KeyPath) -> None:
+    file = run / "table/manifest.json"
+    file.write_text(json.dumps(without(read_json(file), path)))
+    assert read_manifest(str(run / "table")) == manifest()
+
+
+def index(table: Path) -> EncoderIndex:
+    read = read_index(str(table))
+    assert read is not None
+    return read
+
+
+@names(optional_keys(index(TABLE), read_json(TABLE / "encoders/encoders.json")))
+def test_an_encoder_index_without_a_key(run: Path, path: KeyPath) -> None:
+    file = run / "table/encoders/encoders.json"
+    file.write_text(json.dumps(without(read_json(file), path)))
+    assert index(run / "table") == index(TABLE)
+
+
+def test_an_encoder_index_of_the_time_before_extensions(run: Path) -> None:
+    file = run / "table/encoders/encoders.json"
+    file.write_text(json.dumps(read_json(file)["encoders"]))
+    assert index(run / "table") == EncoderIndex(index(TABLE).encoders)
+
+
+RECORD = "partitions/train-1.json"
+
+
+@names(optional_keys(read_records(str(TABLE), "")[1].partition, read_json(TABLE / RECORD)))
+def test_a_record_without_a_key(run: Path, path: KeyPath) -> None:
+    file = run / "table" / RECORD
+    file.write_text(json.dumps(without(read_json(file), path)))
+    assert read_records(str(run / "table"), "") == read_records(str(TABLE), "")
+
+
+def test_an_early_record_is_of_the_settings_of_its_table(run: Path) -> None:
+    file = run / "table" / RECORD
+    file.write_text(json.dumps(without(without(read_json(file), ("made_with",)), ("log_files",))))
+    record, expected = (read_records(str(table), settings().made_with)[1] for table in (run / "table", TABLE))
+    assert record == dataclasses.replace(expected, log_files=None)
+
+
+def test_an_experiment_of_a_run_without_a_key(run: Path) -> None:
+    whole = yaml.safe_load((run / "experiment.yaml").read_text())
+    expected = read_experiment(str(RUN / "experiment.yaml"))
+    paths = list(optional_keys(expected, whole))
+    assert len(paths) > 50
+    for path in paths:
+        (run / "experiment.yaml").write_text(yaml.safe_dump(without(whole, path)))
+        assert read_experiment(str(run / "experiment.yaml")) == expected, path
+
+
+@pytest.mark.parametrize("key", ["split", "checkpoint", "reliability", "experts"])
+def test_an_evaluation_without_a_key_has_a_page(run: Path, key: str) -> None:
+    file = run / "evaluation-test.json"
+    file.write_text(json.dumps(without(read_json(file), (key,))))
+    assert read_run(str(run)).evaluations["test"].rows == 93
+
+
+def test_a_metric_that_was_not_measured_then_is_undefined(run: Path) -> None:
+    from pipeline.report.tables import metric_tables
+    from pipeline.report.text import format_evaluation
+
+    file = run / "evaluation-test.json"
+    data = read_json(file)
+    for cell in data["tasks"]["click"]["scenarios"].values():
+        del cell["log_loss"]
+    del data["tasks"]["click"]["macro_auc"]
+    file.write_text(json.dumps(data))
+    evaluation = read_evaluation(str(file))
+    assert evaluation is not None
+    text = format_evaluation(evaluation)
+    assert "mean AUC of scenarios -" in text
+    (table,) = [table for table in metric_tables(evaluation) if table.title == "click"]
+    assert {row[2].text for label, row in table.rows.items() if label != "all"} == {"-"}
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A document of the run, and a way to read it."""
+
+    file: str
+    read: Callable[[Path], object]
+
+
+DOCUMENTS = [
+    OnDisk("table/settings.json", lambda run: read_settings(str(run / "table"))),
+    OnDisk("table/manifest.json", lambda run: read_manifest(str(run / "table"))),
+    OnDisk("table/encoders/encoders.json", lambda run: read_index(str(run / "table"))),
+    OnDisk("table/partitions/train-1.json", lambda run: read_records(str(run / "table"), "")),
+    OnDisk(f"{CHECKPOINT}/state.json", lambda run: checkpoint(run).state()),
+    OnDisk(f"{CHECKPOINT}/complete.json", checkpoint),
+    OnDisk("owner.json", lambda run: check_claim(str(run), "")),
+    OnDisk("evaluation-test.json", lambda run: read_run(str(run))),
+    OnDisk("compare.json", lambda run: read_run(str(run))),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.file)
+def test_a_newer_document_is_refused(run: Path, document: OnDisk) -> None:
+    file = run / document.file
+    file.write_text(json.dumps({**read_json(file), "version": 99}))
+    expected = (
+        f"{file.name} has version 99, and this Manygate reads versions up to 1: a newer Manygate has written it. "
+    )
+    with pytest.raises(UserError, match=f"{expected}Use that one, or .*"):
+        document.read(run)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:7], ids=lambda document: document.file)
+def test_a_key_that_only_another_version_knows_is_refused(run: Path, document: OnDisk) -> None:
+    file = run / document.file
+    file.write_text(json.dumps({**read_json(file), "unheard_of": 1}))
+    with pytest.raises(
+        UserError, match=rf"{file.name} cannot be read by .*unheard_of is a key that it does not know\. "
+    ):
+        document.read(run)
+
+
+def test_an_experiment_with_a_key_that_is_gone_is_refused(run: Path) -> None:
+    file = run / CHECKPOINT / "state.json"
+    state = read_json(file)
+    state["experiment"]["model"]["trunk"]["shortcut"] = True
+    file.write_text(json.dumps(state))
+    with pytest.raises(
+        UserError, match=r"state.json cannot be read .*: experiment\.model\.trunk\.\S*shortcut is a key"
+    ):
+        checkpoint(run).state()
+    whole = yaml.safe_load((run / "experiment.yaml").read_text())
+    (run / "experiment.yaml").write_text(yaml.safe_dump({**whole, "shortcut": True}))
+    with pytest.raises(UserError, match="shortcut: unknown key; .*\n.*Another version .*: use that one for this run"):
+        read_experiment(str(run / "experiment.yaml"))
+
+
+def test_what_is_written_is_what_was_written(run: Path) -> None:
+    """The JSON of today's classes for what they have read is that of the version that wrote it."""
+    state = checkpoint(run).state()
+    assert CheckpointState.of(state, state.progress).to_json() == read_json(run / CHECKPOINT / "state.json")
+    assert dataclasses.asdict(manifest()) == read_json(run / "table/manifest.json")
+    assert TableSettings.of(state.experiment).document == read_json(run / "table/settings.json")
