@@ -1,6 +1,7 @@
-# make demo: from nothing to a trained model. make test: lint and every test. make soak MINUTES=30: random kills of real
-# processes, then a comparison with undisturbed runs. make bench: speed compared with peers and the machine's limits, in
-# about 15 minutes on two cores; make bench-full: more sizes. All set up the environment first.
+# make demo: from nothing to a trained model. make check: lint and the quick tests, for every commit. make test: lint and
+# every test. make soak MINUTES=30: random kills of real processes, then a comparison with undisturbed runs. make bench:
+# speed compared with peers and the machine's limits, in about 15 minutes on two cores; make bench-full: more sizes. All
+# set up the environment first.
 
 # The first interpreter that runs (a pyenv shim can exist and fail), is 3.11 or 3.12 and can create environments.
 CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: setup demo test lint soak bench bench-full clean
+.PHONY: setup demo check test lint soak bench bench-full clean
 
 setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
@@ -20,8 +21,12 @@ setup:
 demo: setup
 	@$(BIN)/python -m jobs.demo
 
-test: lint
-	$(BIN)/python -m pytest
+# One file goes to one process, whose fixtures serve all of its tests.
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not whole_run"
+
+test: check
+	$(BIN)/python -m pytest -m "ray or whole_run"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,11 +1,19 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders share, and the tiers of tests: see "Tests" in CONTRIBUTING.md."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.workers import WorkerPool
+
+WHOLE_RUNS = Path(__file__).parent / "end_to_end"
+TIERS = ("ray", "whole_run")
+# Words of commands that start Ray (its own programs), several workers, or a job.
+HEAVY = {"raylet", "gcs_server", "torch.distributed.run", "preprocess", "train", "evaluate", "predict", "compare"}
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +24,19 @@ def two_workers() -> Iterator[WorkerPool]:
 
 
 @pytest.fixture(scope="session")
+def four_workers() -> Iterator[WorkerPool]:
+    pool = WorkerPool(4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def ray_is_up() -> Iterator[None]:
-    """One Ray of two CPUs for all tests that preprocess."""
+    """One Ray of two CPUs, which commands in this process join. Tests that use it are in the tier `ray`."""
     import ray
 
     from cluster.connect import keep_to_loopback, start_own
 
-    if ray.is_initialized():
-        yield
-        return
     keep_to_loopback()
     start_own(num_cpus=2)
     yield
@@ -32,7 +44,29 @@ def ray_is_up() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if WHOLE_RUNS in item.path.parents:
+            item.add_marker(pytest.mark.whole_run)
+        if "ray_is_up" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests of no tier, and the fixtures that they are first to use, start neither Ray nor a job."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            patch.setattr(subprocess.Popen, "__init__", only_light_processes)
+        return (yield)
+
+
+start_process = subprocess.Popen.__init__
+
+
+def only_light_processes(process: "subprocess.Popen[Any]", args: Any, *others: Any, **options: Any) -> None:
+    words = [args] if isinstance(args, str) else [str(word) for word in args]
+    if HEAVY & {Path(word).name for word in words}:
+        pytest.fail(f"A test that starts {words[0]} is to be marked: {' or '.join(TIERS)}.", pytrace=False)
+    start_process(process, args, *others, **options)

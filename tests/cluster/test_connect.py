@@ -10,6 +10,8 @@ import pytest
 from cluster.connect import connect as connect_here
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.ray
+
 CONNECT = """
 import logging, sys
 from pathlib import Path

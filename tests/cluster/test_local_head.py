@@ -12,6 +12,8 @@ from cluster import local_head
 from pipeline.errors import UserError
 from tests.tiny import EXPERIMENT
 
+pytestmark = pytest.mark.ray
+
 SEND_SLEEPER = """
 import sys
 from cluster.client import open_client

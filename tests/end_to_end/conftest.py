@@ -9,18 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.load import dump_experiment, load_experiment
+from tests.commands import manygate
 
 ROOT = Path(__file__).resolve().parents[2]
 DAYS = ("20220425", "20220426", "20220504", "20220505")
 ROWS = 600
-
-
-def manygate(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a person would, and holds its exit code against the expected one."""
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert check is None or done.returncode == check, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:
@@ -40,7 +33,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def sliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sliced(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> Path:
     """The experiment file over the slice, with its table made by `manygate preprocess`."""
     folder = tmp_path_factory.mktemp("kuairand")
     source = ROOT / "examples/kuairand"
@@ -71,5 +64,5 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     file = folder / "experiment.yaml"
     file.write_text(dump_experiment(experiment))
-    manygate("preprocess", str(file))
+    manygate("preprocess", str(file), check=0)
     return file

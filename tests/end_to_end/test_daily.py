@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config.load import dump_experiment, load_experiment
-from tests.end_to_end.conftest import manygate
+from tests.commands import manygate
 
 OVERRIDES = ["training.max_steps=4", "training.log_every_steps=2", "checkpoint={every_steps: 100}"]
 FIRST = {"train": [20220425, 20220425], "valid": [20220426, 20220426], "test": [20220504, 20220504]}
@@ -34,18 +34,18 @@ def change(file: Path, **sections: Any) -> None:
 
 def test_the_same_commands_every_day(file: Path) -> None:
     change(file, logs={"splits": FIRST})
-    manygate("preprocess", str(file))
-    manygate("train", str(file))
+    manygate("preprocess", str(file), check=0)
+    manygate("train", str(file), check=0)
     folder = Path(load_experiment(file).folder)
     videos = pq.read_table(folder / "table/encoders/video.parquet")["value"].to_pylist()
 
     change(file, logs={"splits": SECOND})
-    assert "Run `manygate preprocess` again" in manygate("train", str(file), check=2).stderr
-    told = manygate("preprocess", str(file)).stderr
+    assert "Run `manygate preprocess` again" in manygate("train", str(file), check=2).err
+    told = manygate("preprocess", str(file), check=0).err
     assert "date=20220426 moves from `valid` to `train`: it is made again" in told
     extended = pq.read_table(folder / "table/encoders/generation-00002/video.parquet")["value"].to_pylist()
     assert extended[: len(videos)] == videos and len(extended) > len(videos)
-    told = manygate("train", str(file)).stderr
+    told = manygate("train", str(file), check=0).err
     assert "Going on with what is new in the train split: 20220426." in told and "step 8/8" in told
     assert f"the embedding table video: {len(videos) + 2:,} -> {len(extended) + 2:,} rows" in told
 
@@ -53,12 +53,12 @@ def test_the_same_commands_every_day(file: Path) -> None:
     data["scenarios"][0]["values"].append(8)
     like = {"name": "like", "column": "is_like", "kind": "binary", "after": "click"}
     change(file, scenarios=data["scenarios"], tasks=[*data["tasks"], like])
-    assert "the experiment has gained tab=8, task like" in manygate("preprocess", str(file)).stderr
-    assert "knows nothing of tab=8, task like" in manygate("evaluate", str(file), check=2).stderr
-    told = manygate("train", str(file)).stderr
+    assert "the experiment has gained tab=8, task like" in manygate("preprocess", str(file), check=0).err
+    assert "knows nothing of tab=8, task like" in manygate("evaluate", str(file), check=2).err
+    told = manygate("train", str(file), check=0).err
     assert "grown by tab=8, task like." in told and "dense.model.head.towers.like.1.weight: new" in told
     assert "Going on with what is new in the train split: 20220425, 20220426." in told and "step 12/12" in told
-    manygate("evaluate", str(file))
+    manygate("evaluate", str(file), check=0)
     evaluation = json.loads((folder / "evaluation-test.json").read_text())
     assert evaluation["tasks"].keys() == {"click", "long_view", "watch_time", "like"}
     assert "tab=8" in evaluation["tasks"]["click"]["scenarios"]

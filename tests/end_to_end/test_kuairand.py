@@ -2,25 +2,26 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 from sklearn.metrics import log_loss, roc_auc_score
 
 from jobs.cli import main
+from jobs.predict import predict_on_worker
 from pipeline.config.load import dump_experiment, load_experiment
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
-from tests.end_to_end.conftest import DAYS, ROOT, ROWS, finish, manygate, torchrun
-from tests.training.runs import assert_identical, metrics, tensors
+from tests.commands import manygate, start_manygate
+from tests.end_to_end.conftest import DAYS, ROWS, finish, torchrun
+from tests.training.runs import assert_identical, metrics, run_on, tensors
+from tests.workers import WorkerPool
 
 STEPS = 38  # 1,200 rows in batches of 64, twice
 
@@ -54,53 +55,53 @@ def test_the_table_holds_the_slice(sliced: Path) -> None:
     assert all(p.rows_read == p.kept + p.quarantined + p.filtered == ROWS for p in manifest.partitions)
 
 
-def test_killed_twice_the_run_ends_as_if_nothing_had_happened(sliced: Path, straight: Path, tmp_path: Path) -> None:
-    """kill -9 of all processes once a checkpoint is there; the second time after the resumed run has made its own."""
+def test_killed_twice_the_run_ends_as_if_nothing_had_happened(
+    sliced: Path, straight: Path, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    """kill -9 of both workers once a checkpoint is there; the second time after the resumed run has made its own."""
     file = new_run(sliced, tmp_path)
-    checkpoints = Path(load_experiment(file).folder) / "checkpoints"
+    experiment = load_experiment(file)
     for step in (7, 21):
-        process = torchrun("train", str(file))
-        deadline = time.monotonic() + 120
-        while not (checkpoints / f"step-{step:08d}/complete.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.01)
-        kill_tree(process.pid)
-        process.communicate()
-    finish(torchrun("train", str(file)))
+        pool = WorkerPool(2)
+        pool.start(run_on, experiment)
+        wait_for(Path(experiment.folder) / f"checkpoints/step-{step:08d}/complete.json", pool.is_alive)
+        pool.close()
+    two_workers.run(run_on, experiment)
     assert_same_run(straight, file, tmp_path)
 
 
-def kill_tree(pid: int) -> None:
-    """kill -9 of a process and all of its children."""
-    parent = psutil.Process(pid)
-    for process in [parent, *parent.children(recursive=True)]:
-        process.kill()
-
-
-def test_ray_train_stopped_and_resumed_does_the_same_run(sliced: Path, straight: Path, tmp_path: Path) -> None:
-    """SIGTERM to the driver: its workers save and it leaves with 75. In the end bit by bit the run of torchrun."""
-    file = new_run(sliced, tmp_path)
-    command = ["train", str(file), "--launcher", "ray", "--workers", "2"]
-    marker = Path(load_experiment(file).folder) / "checkpoints/step-00000007/complete.json"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    while not marker.exists():
-        assert process.poll() is None, process.communicate()
+def wait_for(file: Path, is_alive: Callable[[], bool]) -> None:
+    """Waits for a file of a run that is under way."""
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        assert is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == INTERRUPTED_EXIT_CODE and "Training interrupted" in told, told
-    again = manygate(*command).stderr
-    assert "exactly" in again and f"Training finished at step {STEPS} of {STEPS}" in again
+
+
+def test_ray_train_that_was_stopped_is_resumed_as_the_same_run(
+    sliced: Path, straight: Path, two_workers: WorkerPool, tmp_path: Path
+) -> None:
+    """SIGTERM to the driver: its workers save and it leaves with 75. In the end bit by bit the run of torchrun."""
+    file, printed = new_run(sliced, tmp_path), tmp_path / "printed.txt"
+    command = ["train", str(file), "--launcher", "ray", "--workers", "2"]
+    with pytest.MonkeyPatch.context() as patch:  # a driver that joins the Ray of these tests
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        process = start_manygate(*command, output=printed)
+    wait_for(Path(load_experiment(file).folder) / "checkpoints/step-00000007/complete.json", process.is_alive)
+    process.terminate()
+    process.join(120)
+    assert process.exitcode == INTERRUPTED_EXIT_CODE and "Training interrupted" in printed.read_text()
+    assert two_workers.run(run_on, load_experiment(file)) == ["finished", "finished"]
     assert_same_run(straight, file, tmp_path)
 
 
-def test_evaluation_and_predictions_agree_on_every_launcher(straight: Path, tmp_path: Path) -> None:
+def test_evaluation_and_predictions_agree_on_every_launcher(
+    straight: Path, two_workers: WorkerPool, tmp_path: Path
+) -> None:
     """One process and two give the same figures, which scikit-learn computes again from the written predictions."""
     experiment = load_experiment(straight)
     result = Path(experiment.folder) / "evaluation-test.json"
-    printed = manygate("evaluate", str(straight), "--checkpoint", "latest").stdout
+    printed = manygate("evaluate", str(straight), "--checkpoint", "latest", check=0).out
     alone = json.loads(result.read_text())
     assert "click (binary)" in printed and "tab=other" in printed
     finish(torchrun("evaluate", str(straight), "--checkpoint", "latest"))
@@ -110,7 +111,7 @@ def test_evaluation_and_predictions_agree_on_every_launcher(straight: Path, tmp_
     assert_close(alone, both)
     assert alone["checkpoint"].endswith(f"step-{STEPS:08d}") and alone["split"] == "test" and alone["rows"] == ROWS
 
-    finish(torchrun("predict", str(straight), "--output", str(tmp_path / "out")))
+    assert two_workers.run(predict_on_worker, experiment, "best", "test", str(tmp_path / "out")) == [ROWS, None]
     rows = pq.read_table(tmp_path / "out").to_pandas()
     assert len(rows) == ROWS == json.loads((tmp_path / "out/_predictions.json").read_text())["rows"]
     log = pq.read_table(Path(experiment.logs.path) / "date=20220505").to_pandas()
@@ -143,16 +144,16 @@ def assert_close(one: Any, two: Any) -> None:
 
 
 def test_inspect_tells_the_run(straight: Path) -> None:
-    told = manygate("inspect", load_experiment(straight).folder).stdout
+    told = manygate("inspect", load_experiment(straight).folder, check=0).out
     assert "train: 2 partitions, 1,200 = 1,200 + 0 + 0 rows" in told
     assert f"step-{STEPS:08d}" in told and "saved by 2 workers" in told
 
 
 def test_plan_tells_where_tables_go_and_what_does_not_fit(straight: Path) -> None:
-    told = manygate("plan", str(straight), "--workers", "4", "--device", "cuda", "--memory", "80GiB").stdout
+    told = manygate("plan", str(straight), "--workers", "4", "--device", "cuda", "--memory", "80GiB", check=0).out
     assert "Fits: at most" in told and "video" in told
     refused = manygate("plan", str(straight), "--workers", "4", "--memory", "1MiB", check=2)
-    assert "does not fit" in refused.stderr
+    assert "does not fit" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -186,5 +187,5 @@ def contents(file: Path) -> list[Path]:
 def test_too_many_workers_for_the_cluster_are_told_instead_of_waited_for(straight: Path) -> None:
     before = contents(straight)
     done = manygate("train", str(straight), "--launcher", "ray", "--workers", "64", check=2)
-    assert "64 workers need 64 CPUs, and the Ray cluster has" in done.stderr and "Traceback" not in done.stderr
+    assert "64 workers need 64 CPUs, and the Ray cluster has 2:" in done.err and "Traceback" not in done.err
     assert contents(straight) == before

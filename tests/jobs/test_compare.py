@@ -1,10 +1,7 @@
 """Comparing models: whole comparisons on small logs, stopped, extended and asked for wrongly."""
 
-import io
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,24 +25,11 @@ from pipeline.training import run as training_run
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from pipeline.workers.worker import Worker
 from tests import synthetic
+from tests.commands import Answer, manygate
 from tests.tiny import EXPERIMENT
 from tests.training.runs import metrics
 
 ROWS = 240  # a day
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def manygate(*arguments: str) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = cli.main(arguments)
-    return Answer(code, out.getvalue(), err.getvalue())
 
 
 def write_logs(folder: Path) -> None:
@@ -110,25 +94,15 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
+def compared(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> Compared:
     """Two trunks with two seeds and the reference, from the logs on."""
-    import ray
-
-    from cluster.connect import keep_to_loopback, start_own
-
     folder = tmp_path_factory.mktemp("compare")
     write_logs(folder / "log")
     file = write_experiment(folder)
-    is_own_ray = not ray.is_initialized()
-    if is_own_ray:
-        keep_to_loopback()
-        start_own(num_cpus=2)
     answer = manygate("compare", str(file), "--trunks", "shared_bottom,mmoe", "--seeds", "0,1", "--reference")
-    if is_own_ray:
-        ray.shutdown()
     assert answer.code == 0, answer.err
     run = folder / "runs/small"
-    yield Compared(file, run, answer, json.loads((run / "compare.json").read_text()))
+    return Compared(file, run, answer, json.loads((run / "compare.json").read_text()))
 
 
 def times(folder: Path) -> dict[str, int]:

@@ -77,13 +77,23 @@ def test_predictions_do_not_depend_on_the_workers(two_workers: WorkerPool, table
     torch.testing.assert_close(both.sort(0).values, alone.sort(0).values, rtol=1e-5, atol=1e-6)
 
 
+CHECKPOINTS = {"every_steps": 6, "keep_last": 100}
+
+
+@pytest.fixture(scope="module")
+def before(two_workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("before")
+    experiment = new_run(folder, features=features("table_wise"), checkpoint=CHECKPOINTS)
+    two_workers.run(run_on, experiment)
+    return experiment
+
+
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_run_goes_on_under_another_plan(two_workers: WorkerPool, tmp_path: Path, plan: str) -> None:
+def test_a_run_goes_on_under_another_plan(
+    two_workers: WorkerPool, before: Experiment, tmp_path: Path, plan: str
+) -> None:
     """Weights and fused optimizer state move from table-wise to any plan."""
-    checkpoints = {"every_steps": 6, "keep_last": 100}
-    before = new_run(tmp_path / "before", features=features("table_wise"), checkpoint=checkpoints)
-    two_workers.run(run_on, before)
-    after = continued(before, tmp_path / "after", 6, features=features(plan), checkpoint=checkpoints)
+    after = continued(before, tmp_path / "after", 6, features=features(plan), checkpoint=CHECKPOINTS)
     two_workers.run(run_on, after)
     expected, found = tensors(before, 24, tmp_path), tensors(after, 24, tmp_path)
     if plan == "table_wise":

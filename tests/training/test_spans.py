@@ -66,16 +66,23 @@ def test_new_days_are_trained_on_alone_and_the_schedule_begins_anew(
     assert metrics(with_days(tmp_path, 1, 4)) == before, "a third time there is nothing left to do"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A run over days 1 and 2, and then over days 3 and 4."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(with_days(folder, 1, 2))
+    experiment = with_days(folder, 1, 4)
+    train(experiment)
+    return experiment
+
+
 @pytest.mark.parametrize("step", [12, 24, 28])
-def test_a_run_that_was_stopped_finishes_its_days_before_it_takes_new_ones(tmp_path: Path, step: int) -> None:
+def test_a_run_that_was_stopped_finishes_its_days_before_it_takes_new_ones(
+    whole: Experiment, tmp_path: Path, step: int
+) -> None:
     """Stopped in the first span, at its end, or in the second one: the same in the end, bit by bit."""
-    straight = tmp_path / "straight"
-    train(with_days(straight, 1, 2))
-    whole = with_days(straight, 1, 4)
-    train(whole)
-    other = tmp_path / "other"
     sections = {"logs": {"splits": {"train": [1, 4], "valid": [5, 5], "test": [6, 6]}}, **SECTIONS}
-    stopped = continued(whole, other, step, **sections)
+    stopped = continued(whole, tmp_path / "other", step, **sections)
     train(stopped)
     assert_identical(tensors(whole, 38, tmp_path), tensors(stopped, 38, tmp_path))
     assert metrics(whole) == metrics(stopped)

@@ -4,13 +4,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from jobs import train
 from pipeline import storage
@@ -24,24 +25,17 @@ from pipeline.loading.order import RowGroup
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.table.manifest import read_manifest
 from pipeline.training.metrics_log import RunLog
-from tests.end_to_end.conftest import ROOT, manygate
+from pipeline.workers.worker import Worker
+from tests.commands import manygate
+from tests.end_to_end.conftest import ROOT
 from tests.object_store import BUCKET, Faults, ObjectStore, object_store
 from tests.preprocess import logs
 from tests.training.runs import assert_identical, metrics, new_run, run_on, tensors
-from tests.workers import one_worker
+from tests.workers import WorkerPool, fork, one_worker
 
 GUARD_S = 200  # for a process that hangs
 ROUGH = {"slow_down": 0.02, "delay": 0.02, "cut_upload": 0.02, "cut_download": 0.02}
 SECTIONS: dict[str, Any] = {"checkpoint": {"every_steps": 5, "keep_last": 100}, "training": {"max_steps": 16}}
-# As many threads as in this process, so that runs compare bit by bit.
-TRAIN_ALONE = """
-import sys
-from pipeline.config.load import load_experiment
-from tests.training.runs import run_on
-from tests.workers import one_worker
-with one_worker() as worker:
-    run_on(worker, load_experiment(sys.argv[1]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +95,32 @@ def steps(experiment: Experiment) -> list[int]:
     return [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)]
 
 
-def whole_path(experiment: Experiment, scratch: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def driver(running: ObjectStore) -> Iterator[WorkerPool]:
+    """A process for preprocessing, whose Ray workers find the store as well."""
+    pool = WorkerPool(1)
+    yield pool
+    pool.run(stop_ray)
+    pool.close()
+
+
+def preprocess_on(worker: Worker, file: str) -> None:
+    manygate("preprocess", file, check=0)
+
+
+def stop_ray(worker: Worker) -> None:
+    ray.shutdown()
+
+
+def preprocess_here(file: str) -> None:
+    manygate("preprocess", file, check=0)
+
+
+def whole_path(experiment: Experiment, scratch: Path, preprocess: Callable[[str], Any]) -> dict[str, Any]:
     """Preprocesses, trains, resumes and evaluates; the evaluation."""
     file = scratch / "experiment.yaml"
     file.write_text(dump_experiment(experiment))
-    manygate("preprocess", str(file))  # its Ray workers have the environment of this process
+    preprocess(str(file))
     first = experiment.model_copy(update={"training": experiment.training.model_copy(update={"max_steps": 7})})
     with one_worker() as worker:
         assert run_on(worker, first) == "finished"
@@ -131,18 +146,18 @@ def log_experiment(folder: Path, output: str, log: str) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment, dict[str, Any]]:
+def local(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> tuple[Path, Experiment, dict[str, Any]]:
     """Logs, and the whole path from them on the local disk."""
     folder = tmp_path_factory.mktemp("local")
     logs.write_log(folder / "data/log", rows=60)
     logs.write_side(folder / "data/side.parquet")
     experiment = log_experiment(folder, str(folder / "runs"), str(folder / "data"))
-    return folder, experiment, whole_path(experiment, folder)
+    return folder, experiment, whole_path(experiment, folder, preprocess_here)
 
 
 @pytest.mark.parametrize("weather", ["calm", "rough"])
 def test_the_whole_path_is_the_one_on_a_local_disk(
-    store: ObjectStore, local: tuple[Path, Experiment, dict[str, Any]], tmp_path: Path, weather: str
+    store: ObjectStore, driver: WorkerPool, local: tuple[Path, Experiment, dict[str, Any]], tmp_path: Path, weather: str
 ) -> None:
     folder, expected, evaluation = local
     upload(store, folder / "data", f"{weather}-data")
@@ -150,7 +165,7 @@ def test_the_whole_path_is_the_one_on_a_local_disk(
     before = store.done.total()
     if weather == "rough":
         store.faults = Faults(seed=1, **ROUGH)
-    assert whole_path(remote, tmp_path) == evaluation
+    assert whole_path(remote, tmp_path, lambda file: driver.run(preprocess_on, file)) == evaluation
     store.faults = Faults()
     assert (store.done.total() > before) == (weather == "rough")
     found = brought_back(remote, store, tmp_path / "back")
@@ -205,15 +220,13 @@ def test_a_process_killed_in_the_middle_of_an_upload_leaves_nothing_to_see(
     store: ObjectStore, straight: Experiment, table: Experiment, tmp_path: Path
 ) -> None:
     remote = on_s3(table, store, "killed")
-    file = tmp_path / "experiment.yaml"
-    file.write_text(dump_experiment(remote))
     store.faults = Faults(hold_writes="step-00000010/data/.*distcp")
-    command = [sys.executable, "-c", TRAIN_ALONE, str(file)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            assert store.is_holding.wait(GUARD_S)
-        finally:
-            process.kill()
+    process = fork(train_alone, remote, output=tmp_path / "printed.txt")
+    try:
+        assert store.is_holding.wait(GUARD_S)
+    finally:
+        process.kill()
+        process.join()
     assert not [key for key in store.all_keys() if re.fullmatch("killed/.*step-00000010.*distcp", key)]
     assert steps(remote) == [5]
     store.faults = Faults()
@@ -223,10 +236,16 @@ def test_a_process_killed_in_the_middle_of_an_upload_leaves_nothing_to_see(
     assert_same_run(straight, brought_back(remote, store, tmp_path / "back"), 16, tmp_path)
 
 
+def train_alone(experiment: Experiment) -> None:
+    with one_worker() as worker:
+        run_on(worker, experiment)
+
+
 def test_a_store_that_is_down_is_told(table: Experiment, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr(storage, "_S3_ATTEMPTS", 2)  # each waits longer than the one before
         with pytest.raises(UserError, match="did not serve s3://bucket/down/.*Could not connect.*Check its address"):
             train.run(moved(table, store.uri("down")), "local", 1, "auto")
 
@@ -241,7 +260,9 @@ def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, t
     assert "--overwrite" not in str(caught.value)
 
 
-def test_a_request_that_is_never_answered_is_made_again(store: ObjectStore) -> None:
+def test_a_request_that_is_never_answered_is_made_again(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_S3_SILENCE_S", 1.0)
+    monkeypatch.setattr(storage, "_s3", {})  # no connection with the silence of before
     store.put("quiet/file.json", b"[1]")
     store.faults = Faults(silent_first="quiet/")
     assert storage.exists(store.uri("quiet/file.json"))
