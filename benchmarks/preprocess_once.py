@@ -29,7 +29,7 @@ from pipeline.features.encoder_files import encoder_file
 from pipeline.preprocess.discover import find_partitions, read_files
 from pipeline.preprocess.fit import fit_encoders
 from pipeline.preprocess.job import preprocess
-from pipeline.preprocess.plan import make_preprocess_plan
+from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.table.encoder_index import INDEX
 
 CATEGORICALS, BUCKETED = 26, 6

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cluster import local_head, tokens
-from manygate import find_foreign_package
+from manygate_guard import find_foreign_package
 from pipeline.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 import sys
 
 if __name__ == "__main__":  # python -m jobs.cli: first the guard, before anything else of ours is imported
-    import manygate
+    from manygate_guard import refuse_foreign_packages
 
-    sys.exit(manygate.main())
+    refuse_foreign_packages()
 
 import argparse
 import traceback
@@ -76,3 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("manygate: interrupted", file=sys.stderr)
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

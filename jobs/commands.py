@@ -77,7 +77,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace) -> "Experiment":
     """The checked experiment. Versions that do not fit together are an error before any of them is imported."""
-    from cluster.checks import check_versions
+    from cluster.diagnosis import check_versions
 
     check_versions()
     from pipeline.config.load import load_experiment

@@ -1,6 +1,6 @@
 """What is installed, what the machine has, which cluster is there: each in a line, and for problems what to type."""
 
-from cluster.checks import run_checks
+from cluster.diagnosis import run_checks
 
 
 def run() -> int:

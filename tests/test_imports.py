@@ -24,7 +24,7 @@ def import_all():
     names = [module.name for module in found if module.name.partition(".")[0] in PACKAGES]
     names += [f"examples.{name}" for name in ("census.prepare", "synthetic.generate")]
     names += [f"benchmarks.{module.name}" for module in pkgutil.iter_modules(["benchmarks"])]
-    names += ["manygate", "benchmarks.peers.install"]
+    names += ["manygate", "manygate_guard", "benchmarks.peers.install"]
     for name in names:
         importlib.import_module(name)
     return names
@@ -89,7 +89,7 @@ def no_library(*arguments, **settings):
 
 names = import_all()
 for name in list(sys.modules):
-    if name.partition(".")[0] in (*PACKAGES, "benchmarks", "manygate"):
+    if name.partition(".")[0] in (*PACKAGES, "benchmarks", "manygate", "manygate_guard"):
         del sys.modules[name]
 undo()
 ctypes.CDLL = no_library

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import manygate
+import manygate_guard
 
-ROOT = Path(manygate.__file__).parent
+ROOT = Path(manygate_guard.__file__).parent
 # As for a person who types `manygate`: the script's folder, and not the current one, is on Python's path.
 SCRIPT = "import sys; from manygate import main; sys.exit(main())"
 # As in an editable installation: our packages are found after everything that is on Python's path.
@@ -83,6 +83,6 @@ def test_folder_of_weights_is_a_package_to_python_where_ours_is_found_last(tmp_p
 
 
 def test_ours_is_found(tmp_path: Path) -> None:
-    assert manygate.find_foreign_package() is None
-    assert manygate.find_foreign_package(tmp_path) is None
-    assert manygate.find_foreign_package(ROOT) is None
+    assert manygate_guard.find_foreign_package() is None
+    assert manygate_guard.find_foreign_package(tmp_path) is None
+    assert manygate_guard.find_foreign_package(ROOT) is None

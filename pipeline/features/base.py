@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.inputs import EmbeddingTable, Feature
-from pipeline.features.columns import ColumnTypes, Rows, Use
+from pipeline.features.column_use import ColumnTypes, Rows, Use
 from pipeline.features.encoders import UNKNOWN_ID, Encoder
 from pipeline.features.sketch import Summary
 from pipeline.features.values import IdArray, Kind

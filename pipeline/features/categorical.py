@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.inputs import Feature
 from pipeline.features.base import EncodedColumn
-from pipeline.features.columns import IDS, ColumnTypes, Rows
+from pipeline.features.column_use import IDS, ColumnTypes, Rows
 from pipeline.features.embedded import EmbeddedFeature
 from pipeline.features.encoders import MISSING_ID, Encoder
 from pipeline.features.values import IdArray, as_ids

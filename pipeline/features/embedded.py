@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.features.base import BaseFeature, EncodedColumn, ShardingType
-from pipeline.features.columns import Rows
+from pipeline.features.column_use import Rows
 from pipeline.features.encoder_files import read_encoder
 from pipeline.features.encoders import Encoder, HashEncoder, VocabularyEncoder
 from pipeline.features.values import KIND_IN_WORDS, IdArray, Kind, Lists

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from models.inputs import Feature
-from pipeline.features.columns import ID_LISTS, SEPARATED_TEXTS, ColumnTypes
+from pipeline.features.column_use import ID_LISTS, SEPARATED_TEXTS, ColumnTypes
 from pipeline.features.embedded import EmbeddedFeature, ListFeature
 from pipeline.features.values import Kind, Lists, as_lists
 

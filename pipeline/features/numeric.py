@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from models.inputs import Feature
 from pipeline.features.base import BaseFeature, EncodedColumn
-from pipeline.features.columns import NUMBERS, ColumnTypes, Rows
+from pipeline.features.column_use import NUMBERS, ColumnTypes, Rows
 from pipeline.features.encoder_files import read_encoder
 from pipeline.features.encoders import Encoder, QuantileEncoder, StandardizeEncoder, transformed
 from pipeline.features.sketch import MomentsSummary, QuantileSummary, Summary

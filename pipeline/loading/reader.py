@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.config.lanes import check_division
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
-from pipeline.loading.columns import BatchColumns, ColumnBlock, LaneRows
+from pipeline.loading.batch_columns import BatchColumns, ColumnBlock, LaneRows
 from pipeline.loading.lane import LaneStream
 from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_rows, noise_keys, steps_per_epoch
 from pipeline.table.manifest import KEY, Manifest

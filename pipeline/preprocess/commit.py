@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
-from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit

@@ -25,7 +25,7 @@ from pipeline.features.vocabulary import VocabularyConfig
 from pipeline.preprocess import units as units_of_work
 from pipeline.preprocess.discover import PartitionFiles, report_unreadable
 from pipeline.preprocess.encode import load_encoders, table_sizes
-from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks

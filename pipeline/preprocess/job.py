@@ -23,7 +23,7 @@ from pipeline.preprocess.discover import (
 )
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
 from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
-from pipeline.preprocess.plan import PreprocessPlan, columns_in_words, make_preprocess_plan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index

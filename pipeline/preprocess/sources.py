@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
-from pipeline.features.columns import ANY_TYPE, IDS, NUMBERS, Use
+from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, Use
 from pipeline.features.values import KIND_IN_WORDS, Kind, without_views
 from pipeline.preprocess.discover import LogFile
 from pipeline.section import nearest

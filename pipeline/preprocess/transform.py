@@ -12,7 +12,7 @@ from pipeline.features.base import EncodedColumn
 from pipeline.features.encoders import Encoder
 from pipeline.features.values import as_numbers
 from pipeline.preprocess.discover import one_line
-from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import judge, scenario_codes
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
 from pipeline.preprocess.write import deal, unit_generator, write_lanes, write_quarantine

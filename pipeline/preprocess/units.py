@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.features.values import Column, Kind, as_ids, is_text, without_views
 from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
-from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.sources import uses
 
 UNIT_ROWS = 2**20

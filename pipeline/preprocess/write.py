@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.preprocess.plan import PreprocessPlan
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.units import Unit, read_unit
 
 QUARANTINE = "quarantine"

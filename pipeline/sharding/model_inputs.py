@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from models.inputs import ModelInputs, Task
 from pipeline.config.experiment import Experiment
-from pipeline.loading.columns import BatchColumns
+from pipeline.loading.batch_columns import BatchColumns
 
 
 def model_inputs(experiment: Experiment, table_rows: Mapping[str, int]) -> ModelInputs:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoint.checks import changes, check_going_on, grown_tables
 from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
-from pipeline.checkpoint.growth import load_grown
+from pipeline.checkpoint.grown_model import load_grown
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.saving import Saver
 from pipeline.checkpoint.state_document import CheckpointState, RunSettings, TrainedTable

@@ -21,7 +21,7 @@ from pipeline.loading.reader import Reader
 from pipeline.preprocess.discover import find_partitions, read_files
 from pipeline.preprocess.encode import load_encoders
 from pipeline.preprocess.job import preprocess
-from pipeline.preprocess.plan import make_preprocess_plan
+from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.sharding.module import DenseStep, TrainingModule

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.checks import Finding
+from cluster.diagnosis import Finding
 from jobs import cli, doctor
 
 FITS, MISFIT = Finding("torch 2.13.0"), Finding("ray: expected 2.60.0, found 2.50.0", "pip install ray==2.60.0")

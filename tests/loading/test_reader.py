@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.loading.batch import Batch, Position
-from pipeline.loading.columns import BatchColumns
+from pipeline.loading.batch_columns import BatchColumns
 from pipeline.loading.lane import WindowRows
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import read_manifest

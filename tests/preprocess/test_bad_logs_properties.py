@@ -26,7 +26,7 @@ from pipeline.features.values import (
     positions,
 )
 from pipeline.preprocess.discover import find_partitions, read_files
-from pipeline.preprocess.plan import make_preprocess_plan
+from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.transform import Transform, encode_rows
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units

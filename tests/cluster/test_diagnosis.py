@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster import checks
+from cluster import diagnosis
 from pipeline.errors import UserError
 
 FITS = {
@@ -15,8 +15,8 @@ FITS = {
 CUDA_13 = {"torch": "2.11.0+cu130", "torchrec": "1.6.2", "fbgemm-gpu": "1.6.0", "ray": "2.60.0", "pyarrow": "26.0.0"}
 
 
-def problems(installed: dict[str, str]) -> list[checks.Finding]:
-    return [finding for finding in checks.compare_versions(installed) if not finding.ok]
+def problems(installed: dict[str, str]) -> list[diagnosis.Finding]:
+    return [finding for finding in diagnosis.compare_versions(installed) if not finding.ok]
 
 
 @pytest.mark.parametrize("installed", [FITS, CUDA_13])
@@ -55,24 +55,24 @@ def test_nothing_installed() -> None:
 
 
 def test_check_versions_stops_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "installed_versions", lambda: {**FITS, "fbgemm-gpu-cpu": "1.9.0"})
+    monkeypatch.setattr(diagnosis, "installed_versions", lambda: {**FITS, "fbgemm-gpu-cpu": "1.9.0"})
     with pytest.raises(UserError, match="expected 1.8.0 .*, found 1.9.0"):
-        checks.check_versions()
+        diagnosis.check_versions()
 
 
 def test_versions_here_fit() -> None:
-    checks.check_versions()
+    diagnosis.check_versions()
 
 
 def test_crash_of_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PROBE", "import os; os.abort()")
-    [finding] = checks.torch_works(FITS, "cpu")
+    monkeypatch.setattr(diagnosis, "PROBE", "import os; os.abort()")
+    [finding] = diagnosis.torch_works(FITS, "cpu")
     assert "does not load" in finding.text
     assert finding.remedy == "make clean setup"
 
 
 def test_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PROBE", """print('{"cuda": null, "devices": []}')""")
-    assert [finding.ok for finding in checks.torch_works(FITS, "cuda")] == [True, False]
-    monkeypatch.setattr(checks, "PROBE", """print('{"cuda": "12.8", "devices": ["H200"]}')""")
-    assert "build for CPUs" in checks.torch_works(FITS, "cuda")[1].text
+    monkeypatch.setattr(diagnosis, "PROBE", """print('{"cuda": null, "devices": []}')""")
+    assert [finding.ok for finding in diagnosis.torch_works(FITS, "cuda")] == [True, False]
+    monkeypatch.setattr(diagnosis, "PROBE", """print('{"cuda": "12.8", "devices": ["H200"]}')""")
+    assert "build for CPUs" in diagnosis.torch_works(FITS, "cuda")[1].text
