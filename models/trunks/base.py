@@ -13,7 +13,7 @@ def this_worker_alone(values: Tensor) -> Tensor:
     return values
 
 
-Growth = Literal["task", "scenario"]
+GrowthAxis = Literal["task", "scenario"]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Trunk(nn.Module, ABC):
 
     has_experts: ClassVar[bool] = False
     """Whether `TrunkOutput.experts` says who uses which expert."""
-    keeps_predictions: ClassVar[frozenset[Growth]] = frozenset({"task", "scenario"})
+    keeps_predictions: ClassVar[frozenset[GrowthAxis]] = frozenset({"task", "scenario"})
     """What may be added to a trained model while its predictions for old tasks in old scenarios stay as they are.
 
     A task is missing where the other tasks read it, a scenario where rows of other scenarios do. Say why.

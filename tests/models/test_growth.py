@@ -16,7 +16,7 @@ from models.growth import Carried, carry_over, state_labels
 from models.inputs import ModelInputs, Task
 from models.labels import axis_labels, combined, label
 from models.objective import Objective
-from models.trunks.base import Growth
+from models.trunks.base import GrowthAxis
 from tests.models.parts import BOTTOMS, INPUTS, SMALL, TASKS, context, dense, embedded
 
 # What is new stands in the middle, so that what is old moves.
@@ -131,7 +131,7 @@ def test_places_by_hand(kind: str, name: str, places: dict[int, list[int]]) -> N
 
 def scores_before_and_after(
     bottom: str, kind: str, growth: str, **settings: Any
-) -> tuple[Tensor, Tensor, frozenset[Growth]]:
+) -> tuple[Tensor, Tensor, frozenset[GrowthAxis]]:
     """Predictions of the old tasks for rows of old scenarios, and growths that the trunk says will not move them."""
     inputs = GROWN[growth]
     torch.manual_seed(2)

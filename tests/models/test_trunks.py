@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.build import DenseModel
+from models.inputs import Embedded
 from models.losses import task_losses
 from models.trunks.base import Trunk
 from tests.models.parts import BOTTOMS, INPUTS, SCENARIOS, SMALL, TASKS, context, dense, embedded, trunk
@@ -69,16 +70,25 @@ def test_every_parameter_gets_a_gradient_from_a_batch_of_one_scenario(bottom: st
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
 def test_padding_inside_a_sequence_never_matters(bottom: str, kind: str) -> None:
+    """A row among longer ones has the scores that it has alone, where its sequence ends with its last behaviour."""
     torch.manual_seed(0)
     model, batch = dense(bottom, kind).eval(), embedded()
-    for row, length in enumerate(batch.lengths["watched"]):
+    for parameter in model.bottom.parameters():  # attention may start without a preference
+        torch.nn.init.normal_(parameter, std=0.3)
+    lengths = batch.lengths["watched"].tolist()
+    for row, length in enumerate(lengths):
         batch.sequences["watched"][row, length:] = 0.0  # as the embedding gives it
-    before = model(batch, context(SCENARIOS))[0].scores()
-    if bottom != "concat":  # which sums, and relies on the zeros
-        for row, length in enumerate(batch.lengths["watched"]):
-            batch.sequences["watched"][row, length:] = 50.0
-    torch.testing.assert_close(model(batch, context(SCENARIOS))[0].scores(), before)
-    assert before.isfinite().all()
+    together = model(batch, context(SCENARIOS))[0].scores()
+    for row, length in enumerate(lengths):
+        alone = Embedded(
+            features={name: value[[row]] for name, value in batch.features.items()},
+            sequences={"watched": batch.sequences["watched"][[row], : max(length, 1)]},
+            lengths={"watched": batch.lengths["watched"][[row]]},
+            numerics=batch.numerics[[row]],
+        )
+        scores = model(alone, context(SCENARIOS[row : row + 1]))[0].scores()
+        torch.testing.assert_close(scores, together[[row]])
+    assert together.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", SMALL)
