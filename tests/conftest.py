@@ -43,6 +43,10 @@ def ray_is_up() -> Iterator[None]:
     ray.shutdown()
 
 
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # models of tests are too small for more, and two processes of pytest share the machine
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if WHOLE_RUNS in item.path.parents:

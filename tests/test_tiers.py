@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from cluster.connect import start_own
+from ray.cluster_utils import Cluster
 
 REFUSED = "is to be marked: ray or whole_run"
 
 
 def test_a_test_without_mark_cannot_start_ray() -> None:
+    """Started as ray.init does it, but also where the tests before this one have left a Ray running."""
     with pytest.raises(pytest.fail.Exception, match=f"gcs_server {REFUSED}"):
-        start_own(num_cpus=1)
+        Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 
 
 @pytest.mark.parametrize("command", [["-m", "jobs.cli", "train", "x.yaml"], ["-m", "torch.distributed.run", "x.py"]])

@@ -38,8 +38,12 @@ def test_closing_ends_the_thread_and_reads_no_further() -> None:
             yield i
             i += 1
 
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "manygate-prefetch"]
+
     batches = prefetch(endless())
     assert next(batches) == 0
+    assert len(threads()) == 1
     batches.close()
-    assert not [t for t in threading.enumerate() if t.name == "manygate-prefetch"]
+    assert not threads()
     assert len(read) <= DEPTH + 3

@@ -1,11 +1,12 @@
 """Daily operation: vocabularies that are extended, days that move, files that come late, experiments that grow."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.features import vocabulary
 from pipeline.features.vocabulary import VocabularyConfig
-from pipeline.preprocess import units
+from pipeline.preprocess import commit, fit, units
 from pipeline.preprocess.job import preprocess
+from pipeline.preprocess.tasks import Done, Item
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.settings import check_table_is_of, fingerprint
 from tests.preprocess.logs import digests, experiment, read_split, write_file
+from tests.workers import fork
 
 pytestmark = pytest.mark.usefixtures("ray_is_up")
 
@@ -368,19 +372,13 @@ KILLS = {
     ],
 }
 
-# Forks for each kill, so that the imports are done once.
-KILLER = """
-import json, os, signal, sys
-from pathlib import Path
-import ray
-from pipeline import storage
-from pipeline.preprocess import job
-from tests.preprocess.test_daily import later
 
-def killed(when, name, file, times):
-    call = getattr(storage, name)
-    calls = []
-    def until(path, *arguments):
+def killed_at(kill: tuple[str, str, str, int], folder: Path, what: str, table: Path) -> None:
+    """In a process of its own: the job, which kills itself. Units are worked off in this process; Ray has no part."""
+    when, name, file, times = kill
+    call, calls = getattr(storage, name), []
+
+    def until(path: str, *arguments: Any) -> None:
         if file in path:
             calls.append(path)
         if when == "before" and len(calls) == times:
@@ -388,18 +386,14 @@ def killed(when, name, file, times):
         call(path, *arguments)
         if len(calls) == times:
             os.kill(os.getpid(), signal.SIGKILL)
-    setattr(storage, name, until)
 
-folder, what, address, kills = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-for number, kill in enumerate(kills):
-    child = os.fork()
-    if child == 0:
-        ray.init(address=address, log_to_driver=False)
-        killed(*kill)
-        later(folder, what, folder / f"{what}-{number}")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, kill
-"""
+    setattr(storage, name, until)
+    fit.run_tasks = commit.run_tasks = one_by_one
+    later(folder, what, table)
+
+
+def one_by_one(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], shared: Any) -> Iterator[Done]:
+    return (Done(item, task(item, shared), None) for item in items)
 
 
 def later(folder: Path, what: str, table: Path) -> Manifest:
@@ -422,8 +416,6 @@ def assert_finished_or_none(table: Path) -> None:
 
 @pytest.mark.parametrize("what", list(KILLS))
 def test_a_killed_job_continues_to_the_table_of_an_undisturbed_one(tmp_path: Path, what: str) -> None:
-    import ray
-
     for day in (1, 2, 3):
         write_day(tmp_path, day)
     make(tmp_path, splits={"train": [1, 2], "valid": [3, 3]})
@@ -434,10 +426,10 @@ def test_a_killed_job_continues_to_the_table_of_an_undisturbed_one(tmp_path: Pat
             path.write_text(json.dumps(record))
     write_day(tmp_path, 4)
     tables = [shutil.copytree(tmp_path / "table", tmp_path / f"{what}-{i}") for i in range(len(KILLS[what]))]
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", KILLER, str(tmp_path), what, address, json.dumps(KILLS[what])]
-    killer = subprocess.run(command, capture_output=True, text=True, cwd=Path.cwd(), timeout=300)
-    assert killer.returncode == 0, killer.stderr
+    for table, kill in zip(tables, KILLS[what], strict=True):
+        process = fork(killed_at, kill, tmp_path, what, table, output=tmp_path / "printed.txt")
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "printed.txt").read_text()
     later(tmp_path, what, tmp_path / "table")
     undisturbed = digests(tmp_path / "table")
     for table, kill in zip(tables, KILLS[what], strict=True):

@@ -128,10 +128,10 @@ def test_a_planted_signal_is_found(tmp_path: Path, trunk: str) -> None:
     """Clicks follow a hidden number of each user and item, which rows of other days tell."""
     settings: dict[str, Any] = {
         "model": model("concat", trunk),
-        "training": {"epochs": 12, "sparse_optimizer": {"lr": 0.3}, "dense_optimizer": {"lr": 0.01}},
+        "training": {"epochs": 6, "sparse_optimizer": {"lr": 0.5}, "dense_optimizer": {"lr": 0.02}},
     }
     experiment = new_run(tmp_path, **settings)
     with one_worker() as worker:
         run_on(worker, experiment)
     best = max(record["tasks"]["click"]["auc"] for record in metrics(experiment) if record["kind"] == "valid")
-    assert best > 0.7
+    assert best > 0.65, "the weakest trunk reached .71 over two seeds"

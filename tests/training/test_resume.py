@@ -76,11 +76,12 @@ def test_two_workers_to_one_and_back(two_workers: WorkerPool, tmp_path: Path) ->
         run_on(worker, alone)
     back = continued(alone, tmp_path / "back", 15, **sections)
     two_workers.run(run_on, back)
+    expected = tensors(straight, 24, tmp_path)
     for other in (alone, back):
-        for name, value in tensors(straight, 24, tmp_path).items():
-            if name.startswith("own/"):
-                continue
-            torch.testing.assert_close(tensors(other, 24, tmp_path)[name], value, rtol=2e-4, atol=2e-6, msg=name)
+        found = tensors(other, 24, tmp_path)
+        for name, value in expected.items():
+            if not name.startswith("own/"):
+                torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-6, msg=name)
         losses = [r["tasks"]["click"]["loss"] for r in metrics(straight) if r["kind"] == "train"]
         again = [r["tasks"]["click"]["loss"] for r in metrics(other) if r["kind"] == "train"]
         assert again == pytest.approx(losses, rel=1e-4)

@@ -32,14 +32,11 @@ from tests.training.runs import assert_identical, continued, metrics, new_run, r
 from tests.workers import WorkerPool, one_worker
 
 
-@pytest.mark.parametrize(
-    "trunk", [{"kind": "mmoe", "experts": 2, "hidden": [16]}, {"kind": "shared_bottom", "hidden": [16]}]
-)
-@pytest.mark.parametrize("bottom", [{"kind": "concat"}, {"kind": "din", "target": "item"}])
-def test_models_learn_the_planted_signal(tmp_path: Path, two_workers: WorkerPool, bottom: dict, trunk: dict) -> None:
+def test_two_workers_learn_the_planted_signal(tmp_path: Path, two_workers: WorkerPool) -> None:
+    """With a bottom of its own; tests/training/test_models.py has every trunk, on one worker."""
     experiment = new_run(
         tmp_path,
-        model={"bottom": bottom, "trunk": trunk},
+        model={"bottom": {"kind": "din", "target": "item"}},
         training={"epochs": 6, "dense_optimizer": {"lr": 0.01}, "sparse_optimizer": {"lr": 0.3}},
     )
     two_workers.run(run_on, experiment)
@@ -134,22 +131,17 @@ def test_a_table_of_another_experiment_is_refused(tmp_path: Path, sections: dict
         run(synthetic.experiment(tmp_path, **sections), launcher="local", workers=None, resume="auto")
 
 
-def test_every_stateful_part_is_saved(tmp_path: Path) -> None:
-    """What changes while training is in the list of `RunState`, or is known here to follow from it."""
-    experiment = new_run(tmp_path)
-    manifest = read_manifest(experiment.folder + "/table")
-    derived = {"_rates", "_step", "_stop", "_logged_at", "_logged_step", "_run_log", "_progress"}
-    derived |= {"_saver"}  # a save that is under way ends before the next state is taken
-    given = {"_settings", "_training", "_checkpoint", "_folder", "_worker", "_validation", "_criterion"}
+def test_a_checkpoint_holds_all_that_decides_the_future(tmp_path: Path) -> None:
+    """Its parts, by their names on disk. That nothing is missing is what the exact resumes show (test_resume.py)."""
+    experiment = new_run(tmp_path, training={"max_steps": 2})
     with one_worker() as worker:
-        state = fresh_state(experiment, manifest, worker)
-        trainer = Trainer(experiment, state, run_settings(experiment, manifest, worker), None)
-        assert vars(trainer).keys() == derived | given | {"_state"}
-        assert vars(state).keys() == {"model", "window", "progress", "worker"}
-        saved = {**state._tensors(), **state._own(), **asdict(state.progress)}
-    assert saved.keys() == {
-        "model", "optimizer", "rng_cpu", "sums", "auc", "step", "position", "best", "best_step", "stale_validations",
-        "span", "earlier",
+        run_on(worker, experiment)
+    (saved,) = complete_checkpoints(experiment.checkpoint_folder)
+    assert {name.split("/")[0] for name in tensors(experiment, 2, tmp_path)} == {"model", "optimizer", "own"}
+    own = {name.split("/")[2] for name in tensors(experiment, 2, tmp_path) if name.startswith("own/")}
+    assert own == {"rng_cpu", "sums", "auc"}
+    assert asdict(saved.state().progress).keys() == {
+        "step", "position", "best", "best_step", "stale_validations", "span", "earlier",
     }  # fmt: skip
 
 
@@ -244,10 +236,11 @@ def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path
     assert names == {"step-00000005", "step-00000010"}, "the epoch ends at step 12, with a validation"
 
 
+@pytest.mark.whole_run
 def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:
     """A real process gets a real signal; what it left goes on to the same end as the run that was left alone."""
     sections = {
-        "training": {"epochs": 20, "log_every_steps": 1, "validate_every_steps": 200},
+        "training": {"epochs": 10, "log_every_steps": 1, "validate_every_steps": 100},
         "checkpoint": {"every_steps": 1000},
     }
     experiment = new_run(tmp_path / "told", **sections)
@@ -266,7 +259,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:
     for run_of in (experiment, straight):
         with whole_machine() as worker:
             assert run_on(worker, run_of) == "finished"
-    assert_identical(tensors(straight, 240, tmp_path), tensors(experiment, 240, tmp_path))
+    assert_identical(tensors(straight, 120, tmp_path), tensors(experiment, 120, tmp_path))
 
 
 @contextmanager
