@@ -21,7 +21,7 @@ setup:
 demo: setup
 	@$(BIN)/python -m jobs.demo
 
-# One file goes to one process, whose fixtures serve all of its tests.
+# All tests of a file run in one process, so that they share its fixtures.
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not whole_run"
 

@@ -7,7 +7,7 @@ from manygate_guard import refuse_foreign_packages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns its exit code. Nothing of ours is imported before the guard has looked."""
+    """Runs a command line; returns its exit code. The guard runs before any other module of ours is imported."""
     refuse_foreign_packages()
     from jobs import cli
 

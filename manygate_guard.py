@@ -1,7 +1,7 @@
-"""Looks whether Python finds our packages, and not others of the same name.
+"""Checks that Python finds our packages, and not others of the same name.
 
 Our packages have common names, and another package of such a name can come first on Python's path. This module has a
-name of its own, so that it is found in any case. It imports nothing of ours.
+name that no other package uses, so that Python finds it in any case. It imports none of our packages.
 """
 
 import sys
@@ -21,7 +21,7 @@ def refuse_foreign_packages() -> None:
 
 
 def find_foreign_package(first_folder: Path | None = None) -> str | None:
-    """Names the first package that Python would import in place of ours, and says what to do; None where all is well.
+    """An error message about the first package that Python would import in place of ours; None if there is none.
 
     Args:
         first_folder: a folder that comes before all others, as the current one does for Ray's workers.
@@ -29,13 +29,13 @@ def find_foreign_package(first_folder: Path | None = None) -> str | None:
     for name in PACKAGES:
         found = None
         if first_folder is not None:
-            # The whole path, because a folder without __init__.py counts only where no package is further down.
+            # Searches the whole path: a folder without __init__.py counts only if no later entry has a package.
             found = PathFinder.find_spec(name, [str(first_folder), *sys.path])
-        place = location(found or find_spec(name))
-        if place is not None and place != HOME / name:
+        folder = location(found or find_spec(name))
+        if folder is not None and folder != HOME / name:
             return (
-                f"another package named {name!r} hides Manygate's own: Python finds {place}, expected {HOME / name}; "
-                "rename or uninstall it, or start in a folder and with a PYTHONPATH that do not have it."
+                f"another package named {name!r} hides Manygate's own: Python finds {folder}, expected {HOME / name}; "
+                "rename or uninstall it, or start in a folder and with a PYTHONPATH that do not contain it."
             )
     return None
 

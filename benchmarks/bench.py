@@ -56,7 +56,7 @@ class Bench:
         start = time.perf_counter()
         try:
             self.figures[stage] = measure()
-        except Exception as error:  # noqa: BLE001 - the summary has it, and the other stages run
+        except Exception as error:  # noqa: BLE001 - the summary shows it, and the other stages still run
             self.reasons[stage] = f"{type(error).__name__}: {error}".strip()
             print(f"failed: {self.reasons[stage]}")
             return

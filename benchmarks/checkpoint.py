@@ -1,4 +1,4 @@
-"""What saving costs: its duration compared with a plain write of the same size, and the training time lost.
+"""Cost of saving: its duration compared with a plain write of the same size, and the training time lost.
 
     python -m benchmarks.checkpoint examples/kuairand/experiment.yaml [--rows 1000000] [key=value ...]
 
@@ -71,18 +71,18 @@ def endless(experiment: Experiment, manifest: Manifest, worker: Worker) -> Itera
 
 
 def save_once(state: RunState, settings: dict[str, Any], saver: Saver, step: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of the save, seconds that training waits before its next step, and the training time lost in total."""
-    took: list[float] = []
+    """Seconds of the save, of waiting before the next step, of training time lost in total, and of a step."""
+    durations: list[float] = []
     without = seconds_of(lambda: [step() for _ in range(STEPS)])
     start = time.perf_counter()
-    state.save(saver, settings, lambda _, seconds: took.append(seconds))
+    state.save(saver, settings, lambda _, seconds: durations.append(seconds))
     waited = time.perf_counter() - start
     for _ in range(STEPS):
         step()
     saver.settle()
     lost = time.perf_counter() - start - without
     assert saver.saved_step == state.progress.step, "the save failed"
-    return {"seconds": took[0], "waited": waited, "lost": lost, "step": without / STEPS}
+    return {"seconds": durations[0], "waited": waited, "lost": lost, "step": without / STEPS}
 
 
 def write_plainly(path: Path, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Training on one GPU, by batch size, compared with its limits: `python -m benchmarks.gpu`. Without a GPU it says so.
+"""Training on one GPU, by batch size, compared with its limits: `python -m benchmarks.gpu`. Needs a GPU.
 
 For batches of 4,096 to 131,072 rows: samples per second of the step, on batches in memory and from the feature table;
 where the time goes, by kernel; and the limit if matrix products ran at the rate of the GPU's matrix units and the

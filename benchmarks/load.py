@@ -3,7 +3,7 @@
     python -m benchmarks.load --folder DIR
 
 `decode` reads the same row groups in the same order of an epoch, one after another; `decode_whole` reads whole files in
-table order, which no training could use. Both use pyarrow's own threads. All three take turns.
+table order, which shuffled training cannot do. Both use pyarrow's own threads. All three take turns.
 """
 
 import argparse

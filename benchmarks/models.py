@@ -1,11 +1,11 @@
-"""What each trunk and each bottom costs: the time of a training step, as ratios measured side by side in one run.
+"""Cost of each trunk and each bottom: the time of a training step, as ratios measured side by side in one run.
 
     python -m benchmarks.models examples/kuairand/experiment.yaml [key=value ...]
 
 Uses the experiment's feature table (preprocess first) and the same batches for all models. Steps of all models take
-turns in a random order, so that other load on the machine affects all alike; the median over the rounds is reported.
+turns in a random order, so that other load on the machine affects all equally; the median over the rounds is reported.
 One worker, in this process. Trunks are combined with the bottom `concat`, bottoms with the trunk `shared_bottom`; a
-trunk takes over those keys of the experiment's own trunk that it also has.
+trunk takes over the keys that it shares with the experiment's own trunk.
 """
 
 import random
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from models.build import DenseModel
-from pipeline.comparison.variants import trunk_kinds, trunk_section, written
+from pipeline.comparison.variants import explicit_settings, trunk_kinds, trunk_section
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment, parse_experiment
 from pipeline.evaluation.split_evaluation import split_reader
@@ -37,7 +37,7 @@ FIRST = "concat + shared_bottom"
 
 def variants(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     """Each trunk on `concat`, then each bottom that the features allow under `shared_bottom`."""
-    data = written(experiment)
+    data = explicit_settings(experiment)
     target = getattr(experiment.model.bottom, "target", None)
     bottoms = [{"kind": kind, "target": target} for kind in ("din", "dtrn")] if target else []
     trunks = [trunk_section(experiment, kind) for kind in trunk_kinds()]

@@ -37,11 +37,11 @@ HELD = 64  # batches in memory
 
 
 class Over(Exception):
-    """There are no more rounds."""
+    """All rounds have been played."""
 
 
 class Rounds:
-    """Takes the place of validation: the trainer calls it at a fixed interval of steps and does not count its time."""
+    """Replaces validation: the trainer calls it at a fixed interval of steps and does not count its time."""
 
     def __init__(self, worker: Worker, turns: Turns | None, samples: int) -> None:
         self._worker, self._turns, self._samples = worker, turns, samples
@@ -60,9 +60,9 @@ class Rounds:
             turns.ready()
         else:
             turns.done(self._samples, time.perf_counter() - self._start)
-        is_on = turns.wait()
+        has_next = turns.wait()
         self._start = time.perf_counter()
-        return is_on
+        return has_next
 
 
 def from_disk(worker: Worker, made: Experiment, turns: Turns | None, steps: int) -> None:
@@ -72,7 +72,7 @@ def from_disk(worker: Worker, made: Experiment, turns: Turns | None, steps: int)
     run_log = RunLog(made.folder, 0) if worker.is_first else None
     rounds = Rounds(worker, turns, steps * made.training.global_batch_size)
     trainer = Trainer(made, state, run_settings(made, manifest, worker), run_log, rounds)
-    trainer.train(train_reader(made, manifest, worker, state.progress.span))
+    trainer.train(train_reader(made, manifest, worker, state.progress.window))
 
 
 def in_memory(

@@ -2,10 +2,10 @@
 
     python -m benchmarks.preprocess --rows 2000000,5000000 [--scratch DIR] [--json FILE] [--vocabulary-rows 1000000]
 
-For each size a log is generated. Both sides preprocess it in turn, each in processes of its own: ours with the
-interpreter that runs this, Polars (`benchmarks.peers.polars_preprocess`) with that of `.venv-peers`. Both must write
-all rows and find the same values in three columns. Our time starts when Ray is up, with no worker yet; the time that
-Ray itself takes to start is reported separately. Imports before the work starts are not counted for either side.
+For each size a log is generated. Both sides preprocess it in turn, in separate processes: ours with the
+interpreter that runs this module, Polars (`benchmarks.peers.polars_preprocess`) with that of `.venv-peers`. Both must
+write all rows and find the same values in three columns. Our time starts when Ray is up, with no worker yet; the time
+that Ray itself takes to start is reported separately. Imports before the work starts are not counted for either side.
 
 Peak memory is that of the process, or for ours the greatest sum over the driver and Ray's workers: resident memory
 minus shared memory, sampled ten times per second. Files in the page cache, Ray's object store and Ray's services are
@@ -114,7 +114,7 @@ def polars(log: Path, output: Path) -> tuple[str, list[str]]:
 
 def run(name: str, command: list[str]) -> Result:
     """Runs one side to its end and returns what it reports, with its peak memory as measured here."""
-    os.sync()  # so that this side does not wait for what the side before has written
+    os.sync()  # so that this side does not wait for writes of the previous side
     with tempfile.TemporaryFile("w+") as answers, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=answers, stderr=errors)  # noqa: S603
         peak = max(memory(process), default=0)
@@ -151,10 +151,10 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def unshared(process: psutil.Process) -> int:
-    """Resident minus shared memory: the private memory, without a look at every page."""
+    """Resident minus shared memory, an estimate of the private memory that needs no scan of all pages."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        held = process.memory_info()
-        return int(held.rss - held.shared)
+        used = process.memory_info()
+        return int(used.rss - used.shared)
     return 0
 
 

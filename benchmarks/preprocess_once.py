@@ -1,9 +1,9 @@
-"""A process of our side in the contests of `benchmarks.preprocess`: does its work and prints one JSON line.
+"""One process of our side in the contests of `benchmarks.preprocess`: does its work and prints one JSON line.
 
 python -m benchmarks.preprocess_once features LOG TABLE
 python -m benchmarks.preprocess_once vocabularies LOG TABLE
 
-Ray Data is used here only. The packages that it needs are among those of Manygate: nothing more is installed for it.
+Only this module uses Ray Data. The packages that it needs are dependencies of Manygate in any case.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 """The two sides of a contest: contestants are processes that work in turn, so that other load on the machine affects
-all alike. Standard library only: contestants run in environments of their own.
+all equally. Standard library only, because contestants run in different environments.
 
 A contestant writes one JSON line when it is ready and one after every round; it starts a round when it reads a line.
 """

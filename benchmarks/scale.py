@@ -15,7 +15,7 @@ from benchmarks import workload
 from benchmarks.own import embedding_alone
 from benchmarks.rounds import compete
 from benchmarks.train import ROWS, own
-from pipeline.comparison.variants import written
+from pipeline.comparison.variants import explicit_settings
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.sharding.model_inputs import model_inputs
@@ -62,7 +62,7 @@ def embedding_rate(rows: int) -> int:
 
 def one_table(made: Experiment) -> Experiment:
     """The workload with one table for all features."""
-    data = written(made)
+    data = explicit_settings(made)
     first, *others = data["features"]
     shared = [{key: f[key] for key in ("name", "column", "kind")} | {"shares": first["name"]} for f in others]
     return parse_experiment(data | {"features": [first, *shared]}, "benchmark")

@@ -43,12 +43,12 @@ SHOWN = 1500  # characters of a failed command's output
 SMOOTH = ("model.trunk.top_specific=8", "model.trunk.top_shared=8", "model.trunk.noise_in_mixture=true")
 
 
-class Difference(Exception):  # noqa: N818 - what the soak looks for, not a failure of it
+class Difference(Exception):  # noqa: N818 - the result that the soak looks for, not its own failure
     """A round did not end as the undisturbed run did."""
 
     def __init__(self, what: str, output: str = "") -> None:
         super().__init__(what)
-        self.output = output[-SHOWN:]  # not for the JSON: it names paths and the host
+        self.output = output[-SHOWN:]  # left out of the JSON file, because it contains paths and the host's name
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,9 @@ def main() -> int:
     )
     args = parser.parse_args()
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: stopped by SIGTERM"))  # and ends its processes
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("soak: stopped by SIGTERM")
+    )  # the `finally` blocks end its processes
     tally = Tally(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:

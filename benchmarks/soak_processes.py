@@ -62,10 +62,10 @@ class Running:
     def __init__(self, command: list[str], log: Path) -> None:
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": "1",  # what torchrun would set, with a warning; workers choose their threads themselves
+            "OMP_NUM_THREADS": "1",  # torchrun would set this with a warning; workers choose their threads themselves
             "OMP_WAIT_POLICY": "passive",
             "RAY_ADDRESS": "local",  # never a head that somebody else has started
-            "RAY_TMPDIR": str(log.parent),  # a killed Ray leaves its files
+            "RAY_TMPDIR": str(log.parent),  # a killed Ray leaves its files there
         }
         self.log = log
         with log.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What the soak works on: a small experiment, copies of it, damage to its checkpoints, and how runs are compared."""
+"""The runs of the soak: their small experiment, damage to their checkpoints, and how runs are compared."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ ROWS = 600  # of each day
 SIDE_TABLES = ("user_features", "video_features", "user_history")
 # Tolerances for runs on other numbers of workers. Rounding differences grow in 150 steps of Adam: initial weights that
 # differ by one part in 8 million make losses differ by 7 in 10,000 and the moments of a tensor by 6 in 100. A batch
-# that is lost or repeated changes the loss of its line by some 10 in 100, and lost moments differ by 100 in 100.
+# that is lost or repeated changes the loss of its line by about 10 in 100, and lost moments differ by 100 in 100.
 LOSSES_APART, FAR = 2e-3, 0.1
 SEQUENCES = ("watched", "liked", "viewed_long")
 KEYS = (
@@ -120,7 +120,7 @@ def tensor_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without the one number that measures time."""
+    """The lines of metrics.jsonl, without `samples_per_second`, the only number that depends on time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("samples_per_second", None)
@@ -138,7 +138,7 @@ def metrics_difference(one: list[dict[str, Any]], two: list[dict[str, Any]], is_
 
 
 def losses_agree(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether the losses of a line agree up to rounding; those of validations follow from the weights."""
+    """Whether the losses of a training line agree up to rounding. Lines of validations follow from the weights."""
     if one["kind"] != "train":
         return True
     pairs = [(values["loss"], two["tasks"][task]["loss"]) for task, values in one["tasks"].items()]

@@ -1,4 +1,4 @@
-"""Training compared with its peers and its limits, in turn: `python -m benchmarks.train --folder DIR`.
+"""Training compared with its peers and its limits: `python -m benchmarks.train --folder DIR`.
 
 Manygate reads its feature table from disk. The plain TorchRec loop has its batches in memory; plain PyTorch and
 torch-rechub read arrays through their DataLoader, each with the number of loader workers that is fastest for it.

@@ -74,7 +74,7 @@ def experiment(
 def prepare(folder: Path, rows: int) -> None:
     """Makes the log and the feature table of the workload, unless they exist.
 
-    This runs in a process of its own, so that the Ray that it starts is gone before anything is measured.
+    This runs in a separate process, so that the Ray that it starts has ended before anything is measured.
     """
     if not (folder / "table" / "manifest.json").exists():
         command = [sys.executable, "-m", "benchmarks.workload", str(folder), str(rows)]

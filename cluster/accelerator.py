@@ -1,11 +1,11 @@
-"""Whether this machine has an NVIDIA GPU. Standard library only: the installer asks before anything is installed."""
+"""Detects an NVIDIA GPU. Standard library only, because the installer uses it before anything is installed."""
 
 import shutil
 import subprocess
 
 
 def find_accelerator() -> str:
-    """`cuda` where nvidia-smi lists a GPU, else `cpu`."""
+    """Returns `cuda` if nvidia-smi lists a GPU, otherwise `cpu`."""
     if shutil.which("nvidia-smi") is None:
         return "cpu"
     try:

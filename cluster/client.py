@@ -1,4 +1,4 @@
-"""Ray's job server, with its failures put into words."""
+"""Client of Ray's job server, with error messages that say what to do."""
 
 import asyncio
 import contextlib
@@ -18,29 +18,35 @@ if TYPE_CHECKING:
 
 RECONNECTS = 5
 STOP_WAIT_S = 600
-"""How long a job that is stopped may take to save its state; Ray would kill it after 3 seconds."""
+"""Time that a stopped job has to save its state. Ray's default is 3 seconds."""
 
 
 def open_client(address: str | None) -> "JobSubmissionClient":
-    """A client of the job server at an address such as http://HEAD:8265; without one, of the head started here.
+    """Opens a client of the job server at an address such as http://HEAD:8265.
+
+    Without an address, the job server is that of the head that was started on this machine.
 
     Raises:
-        UserError: nothing answers there, what answers is no Ray, or the token is refused.
+        UserError: there is no address and no head, nothing answers, the server is not Ray, or it refuses the token.
     """
     head = local_head.running()
     address = address or (head.dashboard if head else None)
     if address is None:
         raise UserError(
-            "Which cluster? Give --address http://HEAD:8265, or start one here: python -m cluster.local_head start"
+            "No cluster is given. Add --address http://HEAD:8265, or start a cluster on this machine: "
+            "python -m cluster.local_head start"
         )
     url = address if "://" in address else f"http://{address}"
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: expected the URL of Ray's dashboard, such as http://HEAD:8265.")
     if not reachable(url):
-        raise UserError(f"Nothing answers at {url}: is the cluster up, its dashboard on that port and the port open?")
+        raise UserError(
+            f"Nothing answers at {url}. Check that the cluster is running, that its dashboard uses this port, "
+            "and that the port is open."
+        )
     if head is not None and url == head.dashboard:
         tokens.use_token()
-    # Ray lets these two override the address that it is given.
+    # Either of these variables would override the address that we pass to Ray.
     with without_variables("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"), readable_errors(url):
         from ray.job_submission import JobSubmissionClient
 
@@ -51,17 +57,17 @@ def open_client(address: str | None) -> "JobSubmissionClient":
 
 @contextlib.contextmanager
 def without_variables(*names: str) -> Iterator[None]:
-    """Hides environment variables for a while."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    """Removes environment variables while the block runs, then restores them."""
+    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(removed)
 
 
 @contextlib.contextmanager
 def readable_errors(url: str, job: str | None = None) -> Iterator[None]:
-    """Turns what Ray's client raises into messages that say what to do."""
+    """Converts the errors of Ray's client into UserErrors that say what to do."""
     from ray.exceptions import AuthenticationError
     from requests.exceptions import RequestException
 
@@ -70,23 +76,23 @@ def readable_errors(url: str, job: str | None = None) -> Iterator[None]:
     except AuthenticationError as error:
         sent = f"the token from {tokens.source()}" if os.environ.get(tokens.MODE) == "token" else "no token"
         raise UserError(
-            f"The cluster at {url} refuses the request: {sent} was sent. Set {tokens.MODE}=token, and {tokens.TOKEN} "
-            f"or {tokens.TOKEN_PATH} to the cluster's own token."
+            f"The cluster at {url} refused the request: {sent} was sent. Set {tokens.MODE}=token, and {tokens.TOKEN} "
+            f"or {tokens.TOKEN_PATH} to the cluster's token."
         ) from error
     except (RequestException, ConnectionError) as error:
-        raise UserError(f"What answers at {url} is not a Ray dashboard, or it broke off: {error}") from error
+        raise UserError(f"The server at {url} is not a Ray dashboard, or the connection failed: {error}") from error
     except RuntimeError as error:
         if job is not None and "404" in str(error):
             raise UserError(
-                f"No job is called {job!r} at {url}. To list them: manygate status --address {url}"
+                f"No job is called {job!r} at {url}. To list the jobs: manygate status --address {url}"
             ) from error
-        raise UserError(f"The cluster at {url} refuses: {str(error).strip()}") from error
+        raise UserError(f"Error from the cluster at {url}: {str(error).strip()}") from error
 
 
 def follow(client: "JobSubmissionClient", job: str) -> int:
-    """Prints a job's log until the job ends; gives the exit code of its driver.
+    """Prints a job's log until the job ends; returns the exit code of its driver.
 
-    Interrupting it leaves the job running.
+    If this function is interrupted, the job continues to run.
     """
     with readable_errors(client.get_address(), job):
         client.get_job_status(job)
@@ -97,25 +103,25 @@ def follow(client: "JobSubmissionClient", job: str) -> int:
 
 
 async def print_log(client: "JobSubmissionClient", job: str) -> None:
-    """Streams the log; takes it up again where a connection broke (the server always sends it from the start)."""
+    """Streams the log. After a lost connection the server sends it from the start, so the printed part is skipped."""
     printed = 0
     for attempt in range(RECONNECTS + 1):
         skip = printed
         try:
             async for text in client.tail_job_logs(job):
-                fresh, skip = text[skip:], max(0, skip - len(text))
-                printed += len(fresh)
-                sys.stdout.write(fresh)
+                new, skip = text[skip:], max(0, skip - len(text))
+                printed += len(new)
+                sys.stdout.write(new)
                 sys.stdout.flush()
             return
         except (RuntimeError, OSError) as error:  # aiohttp's connection errors are OSErrors
             if attempt == RECONNECTS or client.get_job_status(job).is_terminal():
-                raise RuntimeError(f"the log of {job} broke off: {error}") from error
+                raise RuntimeError(f"lost the connection to the log of {job}: {error}") from error
             await asyncio.sleep(1)
 
 
 def exit_code(details: Any) -> int:
-    """The exit code of a job's driver; 1 where it left none (stopped, or never started)."""
+    """The exit code of a job's driver; if there is none, 0 for a job that succeeded and 1 for any other."""
     if details.driver_exit_code is not None:
         return int(details.driver_exit_code)
     return 0 if str(details.status) == "SUCCEEDED" else 1

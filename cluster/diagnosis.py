@@ -1,4 +1,4 @@
-"""Checks of what is installed, what the machine has and which cluster is there; for each problem what to type."""
+"""Checks the installed packages, the machine and the cluster; every problem comes with what to type."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ print(json.dumps({"cuda": torch.version.cuda, "devices": devices}))
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in one line; a problem comes with what to type."""
+    """The result of a check, in one line. A problem has a remedy: what to type."""
 
     text: str
     remedy: str | None = None
@@ -38,17 +38,17 @@ class Finding:
 
 
 def run_checks() -> list[Finding]:
-    """All checks, in the order of the report."""
+    """Runs all checks, in the order of the report."""
     installed = installed_versions()
     findings = [python_version(), *compare_versions(installed), *torch_works(installed, find_accelerator())]
     return [*findings, processor(), memory(), ray_cluster(), token()]
 
 
 def check_versions() -> None:
-    """Stops a job whose torch, torchrec and fbgemm do not belong together: loaded anyway, they crash or stay silent.
+    """Stops a job if torch, torchrec and fbgemm were not built for each other: they would crash or fail silently.
 
     Raises:
-        UserError: names what was expected, what was found and what to type.
+        UserError: with the expected version, the version found, and what to type.
     """
     problems = [finding for finding in compare_versions(installed_versions()) if not finding.ok]
     if problems:
@@ -57,7 +57,7 @@ def check_versions() -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of each package that must fit, by name; what is not installed is not there."""
+    """Version of each package of PACKAGES that is installed, by name."""
     found = {}
     for name in PACKAGES:
         try:
@@ -68,65 +68,65 @@ def installed_versions() -> dict[str, str]:
 
 
 def compare_versions(installed: Mapping[str, str]) -> list[Finding]:
-    """Holds installed versions against the known sets; knows only what it is given."""
+    """Compares installed versions with the known sets. The result depends only on the argument."""
     torch = installed.get("torch")
     known = versions.set_of(torch) if torch else None
     if torch is None:
         findings = [Finding("torch is not installed", "make setup")]
     elif known is None:
-        expected = " or ".join(one.torch for one in versions.KNOWN)
+        expected = " or ".join(known_set.torch for known_set in versions.KNOWN)
         text = f"torch: expected {expected}, found {torch}"
         findings = [Finding(text, f"{PIP} torch=={versions.INSTALLED.torch}, then: manygate doctor")]
     else:
         findings = [Finding(f"torch {torch}")]
     wanted = known or versions.INSTALLED
     findings.append(
-        one_version(installed, "torchrec", wanted.torchrec, f"goes with torch {wanted.torch}", "--no-deps ")
+        one_version(installed, "torchrec", wanted.torchrec, f"built for torch {wanted.torch}", "--no-deps ")
     )
     findings.append(fbgemm_version(installed, wanted))
-    findings.append(one_version(installed, "ray", versions.RAY, "is what Manygate is tested with"))
-    findings.append(one_version(installed, "pyarrow", versions.PYARROW, "is what Manygate is tested with"))
+    findings.append(one_version(installed, "ray", versions.RAY, "tested with Manygate"))
+    findings.append(one_version(installed, "pyarrow", versions.PYARROW, "tested with Manygate"))
     return findings
 
 
-def one_version(installed: Mapping[str, str], name: str, wanted: str, why: str, options: str = "") -> Finding:
+def one_version(installed: Mapping[str, str], name: str, wanted: str, reason: str, options: str = "") -> Finding:
     found = installed.get(name)
     if found is not None and versions.fits(found, wanted):
         return Finding(f"{name} {found}")
     extras = "ray[default,train]" if name == "ray" else name
-    text = f"{name}: expected {wanted} ({why}), found {found or 'none'}"
+    text = f"{name}: expected {wanted} ({reason}), found {found or 'none'}"
     return Finding(text, f"{PIP} {options}'{extras}=={wanted}'")
 
 
 def fbgemm_version(installed: Mapping[str, str], wanted: versions.VersionSet) -> Finding:
-    """Exactly one of the two builds, of the release that goes with torch."""
+    """Exactly one of the two builds must be installed, of the release that was built for torch."""
     present = [name for name in versions.FBGEMM_PACKAGES.values() if name in installed]
     if len(present) == 2:
         uninstall = f"{sys.executable} -m pip uninstall --yes {' '.join(present)}"
         text = f"{' and '.join(present)} are both installed: they overwrite each other's files"
-        return Finding(text, f"{uninstall}, then: {PIP} '{present[0]}=={wanted.fbgemm}' ({present[1]} beside a GPU)")
+        return Finding(text, f"{uninstall}, then: {PIP} '{present[0]}=={wanted.fbgemm}' (with a GPU: {present[1]})")
     if not present:
         return Finding("fbgemm is not installed", "make setup")
     if present[0] == versions.FBGEMM_PACKAGES["cpu"] and "cpu" not in wanted.accelerators:
-        text = f"torch {wanted.torch} goes with {versions.FBGEMM_PACKAGES['cuda']}; found {present[0]}"
+        text = f"torch {wanted.torch} needs {versions.FBGEMM_PACKAGES['cuda']}; found {present[0]}"
         return Finding(text, "make setup")
-    return one_version(installed, present[0], wanted.fbgemm, f"goes with torch {wanted.torch}")
+    return one_version(installed, present[0], wanted.fbgemm, f"built for torch {wanted.torch}")
 
 
 def torch_works(installed: Mapping[str, str], accelerator: str) -> list[Finding]:
-    """Really loads the libraries, in a process of its own so that a crash can be told, and asks torch for its GPUs."""
+    """Loads the libraries in a separate process, so that a crash can be reported, and lists the GPUs of torch."""
     probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)  # noqa: S603 - our own code
     if probe.returncode != 0:
         last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
-        return [Finding(f"fbgemm's library does not load beside this torch: {last}", "make clean setup")]
+        return [Finding(f"fbgemm's library does not load with this torch: {last}", "make clean setup")]
     answer = json.loads(probe.stdout.splitlines()[-1])
     findings = [Finding("fbgemm's library loads")]
     devices = ", ".join(answer["devices"])
     if accelerator == "cpu":
         findings.append(Finding("GPU: none (nvidia-smi lists none)"))
     elif not devices:
-        text = f"GPU: nvidia-smi lists one, torch sees none (built for CUDA {answer['cuda'] or 'none'})"
-        findings.append(Finding(text, "make setup, and look whether CUDA_VISIBLE_DEVICES hides it"))
+        text = f"GPU: nvidia-smi lists a GPU, but torch sees none (built for CUDA {answer['cuda'] or 'none'})"
+        findings.append(Finding(text, "make setup; also check whether CUDA_VISIBLE_DEVICES hides the GPU"))
     elif versions.FBGEMM_PACKAGES["cpu"] in installed:
         findings.append(Finding(f"GPU: {devices}, but fbgemm is the build for CPUs", "make setup"))
     else:
@@ -142,19 +142,19 @@ def python_version() -> Finding:
 
 
 def processor() -> Finding:
-    """CPUs that this process may use, and whether they compute bf16 themselves."""
+    """The number of CPUs that this process may use, and their bf16 instructions."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
     except OSError:
         flags = set()
     native = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
-    bf16 = f"bf16 by {', '.join(native)}" if native else "no bf16 of their own: keep training.precision=fp32"
+    bf16 = f"bf16 by {', '.join(native)}" if native else "no bf16 instructions: keep training.precision=fp32"
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding(f"CPUs: {count}, {bf16}")
 
 
 def memory() -> Finding:
-    """Memory of the machine, or of the container where that is less."""
+    """Memory of the machine, or the limit of the container if that is less."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
         size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -170,15 +170,15 @@ def ray_cluster() -> Finding:
             return Finding(f"Ray cluster: something answers at {address} (RAY_ADDRESS)")
         return Finding(f"Ray cluster: nothing answers at {address} (RAY_ADDRESS)", "unset RAY_ADDRESS")
     if head is None:
-        return Finding("Ray cluster: none; a job that needs Ray starts one of its own")
+        return Finding("Ray cluster: none; a job that needs Ray starts a private one")
     if local_head.answers(head, tokens.find_token() or ""):
-        return Finding(f"Ray cluster: the head started here, {head.dashboard}")
+        return Finding(f"Ray cluster: the head on this machine, {head.dashboard}")
     restart = "python -m cluster.local_head stop, then: python -m cluster.local_head start"
-    return Finding(f"Ray cluster: the head started here refuses our token or hangs, {head.dashboard}", restart)
+    return Finding(f"Ray cluster: the head on this machine refuses our token or hangs, {head.dashboard}", restart)
 
 
 def token() -> Finding:
-    """Whether Ray will find a token where it needs one, and whether others can read it."""
+    """Whether Ray finds a token if it needs one, and whether other users can read the token."""
     mode, found = os.environ.get(tokens.MODE), tokens.find_token()
     if found is None and (mode == "token" or os.environ.get(tokens.TOKEN_PATH)):
         text = f"Ray token: none found in {tokens.source()}"
@@ -186,5 +186,5 @@ def token() -> Finding:
     if tokens.readable_by_others():
         path = tokens.token_path()
         return Finding(f"Ray token: other users can read {path}", f"chmod 600 {path}")
-    where = f"in {tokens.source()}" if found else "none yet; a head started here makes one"
+    where = f"in {tokens.source()}" if found else "none yet; `python -m cluster.local_head start` creates one"
     return Finding(f"Ray token: {where}; {tokens.MODE} is {mode or 'not set'}")

@@ -1,9 +1,9 @@
-"""Makes the virtual environment: `python3 -m cluster.install .venv` in the project's folder.
+"""Creates the virtual environment: `python3 -m cluster.install .venv` in the project's folder.
 
-Needs a Python 3.11 or 3.12 and nothing else: it runs before the project is installed.
+Needs only Python 3.11 or 3.12, because it runs before the project is installed.
 
-Chooses the CPU or the CUDA builds by whether an NVIDIA GPU is there. A second call finds the environment again and
-returns at once; one that was interrupted goes on where it stopped.
+Installs the CUDA builds if the machine has an NVIDIA GPU, otherwise the CPU builds. If the environment is complete, a
+call returns at once; after an interruption, the next call continues where the last one stopped.
 """
 # ruff: noqa: S603 - every command is fixed here and runs without a shell
 
@@ -26,28 +26,28 @@ HEARTBEAT_S = 30
 
 
 class InstallError(Exception):
-    """What went wrong, in words for the person who typed `make`."""
+    """An error of the installation, with a message for the person who typed `make`."""
 
 
 @dataclass(frozen=True)
 class PipCall:
-    """One call of pip. A later attempt is made only when pip knows no such version."""
+    """One step of pip. The next attempt is made only if pip does not find the version of this one."""
 
-    what: str
+    title: str
     attempts: tuple[tuple[str, ...], ...]
 
 
 def plan(accelerator: str, installed: dict[str, str]) -> list[PipCall]:
-    """The steps that are still to be taken, in order.
+    """The remaining steps, in order.
 
     Args:
         accelerator: ``cpu`` or ``cuda``.
-        installed: version of each package that the environment has by now.
+        installed: version of each package that is already in the environment.
     """
     steps = []
     wanted, unwanted = FBGEMM_PACKAGES[accelerator], FBGEMM_PACKAGES["cuda" if accelerator == "cpu" else "cpu"]
     if unwanted in installed:
-        # Both would write into the same folder; what is left of the other one is not whole either.
+        # Both builds write into the same folder, so after removing one the other is incomplete: remove both.
         steps.append(PipCall(f"removing {unwanted}", (("uninstall", "--yes", unwanted, wanted),)))
         installed = {name: version for name, version in installed.items() if name not in (wanted, unwanted)}
     if not torch_fits(accelerator, installed.get("torch")):
@@ -61,19 +61,19 @@ def plan(accelerator: str, installed: dict[str, str]) -> list[PipCall]:
 
 
 def torch_fits(accelerator: str, version: str | None) -> bool:
-    """Whether an installed torch can stay: any build of the release on a CPU, not the CPU build beside a GPU."""
+    """Whether an installed torch can stay: on a CPU any build of the release, with a GPU any except the CPU build."""
     return version is not None and fits(version, INSTALLED.torch) and not (accelerator == "cuda" and "+cpu" in version)
 
 
 def torch_attempts(accelerator: str) -> tuple[tuple[str, ...], ...]:
-    """Where to look for torch: on a CPU the small build first; many package indexes only have the CUDA build."""
+    """Versions of torch to try: on a CPU the small build first. Many package indexes have only the CUDA build."""
     if accelerator == "cuda":
         return (("install", f"torch=={INSTALLED.torch},!={INSTALLED.torch}+cpu"),)
     return ("install", f"torch=={INSTALLED.torch}+cpu"), ("install", f"torch=={INSTALLED.torch}")
 
 
 def project_step(accelerator: str, installed: dict[str, str]) -> PipCall:
-    """Manygate itself and all the rest; torch and fbgemm are pinned to what is there, so that pip leaves them alone."""
+    """Manygate and its other dependencies. torch and fbgemm are pinned to the installed versions, so that they stay."""
     fbgemm = FBGEMM_PACKAGES[accelerator]
     pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
     return PipCall("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
@@ -92,27 +92,27 @@ def python_of(environment: Path) -> Path:
 
 
 def works(environment: Path) -> bool:
-    """Whether an environment can be used: not one cut short, moved or copied (its scripts name their place)."""
+    """Whether an environment is usable: complete, and neither moved nor copied (its scripts contain its path)."""
     script = environment / "bin" / "pip"
     try:
-        at_home = str(environment.absolute()) in script.read_text()[:500]
-        return at_home and subprocess.run([script, "--version"], capture_output=True, timeout=60).returncode == 0
+        in_place = str(environment.absolute()) in script.read_text()[:500]
+        return in_place and subprocess.run([script, "--version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def make_environment(environment: Path) -> None:
-    """Creates the virtual environment, or again where it does not work."""
+    """Creates the virtual environment; replaces one that does not work."""
     if works(environment):
         return
     if environment.exists() and any(environment.iterdir()) and not (environment / "pyvenv.cfg").exists():
-        raise InstallError(f"{environment} is there and is no virtual environment: give another folder.")
-    tell(f"making the virtual environment {environment} with Python {sys.version.split()[0]}")
+        raise InstallError(f"{environment} exists and is not a virtual environment: give another folder.")
+    report(f"creating the virtual environment {environment} with Python {sys.version.split()[0]}")
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", environment], capture_output=True, text=True)
     if made.returncode != 0:
         version = ".".join(map(str, sys.version_info[:2]))
         raise InstallError(
-            f"Python cannot make a virtual environment: {(made.stderr or made.stdout).strip()}\n"
+            f"Python cannot create a virtual environment: {(made.stderr or made.stdout).strip()}\n"
             f"On Debian and Ubuntu: sudo apt install python{version}-venv"
         )
 
@@ -131,7 +131,7 @@ def versions_in(environment: Path) -> dict[str, str]:
 
 
 def usable_versions(environment: Path) -> dict[str, str]:
-    """The same, less a torch that cannot be imported."""
+    """Version of each package in the environment, without torch if it cannot be imported."""
     found = versions_in(environment)
     if "torch" in found:
         tried = subprocess.run([python_of(environment), "-c", "import torch"], capture_output=True)
@@ -140,19 +140,22 @@ def usable_versions(environment: Path) -> dict[str, str]:
     return found
 
 
-def take(step: PipCall, environment: Path, log: Path) -> None:
-    """Runs a step, falling back to its next attempt when pip knows no such version."""
+def run_step(step: PipCall, environment: Path, log: Path) -> None:
+    """Runs a step; if pip does not find the version, runs the next attempt."""
     for number, arguments in enumerate(step.attempts, start=1):
-        tell(step.what + (f", attempt {number} of {len(step.attempts)}" if number > 1 else ""))
+        report(step.title + (f", attempt {number} of {len(step.attempts)}" if number > 1 else ""))
         code, output = run_pip(arguments, environment, log)
         if code == 0:
             return
         if "No matching distribution found" not in output or number == len(step.attempts):
-            raise InstallError(f"pip could not do this step: {step.what}.\n{end_of(output)}\nAll of it: {log}")
+            raise InstallError(f"pip failed at this step: {step.title}.\n{end_of(output)}\nThe whole log: {log}")
 
 
 def run_pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[int, str]:
-    """Runs pip with its output in the log; tells every so often that it is still at work."""
+    """Runs pip with its output in the log, and reports regularly that it is still running.
+
+    Returns pip's exit code and its output.
+    """
     quiet = ("--disable-pip-version-check", "--no-input", "--no-color")
     command = [str(python_of(environment)), "-m", "pip", arguments[0], *quiet, *arguments[1:]]
     if arguments[0] == "install":
@@ -166,7 +169,7 @@ def run_pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[i
                 code = process.wait(timeout=HEARTBEAT_S)
                 return code, log.read_text(errors="replace")
             except subprocess.TimeoutExpired:
-                tell(f"  still at it after {time.monotonic() - began:.0f} s")
+                report(f"  still running after {time.monotonic() - began:.0f} s")
             except BaseException:
                 process.terminate()
                 process.wait()
@@ -174,40 +177,44 @@ def run_pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[i
 
 
 def end_of(output: str, lines: int = 15) -> str:
-    """The end of pip's output, without its remarks on index folders that do not have a package."""
+    """The last lines of pip's output, without its warnings about index folders that do not have a package."""
     kept = [line for line in output.splitlines() if not re.search(r"Location .* is ignored", line)]
     return "\n".join(f"    {line}" for line in kept[-lines:])
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
     print(f"setup: {message}", flush=True)
 
 
 def install(environment: Path) -> None:
-    """Brings the environment to what this version of the project needs."""
+    """Installs everything that this version of the project needs.
+
+    Raises:
+        InstallError: this Python version is not supported, the folder cannot be used, or pip failed.
+    """
     if sys.version_info[:2] not in PYTHONS:
         raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")
     accelerator = find_accelerator()
     stamp, wanted = environment / STAMP, environment_fingerprint(accelerator)
     stamped = stamp.exists() and stamp.read_text() == wanted and works(environment)
     if stamped and not plan(accelerator, versions_in(environment)):
-        tell(f"found again: {environment} ({accelerator})")
+        report(f"already complete: {environment} ({accelerator})")
         return
     began = time.monotonic()
     make_environment(environment)
     stamp.unlink(missing_ok=True)
     log = environment / "manygate-install.log"
     for step in plan(accelerator, usable_versions(environment)):
-        take(step, environment, log)
-    take(project_step(accelerator, versions_in(environment)), environment, log)
+        run_step(step, environment, log)
+    run_step(project_step(accelerator, versions_in(environment)), environment, log)
     stamp.write_text(wanted)
-    tell(f"done in {time.monotonic() - began:.0f} s: {environment} ({accelerator})")
-    tell(f"to check it: {environment}/bin/manygate doctor")
+    report(f"done in {time.monotonic() - began:.0f} s: {environment} ({accelerator})")
+    report(f"to check it: {environment}/bin/manygate doctor")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.install", description="Make the virtual environment of Manygate."
+        prog="python -m cluster.install", description="Create the virtual environment of Manygate."
     )
     parser.add_argument("environment", type=Path, nargs="?", default=Path(".venv"))
     try:
@@ -216,7 +223,7 @@ def main() -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("setup: interrupted; the next call goes on from here", file=sys.stderr)
+        print("setup: interrupted; the next call continues from here", file=sys.stderr)
         return 130
     return 0
 

@@ -2,7 +2,7 @@
 
     python -m cluster.local_head start|stop|status
 
-It listens on the loopback interface only and asks for a token. It stops only what it started.
+It listens on the loopback interface only and requires a token. It stops only the head that it has started.
 """
 
 import argparse
@@ -27,26 +27,26 @@ HEAD_STATE = Path(__file__).resolve().parents[1] / ".cluster" / "head.json"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Without it Ray replaces 127.0.0.1 by the machine's address and listens on every interface. Jobs need it as well."""
+"""Without it Ray replaces 127.0.0.1 with the machine's address and listens on every interface. Jobs need it too."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head that was started from here."""
+    """A head that this module has started."""
 
     pid: int
     started: str
-    """When the process began, by the kernel: guards against a process id that was given to somebody else."""
+    """Start time of the process, from the kernel: shows whether the process id now belongs to another process."""
     address: str
     dashboard: str
     agent: str
-    """Where the dashboard hands its jobs on to."""
+    """Address to which the dashboard forwards its jobs."""
     folder: str
-    """Ray's session and its logs; only the owner can enter it."""
+    """Folder of Ray's session and logs; only its owner can enter it."""
 
 
 def running(state: Path | None = None) -> Head | None:
-    """The head that was started from here and still runs."""
+    """Returns the head that this module has started, if it is still running."""
     try:
         head = Head(**json.loads((state or HEAD_STATE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -55,17 +55,17 @@ def running(state: Path | None = None) -> Head | None:
 
 
 def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Path | None = None) -> Head:
-    """Starts a head and waits until it takes jobs.
+    """Starts a head and waits until it accepts jobs.
 
     Raises:
-        UserError: one is running already, a port is taken, or Ray did not come up.
+        UserError: a head is already running, a port is in use, or Ray did not start.
     """
     state = state or HEAD_STATE
     if head := running(state):
-        raise UserError(f"A head is running already at {head.dashboard}. To stop it: python -m cluster.local_head stop")
+        raise UserError(f"A head is already running at {head.dashboard}. To stop it: python -m cluster.local_head stop")
     for number, option in ((port, "--port"), (dashboard_port, "--port-dashboard")):
         if not is_free(number):
-            raise UserError(f"Port {number} is in use. Name another one: {option} {number + 1}")
+            raise UserError(f"Port {number} is in use. Choose another one: {option} {number + 1}")
     token = tokens.ensure_token()
     folder = Path(tempfile.mkdtemp(prefix="manygate-ray-"))
     log = folder / "head.log"
@@ -90,17 +90,17 @@ def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Pa
 
 
 def ray_command(port: int, dashboard_port: int, agent_port: int, num_cpus: int | None, folder: Path) -> list[str]:
-    # A folder of its own also keeps Ray from naming this head as the machine's in /tmp/ray.
+    # A separate folder also keeps Ray from recording this head in /tmp/ray as the head of the machine.
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder / 'ray'}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    # Its default is one fixed port: beside another Ray on this machine no job would start.
+    # The default is a fixed port. If another Ray on this machine used it, no job would start.
     command += [f"--dashboard-agent-listen-port={agent_port}"]
     return command + ([f"--num-cpus={num_cpus}"] if num_cpus is not None else [])
 
 
 def launch_head(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts Ray in a session of its own, with this interpreter's folder first on PATH: jobs call plain `python`."""
+    """Starts Ray in a new session, with this interpreter's folder first on PATH, because jobs call plain `python`."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0"} | LOOPBACK_ONLY
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
@@ -117,11 +117,11 @@ def wait_until_up(head: Head, process: subprocess.Popen[bytes], token: str, log:
             return
         time.sleep(0.2)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise UserError(f"Ray did not come up on this machine. The end of its log:\n{end}")
+    raise UserError(f"Ray did not start on this machine. The end of its log:\n{end}")
 
 
 def answers(head: Head, token: str) -> bool:
-    """Whether the head takes requests with this token."""
+    """Whether the head accepts requests with this token."""
     url, headers = f"{head.dashboard}/api/version", {"Authorization": f"Bearer {token}"}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as response:  # noqa: S310
@@ -131,7 +131,7 @@ def answers(head: Head, token: str) -> bool:
 
 
 def stop(state: Path | None = None) -> Head | None:
-    """Stops the head that was started from here, with its jobs; None where there is none."""
+    """Stops the head that this module has started, and its jobs. Returns None if no head is running."""
     state = state or HEAD_STATE
     head = running(state)
     if head is not None:
@@ -144,7 +144,7 @@ def stop(state: Path | None = None) -> Head | None:
 
 
 def wait_until_gone(head: Head) -> None:
-    """Waits for Ray to take its processes down; kills those of its process group that stay."""
+    """Waits until the head has ended, then kills the processes that are left in its process group."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline and process_start(head.pid) == head.started:
         time.sleep(0.1)
@@ -153,9 +153,9 @@ def wait_until_gone(head: Head) -> None:
 
 
 def process_start(pid: int) -> str:
-    """The kernel's start time of a process; empty for one that is gone or only waits to be collected."""
+    """Start time of a process, from the kernel; empty if the process is gone or a zombie."""
     try:
-        # The second field is the name, in brackets, and may hold blanks.
+        # The second field is the name, in parentheses, and may contain blanks.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
@@ -180,19 +180,19 @@ def free_port() -> int:
 
 def describe_head(head: Head | None) -> str:
     if head is None:
-        return "No head runs here. To start one: python -m cluster.local_head start"
+        return "No head is running on this machine. To start one: python -m cluster.local_head start"
     return (
-        f"Ray runs at {head.dashboard} (token: {tokens.source()}; logs: {head.folder})\n"
-        f"To send a job: manygate submit train EXPERIMENT --address {head.dashboard} --follow\n"
-        "To stop it:    python -m cluster.local_head stop"
+        f"Ray is running at {head.dashboard} (token: {tokens.source()}; logs: {head.folder})\n"
+        f"Submit a job: manygate submit train EXPERIMENT --address {head.dashboard} --follow\n"
+        "Stop it:      python -m cluster.local_head stop"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.local_head", description="A Ray head on this machine.")
     parser.add_argument("action", choices=["start", "stop", "status"])
-    parser.add_argument("--port", type=int, default=6379, help="of Ray itself (default 6379)")
-    parser.add_argument("--port-dashboard", type=int, default=8265, help="where jobs are sent (default 8265)")
+    parser.add_argument("--port", type=int, default=6379, help="port of Ray itself (default 6379)")
+    parser.add_argument("--port-dashboard", type=int, default=8265, help="port that receives jobs (default 8265)")
     parser.add_argument("--num-cpus", type=int, default=None, help="CPUs to give to Ray (default all)")
     args = parser.parse_args(argv)
     try:
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
             print(describe_head(start(args.port, args.port_dashboard, args.num_cpus)))
         elif args.action == "stop":
             stopped = stop()
-            print(f"Stopped Ray at {stopped.dashboard}." if stopped else "No head was running here.")
+            print(f"Stopped Ray at {stopped.dashboard}." if stopped else "No head was running on this machine.")
         else:
             head = running()
             print(describe_head(head))

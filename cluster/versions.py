@@ -1,4 +1,4 @@
-"""Which versions belong together: the one place that installation and `manygate doctor` both read.
+"""Versions that work together, used by the installer and by `manygate doctor`.
 
 Standard library only: the installer runs it before anything is installed.
 """
@@ -9,15 +9,15 @@ PYTHONS = ((3, 11), (3, 12))
 RAY = "2.60.0"
 PYARROW = "26.*"
 TORCHREC_NEEDS = ("tensordict", "torchmetrics==1.0.3", "tqdm", "pyre-extensions")
-"""torchrec is installed without its dependencies, because it names the CUDA build of fbgemm; these are the others."""
+"""torchrec's dependencies except fbgemm. pip would install the CUDA build of that, so torchrec is installed alone."""
 
 FBGEMM_PACKAGES = {"cpu": "fbgemm-gpu-cpu", "cuda": "fbgemm-gpu"}
-"""Two builds with one import name: never install both."""
+"""Two builds with the same import name: never install both."""
 
 
 @dataclass(frozen=True)
 class VersionSet:
-    """Releases of torch, torchrec and fbgemm that were built for each other. `*` stands for any last part."""
+    """Releases of torch, torchrec and fbgemm that were built for each other. `*` matches any last part."""
 
     torch: str
     torchrec: str
@@ -32,12 +32,12 @@ KNOWN = (INSTALLED, VersionSet(torch="2.11.0", torchrec="1.6.*", fbgemm="1.6.0",
 
 
 def public(version: str) -> str:
-    """A version without the name of its build: 2.13.0+cpu -> 2.13.0."""
+    """A version without its build: 2.13.0+cpu -> 2.13.0."""
     return version.partition("+")[0]
 
 
 def fits(version: str, pattern: str) -> bool:
-    """Whether a version matches a pattern such as 1.8.0 or 1.6.*; the name of the build does not matter."""
+    """Whether a version matches a pattern such as 1.8.0 or 1.6.*; the build is ignored."""
     if pattern.endswith(".*"):
         return public(version).startswith(pattern[:-1])
     return public(version) == pattern

@@ -1,9 +1,8 @@
-"""Writes the tables of kinds into docs/models.md, from the sections of the configuration and what trunks say of
-themselves:
+"""Writes the tables in docs/models.md from the sections of the configuration and from the trunk classes:
 
     .venv/bin/python docs/kinds.py
 
-A test fails while they differ.
+A test fails if a table is out of date.
 """
 
 import re
@@ -22,17 +21,17 @@ INPUTS = ModelInputs((), (), 0, (("a", "b"),), (Task("t", "binary"),), ("level",
 
 
 def kinds(union: Any) -> Iterator[tuple[str, type[ModelSection]]]:
-    """Every section of a union, by its kind."""
+    """All sections of a union, each with its kind."""
     for section in get_args(get_args(union)[0]):
         yield get_args(section.model_fields["kind"].annotation)[0], section
 
 
-def described(section: type[ModelSection]) -> str:
+def description(section: type[ModelSection]) -> str:
     return " ".join((section.__doc__ or "").split()).removesuffix(".")
 
 
 def options(section: type[ModelSection]) -> str:
-    """Keys with their defaults, as they are written in the experiment file."""
+    """Keys with their defaults, in the notation of the experiment file."""
     found = []
     for name, field in section.model_fields.items():
         if name != "kind":
@@ -45,20 +44,20 @@ def bottoms() -> Iterator[str]:
     yield "| kind | What it does | Options (default) |"
     yield "| --- | --- | --- |"
     for kind, section in kinds(BottomConfig):
-        yield f"| `{kind}` | {described(section)} | {options(section)} |"
+        yield f"| `{kind}` | {description(section)} | {options(section)} |"
 
 
 def trunks() -> Iterator[str]:
-    yield "| kind | What is shared, what is not | Options (default) | Old predictions stay when this is added |"
+    yield "| kind | What is shared, what is not | Options (default) | Old predictions stay unchanged when adding |"
     yield "| --- | --- | --- | --- |"
     for kind, section in kinds(TrunkConfig):
         trunk = build_trunk(section.model_validate({"kind": kind}), INPUTS, 1)
         keeps = " or ".join(f"a {growth}" for growth in sorted(trunk.keeps_predictions)) or "nothing"
-        yield f"| `{kind}` | {described(section)} | {options(section)} | {keeps} |"
+        yield f"| `{kind}` | {description(section)} | {options(section)} | {keeps} |"
 
 
 def losses() -> Iterator[str]:
-    yield "| `loss` | For | The prediction is |"
+    yield "| `loss` | Use for | Prediction |"
     yield "| --- | --- | --- |"
     for name, facts in LOSSES.items():
         keys = ", ".join(f"`{key}`, {LossConfig.model_fields[key].default}" for key in facts.keys)
@@ -67,13 +66,13 @@ def losses() -> Iterator[str]:
 
 
 def with_tables(page: str) -> str:
-    """The page with its tables as they should be."""
+    """Returns the page with up-to-date tables."""
     for name, lines in (("bottoms", bottoms()), ("trunks", trunks()), ("losses", losses())):
         table = "\n".join(lines)
         page, found = re.subn(
             rf"(<!-- {name}: .*? -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], page, flags=re.DOTALL
         )
-        assert found == 1, f"{PAGE} has no place for the table of {name}"
+        assert found == 1, f"{PAGE} needs exactly one place for the table of {name}, not {found}"
     return page
 
 

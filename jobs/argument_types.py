@@ -11,7 +11,7 @@ def positive(text: str) -> int:
 
 
 def worker_count(text: str) -> int | tuple[int, int]:
-    """A whole number above zero, or two with a dash between them."""
+    """A whole number above zero, or a range of two such as 2-8."""
     fewest, dash, most = text.partition("-")
     if not dash:
         return positive(text)

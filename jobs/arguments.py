@@ -6,63 +6,69 @@ from functools import partial
 from jobs.argument_types import pair, positive, worker_count
 
 COMMANDS = {
-    "doctor": "versions, devices, cluster; says what to install",
-    "preprocess": "logs in, feature table out",
-    "train": "train from the feature table, or go on from a checkpoint",
-    "evaluate": "metrics of a checkpoint, a task and a scenario",
-    "predict": "predictions of a checkpoint, as Parquet",
-    "compare": "train several models with several seeds, and tell what exceeds noise",
-    "report": "a run as one HTML page: metrics, curves, experts, gradients",
-    "plan": "where each table would go, and whether it fits",
-    "inspect": "a feature table or a checkpoint, in words",
+    "doctor": "check versions, devices and the cluster, and print what to install",
+    "preprocess": "turn logs into a feature table",
+    "train": "train from the feature table, or resume from a checkpoint",
+    "evaluate": "print the metrics of a checkpoint per task and scenario",
+    "predict": "write the predictions of a checkpoint as Parquet",
+    "compare": "train several models with several seeds, and show which differences exceed noise",
+    "report": "write a run as one HTML page: metrics, curves, experts, gradients",
+    "plan": "print where each table would be placed, and whether it fits",
+    "inspect": "describe a feature table or a checkpoint",
     "submit": "send a job to a Ray cluster",
-    "status": "the state of a job sent, or of all of them",
-    "logs": "the log of a job sent",
-    "stop": "stop a job sent",
+    "status": "print the state of a submitted job, or of all of them",
+    "logs": "print the log of a submitted job",
+    "stop": "stop a submitted job",
 }
 TAKES_EXPERIMENT = ("preprocess", "train", "evaluate", "predict", "compare", "report", "plan")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command. Overrides are no part of it: they may stand anywhere between the flags."""
-    usage = "manygate COMMAND ... (manygate COMMAND --help tells more)"
+    """The parser of every command. Overrides are not part of it: they may appear anywhere between the flags."""
+    usage = "manygate COMMAND ... (details: manygate COMMAND --help)"
     parser = argparse.ArgumentParser(prog="manygate", usage=usage)
-    subparsers = parser.add_subparsers(prog="manygate", dest="command", required=True, metavar="COMMAND, one of")
-    of: dict[str, argparse.ArgumentParser] = {}
+    subparsers = parser.add_subparsers(prog="manygate", dest="command", required=True, metavar="COMMAND")
+    sub: dict[str, argparse.ArgumentParser] = {}
     for name, summary in COMMANDS.items():
-        of[name] = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        of[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub[name] = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name in TAKES_EXPERIMENT:
-        of[name].usage = f"manygate {name} EXPERIMENT [flags] [key=value ...]"
-        of[name].add_argument("experiment", metavar="EXPERIMENT", help="experiment file; key=value overrides its keys")
-    of["preprocess"].add_argument("--overwrite", action="store_true", help="make the feature table anew")
-    of["train"].add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
+        sub[name].usage = f"manygate {name} EXPERIMENT [flags] [key=value ...]"
+        sub[name].add_argument("experiment", metavar="EXPERIMENT", help="experiment file; key=value overrides its keys")
+    sub["preprocess"].add_argument("--overwrite", action="store_true", help="make the feature table again")
+    sub["train"].add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
     for name in ("evaluate", "predict"):
-        of[name].add_argument("--checkpoint", default="latest", help="latest (default), best, or a path")
-        of[name].add_argument("--split", default="test", help="split of the feature table (default test)")
-    of["predict"].add_argument("--output", required=True, metavar="DIR", help="folder or URI for the predictions")
-    add_flags_of_compare(of["compare"])
+        sub[name].add_argument("--checkpoint", default="latest", help="latest (default), best, or a path")
+        sub[name].add_argument("--split", default="test", help="split of the feature table (default test)")
+    sub["predict"].add_argument("--output", required=True, metavar="DIR", help="folder or URI for the predictions")
+    add_compare_flags(sub["compare"])
     for name in ("train", "evaluate", "predict", "compare"):
-        of[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
-        told = "worker processes; a range such as 2-8 lets Ray use what is there"
-        of[name].add_argument("--workers", type=worker_count, metavar="N", help=told)
-    of["plan"].add_argument("--workers", type=positive, required=True, metavar="N", help="workers to plan for")
-    of["plan"].add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of each worker (default cuda)")
-    of["plan"].add_argument("--memory", default="80GiB", help="of each worker's device (default 80GiB)")
-    of["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
-    of["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [--follow] [the job's flags] [key=value ...]"
-    of["status"].add_argument("id", nargs="?", metavar="SUBMISSION_ID", help="without it: all jobs")
+        sub[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
+        text = "worker processes; with a range such as 2-8, Ray uses as many as it has room for"
+        sub[name].add_argument("--workers", type=worker_count, metavar="N", help=text)
+    sub["plan"].add_argument(
+        "--workers", type=positive, required=True, metavar="N", help="number of workers to plan for"
+    )
+    sub["plan"].add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda", help="device of each worker (default cuda)"
+    )
+    sub["plan"].add_argument("--memory", default="80GiB", help="memory of each worker's device (default 80GiB)")
+    sub["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
+    sub["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [--follow] [the job's flags] [key=value ...]"
+    sub["status"].add_argument("id", nargs="?", metavar="SUBMISSION_ID", help="default: all jobs")
     for name in ("logs", "stop"):
-        of[name].add_argument("id", metavar="SUBMISSION_ID")
+        sub[name].add_argument("id", metavar="SUBMISSION_ID")
     for name in ("submit", "logs"):
-        of[name].add_argument("--follow", action="store_true", help="until the job ends, with the job's exit code")
+        sub[name].add_argument(
+            "--follow", action="store_true", help="print the log until the job ends, and exit with its exit code"
+        )
     for name in ("submit", "status", "logs", "stop"):
-        of[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the head started here)")
+        sub[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the local head)")
     return parser
 
 
-def add_flags_of_compare(parser: argparse.ArgumentParser) -> None:
-    """Models go into one list of (flag, text), in the order in which they were given: the first is the baseline."""
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    """Models go into one list of (flag, text), in the given order: the first is the baseline."""
     for flag, metavar, summary in (
         ("--trunks", "KIND,KIND", "the experiment with each of these trunks"),
         ("--variant", "'NAME: key=value key=value'", "the experiment with these keys; may be given several times"),
@@ -70,6 +76,8 @@ def add_flags_of_compare(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, dest="models", action="append", type=partial(pair, flag), default=[], metavar=metavar, help=summary
         )
-    parser.add_argument("--seeds", default="0,1,2", metavar="K,K", help="each model once with each (default 0,1,2)")
-    parser.add_argument("--reference", action="store_true", help="also a model for each scenario and task alone")
+    parser.add_argument(
+        "--seeds", default="0,1,2", metavar="K,K", help="train each model once per seed (default 0,1,2)"
+    )
+    parser.add_argument("--reference", action="store_true", help="also train a model for each scenario and task alone")
     parser.add_argument("--split", default="test", help="split of the feature table (default test)")

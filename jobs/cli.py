@@ -1,8 +1,8 @@
-"""The command line: reads it, calls the command, turns what comes back into an exit code."""
+"""The command line: parses it, calls the command and turns the result into an exit code."""
 
 import sys
 
-if __name__ == "__main__":  # python -m jobs.cli: first the guard, before anything else of ours is imported
+if __name__ == "__main__":  # python -m jobs.cli: the guard runs before any other module of ours is imported
     from manygate_guard import refuse_foreign_packages
 
     refuse_foreign_packages()
@@ -35,7 +35,7 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads a command line, for `submit` also that of its job; leaves with exit code 2 where it is wrong."""
+    """Parses a command line, for `submit` also that of its job; exits with code 2 if it is wrong."""
     parser = build_parser()
     first = next((word for word in argv if not word.startswith("-")), None)
     if first is not None and first not in COMMANDS:
@@ -51,14 +51,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     overrides = args.command in TAKES_EXPERIMENT
     wrong = [word for word in rest if word.startswith("-") or "=" not in word or not overrides]
     if wrong:
-        expected = "a flag of its own or key=value" if overrides else "a flag of its own"
+        expected = "one of its flags or key=value" if overrides else "one of its flags"
         parser.error(f"{args.command}: {' '.join(wrong)} is not known here: expected {expected}")
     args.overrides = rest
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; gives its exit code: 0, 2 for a mistake of the user's, 130 when interrupted, or the job's own."""
+    """Runs a command. Returns its exit code: 0, 2 for a user's mistake, 130 when interrupted, or the job's own."""
     args = parse(sys.argv[1:] if argv is None else argv)
     configure_logging()
     try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"manygate: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # the machine's answer, such as "permission denied", says what is wrong
+    except OSError as error:  # the system's message, such as "permission denied", says what is wrong
         if args.debug:
             traceback.print_exc()
         print(f"manygate: {error} (--debug shows where)", file=sys.stderr)

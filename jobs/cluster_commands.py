@@ -1,4 +1,4 @@
-"""What the commands do that talk to a Ray cluster; the others are in `jobs.commands`."""
+"""The functions of the commands that use a Ray cluster; the others are in `jobs.commands`."""
 
 import argparse
 

@@ -1,6 +1,6 @@
-"""What each command of `jobs.cli` does: a function that hands the arguments to its job.
+"""One function per command of `jobs.cli`, which passes the arguments to the command's job.
 
-Jobs are imported inside the functions, so that `--help` answers at once.
+Jobs are imported inside the functions, so that `--help` responds at once.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def read(args: argparse.Namespace) -> "Experiment":
-    """The checked experiment. Versions that do not fit together are an error before any of them is imported."""
+    """The checked experiment. Library versions are checked first, before any of the libraries is imported."""
     from cluster.diagnosis import check_versions
 
     check_versions()

@@ -1,4 +1,4 @@
-"""`manygate compare`: several models, each trained with several seeds, in one table with its noise."""
+"""`manygate compare`: trains several models with several seeds each and prints one table with their noise."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def run(
     launcher: str,
     workers: Workers,
 ) -> int:
-    """Compares, see `compare_models`, and prints the comparison.
+    """Compares models, see `compare_models`, and prints the comparison.
 
     Returns:
         The exit code: 0, or `INTERRUPTED_EXIT_CODE` when a SIGTERM stopped the comparison.
@@ -34,15 +34,15 @@ def run(
     if is_torchrun():
         raise UserError("compare starts its runs itself: use --launcher ray --workers N in place of torchrun.")
     on_workers = Launcher(launcher, workers, connect)
-    text = compare_models(experiment, models, seeds, with_reference, split, on_workers, ready_table)
+    text = compare_models(experiment, models, seeds, with_reference, split, on_workers, prepare_table)
     if text is None:
         return INTERRUPTED_EXIT_CODE
     print(f"\n{text}")
     return 0
 
 
-def ready_table(experiment: Experiment) -> Manifest:
-    """The manifest of the feature table, which is made where it is not finished."""
+def prepare_table(experiment: Experiment) -> Manifest:
+    """Makes the feature table if it is not finished, and returns its manifest."""
     if not storage.exists(storage.join(experiment.table_folder, MANIFEST)):
         print(make_run_table(experiment, overwrite=False, connect=connect))
     return read_table(experiment)

@@ -1,7 +1,7 @@
-"""`make demo`: the whole way on the bundled logs, each step the command that a person would type.
+"""`make demo`: the whole pipeline on the bundled logs. Each step is a command that a person would type.
 
 Raw logs become a feature table; two workers train; the run is stopped in the middle, as a preempted machine would be;
-the same command resumes it exactly; the best checkpoint is evaluated and reported on.
+the same command resumes it exactly; the best checkpoint is evaluated; a report is written.
 """
 
 import shutil
@@ -18,26 +18,26 @@ STOP_AFTER = FOLDER / "checkpoints" / "step-00000100" / "complete.json"
 
 
 def main() -> int:
-    """Runs all steps; the exit code of the first that fails, or 0."""
+    """Runs all steps. Returns the exit code of the first step that fails, or 0."""
     start = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     train = ["train", EXPERIMENT, f"name={NAME}", "--launcher", "ray", "--workers", "2"]
     steps = [
         ("Raw logs to a feature table", ["preprocess", EXPERIMENT, f"name={NAME}"], None),
         ("Training on two workers, stopped in the middle", train, STOP_AFTER),
-        ("The same command again: it goes on where it was stopped", train, None),
+        ("The same command again: it resumes where it was stopped", train, None),
         (
             "The best checkpoint on the test days",
             ["evaluate", EXPERIMENT, f"name={NAME}", "--checkpoint", "best"],
             None,
         ),
-        ("All of it on one page", ["report", EXPERIMENT, f"name={NAME}"], None),
+        ("The whole run on one page", ["report", EXPERIMENT, f"name={NAME}"], None),
     ]
     for number, (title, command, stop_after) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {title}\n$ manygate {' '.join(command)}", flush=True)
         code = run_step(command, stop_after)
         if code != 0:
-            print(f"The demo ends here: the command above left with {code}.", file=sys.stderr)
+            print(f"The demo ends here: the command above failed with exit code {code}.", file=sys.stderr)
             return code
     print(f"\nDone in {time.monotonic() - start:.0f} s. Open {FOLDER}/report.html in a browser. Beside it: the feature")
     print("table, checkpoints, metrics.jsonl, and curves for: .venv/bin/tensorboard --logdir runs")
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run_step(command: list[str], stop_after: Path | None) -> int:
-    """Runs one command; where told so, ends it with SIGTERM once a checkpoint is there."""
+    """Runs one command; sends it SIGTERM as soon as the file `stop_after` exists, if there is one."""
     from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 
     process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *command])  # noqa: S603 - our own command line

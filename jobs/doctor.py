@@ -1,10 +1,10 @@
-"""What is installed, what the machine has, which cluster is there: each in a line, and for problems what to type."""
+"""`manygate doctor`: versions, devices and the cluster, one finding per line, with the remedy for each problem."""
 
 from cluster.diagnosis import run_checks
 
 
 def run() -> int:
-    """Prints the report; gives 0 when everything fits and 2 otherwise."""
+    """Prints the findings. Returns 0 if there is no problem and 2 otherwise."""
     findings = run_checks()
     for finding in findings:
         print(f"{'ok      ' if finding.ok else 'problem '} {finding.text}")

@@ -1,4 +1,4 @@
-"""`manygate inspect`: what is in a folder, in words."""
+"""`manygate inspect`: describes what is in a folder."""
 
 from pipeline import storage
 from pipeline.checkpoint.choice import CheckpointChoice
@@ -9,10 +9,10 @@ from pipeline.table.manifest import MANIFEST
 
 
 def run(path: str) -> None:
-    """Prints what a feature table, a checkpoint, or a run's folder with both, holds.
+    """Describes a feature table, a checkpoint, or a run's folder with both.
 
     Raises:
-        UserError: it is none of them.
+        UserError: the path is none of these.
     """
     if storage.exists(storage.join(path, MANIFEST)):
         print(describe_table(path))
@@ -25,7 +25,7 @@ def run(path: str) -> None:
     table, saved = storage.join(path, "table"), complete_checkpoints(storage.join(path, "checkpoints"))
     if not saved and not storage.exists(storage.join(table, MANIFEST)):
         raise UserError(
-            f"{path} is no finished feature table, no complete checkpoint, and no run folder with one of them."
+            f"{path} is not a finished feature table, a complete checkpoint, or a run folder with either of them."
         )
     if storage.exists(storage.join(table, MANIFEST)):
         print(describe_table(table))

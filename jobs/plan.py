@@ -1,4 +1,4 @@
-"""`manygate plan`: where each table would be on a cluster that is not here, and whether it fits."""
+"""`manygate plan`: where each table would be placed on some other cluster, and whether it fits."""
 
 import re
 
@@ -15,14 +15,14 @@ def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
     """Prints the plan.
 
     Raises:
-        UserError: the tables do not fit, the workers do not divide the lanes, or the memory is no size.
+        UserError: the tables do not fit, the workers do not divide the lanes, or the memory is not a valid size.
     """
     limit = parse_bytes(memory)
     fit = fit_on_cluster(experiment, read_table(experiment), workers, device, limit)
     print_tables(fit, workers)
     fit.check(limit)
     tables, dense = in_bytes(fit.table_bytes), in_bytes(fit.dense_bytes)
-    print(f"\nFits: at most {tables} of tables and {dense} of dense part a worker, of {in_bytes(limit)}.")
+    print(f"\nFits: at most {tables} of tables and {dense} of dense part per worker, of {in_bytes(limit)}.")
 
 
 def print_tables(fit: ClusterFit, workers: int) -> None:
@@ -36,11 +36,11 @@ def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``80GiB``.
 
     Raises:
-        UserError: it is no size.
+        UserError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise UserError(f"--memory: {text!r} is no size; write it as 80GiB or 512MiB.")
+        raise UserError(f"--memory: {text!r} is not a size; write it as 80GiB or 512MiB.")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 

@@ -1,4 +1,4 @@
-"""`manygate predict`: a checkpoint's predictions of a split as Parquet, with keys and labels."""
+"""`manygate predict`: writes a checkpoint's predictions of a split as Parquet, with keys and labels."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from pipeline.workers.launch import Launcher, Workers
 
 
 def run(experiment: Experiment, checkpoint: str, split: str, output: str, launcher: str, workers: Workers) -> None:
-    """Predicts a split into a folder, see `prediction_files.py`, and prints how many rows are there.
+    """Writes the predictions of a split into a folder, see `prediction_files.py`, and prints their number.
 
     Raises:
         UserError: the output folder is not empty, or as `evaluate` does.

@@ -1,4 +1,4 @@
-"""`manygate report`: what a run's folder holds as one HTML page."""
+"""`manygate report`: shows the contents of a run's folder as one HTML page."""
 
 from pipeline.config.experiment import Experiment
 from pipeline.report.page import write_report

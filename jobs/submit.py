@@ -1,4 +1,4 @@
-"""Send a job to a Ray cluster."""
+"""`manygate submit`: sends a job to a Ray cluster."""
 
 import argparse
 import logging
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def run(job: argparse.Namespace, address: str | None, follow_log: bool) -> int:
-    """Sends a job and, when asked, follows its log to the end.
+    """Sends a job and, with `follow_log`, prints its log to the end.
 
     Args:
         job: the parsed command line of the job itself, as `jobs.cli` would run it here.
         address: URL of the cluster's dashboard.
-        follow_log: print the log until the job ends, and give its exit code.
+        follow_log: print the log until the job ends, and return its exit code.
     """
     if job.command not in submission.JOBS:
-        raise UserError(f"{job.command} is no job that a cluster runs; these are: {', '.join(submission.JOBS)}.")
+        raise UserError(f"{job.command} is not a job that a cluster can run; these are: {', '.join(submission.JOBS)}.")
     folder = Path.cwd()
     file = submission.relative_to_folder(job.experiment, folder)
     experiment = load_experiment(folder / file, job.overrides)

@@ -1,4 +1,4 @@
-"""The jobs that were sent to a Ray cluster: their state, their logs, and stopping them."""
+"""`manygate status`, `logs` and `stop`: jobs that were sent to a Ray cluster."""
 
 import logging
 import sys
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def watch(client: "JobSubmissionClient", name: str, url: str) -> int:
-    """Follows a job; an interrupt ends the watching, not the job."""
+    """Prints a job's log until it ends. An interrupt stops the printing, not the job."""
     try:
         code = follow(client, name)
     except KeyboardInterrupt:
         print(
-            f"\n{name} goes on. To watch it again: manygate logs {name} --address {url} --follow\n"
+            f"\n{name} is still running. To watch it again: manygate logs {name} --address {url} --follow\n"
             f"To stop it: manygate stop {name} --address {url}",
             file=sys.stderr,
         )
@@ -29,7 +29,7 @@ def watch(client: "JobSubmissionClient", name: str, url: str) -> int:
 
 
 def status(job: str | None, address: str | None) -> int:
-    """Prints the state of a job, or a line for each job of the cluster."""
+    """Prints the state of a job, or one line per job of the cluster."""
     client = open_client(address)
     with readable_errors(client.get_address(), job):
         if job is None:
@@ -49,7 +49,7 @@ def status(job: str | None, address: str | None) -> int:
 
 
 def logs(job: str, address: str | None, follow_log: bool) -> int:
-    """Prints a job's log so far, or all of it as it comes."""
+    """Prints a job's log so far, or follows it until the job ends."""
     client = open_client(address)
     if follow_log:
         return watch(client, job, client.get_address())
@@ -59,13 +59,13 @@ def logs(job: str, address: str | None, follow_log: bool) -> int:
 
 
 def stop(job: str, address: str | None) -> int:
-    """Asks a job to stop and waits until it has: a training job saves its state first."""
+    """Stops a job and waits until it has ended: a training job saves its state first."""
     client = open_client(address)
     with readable_errors(client.get_address(), job):
         if not client.stop_job(job):
-            log.info("%s had ended already.", job)
+            log.info("%s had already ended.", job)
             return 0
-        log.info("Asked %s to stop; it may save its state first (%d s at most).", job, STOP_WAIT_S)
+        log.info("Stopping %s; it may save its state first (%d s at most).", job, STOP_WAIT_S)
         while not client.get_job_status(job).is_terminal():
             time.sleep(0.5)
         log.info("%s: %s", job, str(client.get_job_status(job)).lower())

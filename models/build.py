@@ -1,4 +1,4 @@
-"""From configuration to modules: one case per bottom and per trunk."""
+"""Builds modules from their configuration: one case per bottom and per trunk."""
 
 from dataclasses import replace
 
@@ -49,20 +49,20 @@ class DenseModel(nn.Module):
         self.head = head
 
     def forward(self, embedded: Embedded, context: Context) -> tuple[HeadOutput, TrunkOutput]:
-        """Takes the embedded batch and what else is known of its rows."""
+        """Takes the embedded batch and the other information about its rows."""
         output = self.trunk(self.bottom(embedded), replace(context, logit=self.head.logit))
         return self.head(output), output
 
 
 def build_dense(config: ModelConfig, inputs: ModelInputs) -> DenseModel:
-    """Builds bottom, trunk and head, each from the width that the one before it gives."""
+    """Builds bottom, trunk and head; the output width of each is the input width of the next."""
     bottom = build_bottom(config.bottom, inputs)
     trunk = build_trunk(config.trunk, inputs, bottom.out_dim)
     return DenseModel(bottom, trunk, TowersHead(inputs, config.head, trunk.out_dim))
 
 
 def build_rule(config: ModelConfig, inputs: ModelInputs) -> CoreRule | None:
-    """What carries out the config's `core_rule`."""
+    """Returns the implementation of the config's `core_rule`, or None if gradients add up."""
     rule = config.core_rule
     return CoreRule(inputs.task_names, rule) if rule else None
 

@@ -1,6 +1,6 @@
-"""The losses of continuous targets: the units that a tower gives, their loss, and the value that they predict.
+"""The losses of continuous targets: the units that a tower outputs, their loss, and the value that they predict.
 
-What each demands of a task, and the keys that it reads, are in models/loss_config.py.
+The requirements of each loss on a task, and the keys that it reads, are in models/loss_config.py.
 """
 
 import math
@@ -36,7 +36,7 @@ def _huber(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 def _zero_inflated_lognormal(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Cross-entropy of "is above zero", and the log-normal's negative log-likelihood where it is.
+    """Cross-entropy of "the label is above zero", plus the log-normal's negative log-likelihood where it is.
 
     Wang, Liu, Miao, A Deep Probabilistic Model for Customer Lifetime Value Prediction, 2019.
     """
@@ -54,13 +54,15 @@ def _lognormal_mean(units: Tensor) -> Tensor:
 
 
 def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit of "is above zero", mean and deviation of the logarithm; the floor is that of the authors' code."""
+    """Logit of "the label is above zero", mean and standard deviation of its logarithm; the minimum of the standard
+    deviation is that of the authors' code."""
     logit, mean, deviation = units.unbind(1)
     return logit, mean, softplus(deviation).clamp(min=math.sqrt(1e-7))
 
 
 def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, less what no z changes.
+    """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, without the terms that do
+    not depend on z.
 
     Joergensen, The Theory of Dispersion Models, 1997.
     """
@@ -70,7 +72,8 @@ def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
-    """No number for a label below zero, which these distributions do not have: training stops and says so."""
+    """Makes the loss NaN where a label is negative, which these distributions do not allow. NaN stops training with an
+    error."""
     return torch.where(labels < 0, math.nan, loss)
 
 

@@ -14,15 +14,15 @@ from torchrec import (
 )
 
 from models.inputs import Embedded, Feature, ModelInputs
-from models.layers.pooling import averaged
+from models.layers.pooling import divide_by_length
 
 
 class SharedEmbedding(nn.Module):
     """Looks up every embedded feature of a batch.
 
-    Tables that are only pooled live in an EmbeddingBagCollection. Tables that a sequence reads live in an
-    EmbeddingCollection, and the pooled features that share them are pooled from it. Only the two collections hold
-    parameters; sharding replaces them and nothing else.
+    Tables that only pooled features use are in an EmbeddingBagCollection. Tables that a sequence uses are in an
+    EmbeddingCollection; pooled features that share such a table are pooled from its rows. Only the two collections have
+    parameters, and sharding replaces only these two.
     """
 
     def __init__(self, inputs: ModelInputs, device: torch.device) -> None:
@@ -32,14 +32,14 @@ class SharedEmbedding(nn.Module):
         self.assemble = Assemble(inputs)
 
     def forward(self, ids: KeyedJaggedTensor | None, sequences: KeyedJaggedTensor | None, numerics: Tensor) -> Embedded:
-        """Takes the ids of the pooled features, those of the jagged features, and numerics ``(batch, numerics)``."""
+        """Takes the ids of the pooled features, the ids of the jagged features, and numerics ``(batch, numerics)``."""
         pooled = self.pooled(ids) if self.pooled is not None else None
         jagged = self.jagged(sequences) if self.jagged is not None else None
         return self.assemble(ids, pooled, jagged, numerics)
 
 
 class Assemble(nn.Module):
-    """Puts looked-up rows into named features. By name: the column order of a sharded collection follows its plan."""
+    """Assigns looked-up rows to features, by name: the column order of a sharded collection depends on its plan."""
 
     def __init__(self, inputs: ModelInputs) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Assemble(nn.Module):
                 total = columns[feature.name]
                 if is_mean(feature):
                     assert ids is not None
-                    total = averaged(total, ids[feature.name].lengths())
+                    total = divide_by_length(total, ids[feature.name].lengths())
                 out.features[feature.name] = total
                 continue
             assert jagged is not None
@@ -74,16 +74,19 @@ class Assemble(nn.Module):
 
 
 def pool(rows: JaggedTensor, feature: Feature) -> Tensor:
-    """Rows of a jagged feature as one vector a sample, ``(batch, dim)``; zeros for a sample without ids."""
+    """Pools the rows of a jagged feature to one vector per sample, ``(batch, dim)``; zeros for a sample without ids."""
     if feature.kind == "categorical":
         return rows.values()
     lengths = rows.lengths()
     total = torch.segment_reduce(rows.values(), "sum", lengths=lengths.long(), axis=0, initial=0.0)
-    return averaged(total, lengths) if is_mean(feature) else total
+    return divide_by_length(total, lengths) if is_mean(feature) else total
 
 
 def is_mean(feature: Feature) -> bool:
-    """Whether sums are to be divided. Collections always sum: TorchRec 1.8 does not divide a mean under grid_shard."""
+    """Whether the sum must be divided by the number of ids.
+
+    Collections always sum, because TorchRec 1.8 does not divide a mean under grid_shard.
+    """
     return feature.kind == "multivalued" and feature.pooling == "mean"
 
 

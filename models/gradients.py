@@ -1,4 +1,4 @@
-"""How the tasks' gradients meet at the shared embedding.
+"""How the gradients of the tasks are combined at the shared embedding.
 
 Tang et al., Touch the Core: Exploring Task Dependence Among Hybrid Targets for Recommendation (HTLNet), RecSys 2024,
 Algorithm 1, equations 16 and 17.
@@ -15,8 +15,9 @@ from models.config import CoreGradients
 class CoreRule:
     """The gradient of the shared embedding as a combination of the tasks' gradients.
 
-    What is combined are gradients of the embedding's output, not of its tables: a fraction of the cost, and the same
-    inner products for single ids that do not repeat in the batch. The paper does not say which it takes.
+    It combines gradients with respect to the embedding's output, not its tables. This costs a fraction of the time and
+    gives the same inner products for single ids that do not repeat in the batch. The paper does not say which of the
+    two it uses.
     """
 
     def __init__(self, tasks: Sequence[str], config: CoreGradients) -> None:
@@ -36,27 +37,27 @@ class CoreRule:
         """Gradients for the leaves.
 
         Args:
-            losses: ``(tasks,)``, this worker's shares.
-            leaves: what came out of the embedding, each ``(batch, ...)``.
+            losses: ``(tasks,)``, this worker's share of each.
+            leaves: outputs of the embedding, each ``(batch, ...)``.
             total: sum over all workers, so that directions and lengths are those of the global batch.
 
         Returns:
-            A gradient a leaf, and the numbers that `diagnostics` names, detached.
+            One gradient per leaf, and the numbers that `diagnostics` names, detached.
         """
         by_task = [
             torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
             for loss in losses
         ]
-        stacked = [torch.stack(gradients) for gradients in zip(*by_task, strict=True)]  # a leaf: (tasks, batch, ...)
+        stacked = [torch.stack(gradients) for gradients in zip(*by_task, strict=True)]  # per leaf: (tasks, batch, ...)
         flat = [gradients.flatten(1) for gradients in stacked]
         products = torch.stack([rows @ rows.T for rows in flat]).double().sum(0)
         summed = total(torch.cat([products.flatten(), products.new_ones(1)]))
         workers = summed[-1]
-        products = summed[:-1].view_as(products) / workers.square()  # of the mean over the global batch
+        products = summed[:-1].view_as(products) / workers.square()  # for the mean over the global batch
         coefficients = core_coefficients(products, self._core, self._config).to(losses.dtype)
-        return [torch.einsum("t,t...->...", coefficients, rows) for rows in stacked], self._told(products)
+        return [torch.einsum("t,t...->...", coefficients, rows) for rows in stacked], self._measure(products)
 
-    def _told(self, products: Tensor) -> Tensor:
+    def _measure(self, products: Tensor) -> Tensor:
         norms = products.diagonal().clamp(min=0).sqrt()
         dots = products[self._core, self._others]
         cosines = dots / (norms[self._core] * norms[self._others]).clamp(min=torch.finfo(norms.dtype).tiny)
@@ -69,12 +70,12 @@ def core_coefficients(products: Tensor, core: int, config: CoreGradients) -> Ten
         direction (16):  G_t <- G_t - projection <G_t, G_core> / |G_core|^2 G_core    where <G_t, G_core> < 0
         magnitude (17):  G'_t = gamma r G_t + (1 - gamma) G_t,   r = |G_core| / |G_t| within [1 / C, C]
 
-    The core gradient itself is never changed. A gradient of length zero leaves both steps out.
+    The core gradient itself is never changed. Where a gradient has length zero, both steps are skipped.
 
     Args:
         products: inner products of the tasks' gradients, ``(tasks, tasks)``.
-        core: number of the core task.
-        config: of the rule.
+        core: index of the core task.
+        config: configuration of the rule.
 
     Returns:
         ``(tasks,)``.

@@ -1,4 +1,4 @@
-"""A trained model taken over by one with more tasks or more scenarios."""
+"""Copies a trained model into a model with more tasks or more scenarios."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,22 +8,23 @@ from torch import Tensor
 
 from models.labels import Names
 
-Labels = Mapping[str, Mapping[int, Names]]  # name of a tensor -> axis -> what its positions stand for
+Labels = Mapping[str, Mapping[int, Names]]  # name of a tensor -> axis -> names of its positions
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of the tensors of the new model."""
+    """The tensors of the new model, by their origin."""
 
-    kept: tuple[str, ...]  # taken over whole
-    grown: dict[str, Names]  # taken over, and what is new in them
-    new: tuple[str, ...]  # not there before
+    kept: tuple[str, ...]  # copied unchanged
+    grown: dict[str, Names]  # copied, with the names of the added positions
+    new: tuple[str, ...]  # not in the old model
 
 
 def carry_over(old: Mapping[str, Tensor], old_labels: Labels, new: Mapping[str, Tensor], new_labels: Labels) -> Carried:
-    """Copies old values, in place, to where the new tensors have the same name and the same labels.
+    """Copies old values, in place, to the positions of the new tensors that have the same name and the same labels.
 
-    Everything else in the new tensors stays as it is. Nothing is copied unless everything old has a place.
+    All other values of the new tensors stay as they are. Nothing is copied unless every old value has a position in the
+    new model.
 
     Raises:
         ValueError: the new model lacks a tensor or a label of the old one, or an axis without labels has another size.
@@ -38,13 +39,16 @@ def carry_over(old: Mapping[str, Tensor], old_labels: Labels, new: Mapping[str, 
         _copy(tensor, before, new[name], after)
         added = [names for axis in after for names in after[axis] if names not in before[axis]]
         if added:
-            grown[name] = tuple(dict.fromkeys(added))  # once, also where two axes stand for the same
+            grown[name] = tuple(dict.fromkeys(added))  # each name once, even if two axes have the same labels
     kept = tuple(name for name in old if name not in grown)
     return Carried(kept, grown, tuple(name for name in new if name not in old))
 
 
 def state_labels(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], labels: Labels) -> Labels:
-    """Labels of an optimizer's tensors, called `PARAMETER.KIND`: where they have its shape, those of the parameter."""
+    """Labels of an optimizer's tensors, which are named `PARAMETER.KIND`.
+
+    A tensor with the shape of its parameter has the labels of that parameter; every other tensor has none.
+    """
     owners = {name: name.rpartition(".")[0] for name in state}
     return {
         name: labels[owner]
@@ -55,13 +59,14 @@ def state_labels(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
 
 def _check(name: str, old: Tensor, before: Mapping[int, Names], new: Tensor, after: Mapping[int, Names]) -> None:
     if old.dim() != new.dim() or before.keys() != after.keys():
-        raise ValueError(f"{name}: the shapes {tuple(old.shape)} and {tuple(new.shape)} do not stand for the same")
+        raise ValueError(f"{name}: the axes of shape {tuple(old.shape)} and {tuple(new.shape)} do not match")
     for axis, (size, other) in enumerate(zip(old.shape, new.shape, strict=True)):
         if axis not in before and size != other:
             raise ValueError(f"{name}: axis {axis} has {size} positions in the old model and {other} in the new one")
-        gone = set(before.get(axis, ())) - set(after.get(axis, ()))
-        if gone:
-            raise ValueError(f"{name}: the new model has nothing for {', '.join(sorted(gone))}; a model can only grow")
+        missing = set(before.get(axis, ())) - set(after.get(axis, ()))
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"{name}: the new model has no position for {names}; a model can only grow")
 
 
 def _copy(old: Tensor, before: Mapping[int, Names], new: Tensor, after: Mapping[int, Names]) -> None:
@@ -69,9 +74,9 @@ def _copy(old: Tensor, before: Mapping[int, Names], new: Tensor, after: Mapping[
         if before == after:
             new.copy_(old)
             return
-        places = [
+        positions = [
             [after[axis].index(name) for name in before[axis]] if axis in before else list(range(size))
             for axis, size in enumerate(old.shape)
         ]
-        index = torch.meshgrid([torch.tensor(axis, device=new.device) for axis in places], indexing="ij")
+        index = torch.meshgrid([torch.tensor(axis, device=new.device) for axis in positions], indexing="ij")
         new[index] = old.to(new)

@@ -1,11 +1,11 @@
-"""What a model is built for: tables, features, scenarios and tasks, free of files and of column names."""
+"""What a model is built from: tables, features, scenarios and tasks, without files and column names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # the experiment file is read, and logs are preprocessed, by processes that never need PyTorch
+if TYPE_CHECKING:  # processes that read the experiment file or preprocess logs do not need PyTorch
     from torch import Tensor
 
 from models.loss_config import LossConfig
@@ -24,13 +24,13 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Feature:
-    """One embedded feature and the table that its ids point into."""
+    """One embedded feature and the table in which its ids are looked up."""
 
     name: str
     table: str
     kind: FeatureKind
-    pooling: Literal["mean", "sum"] = "mean"  # of kind multivalued
-    max_length: int = 1  # of kind sequence
+    pooling: Literal["mean", "sum"] = "mean"  # only for kind multivalued
+    max_length: int = 1  # only for kind sequence
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Task:
     kind: Literal["binary", "continuous"]
     after: int | None = None
     weight: float = 1.0
-    loss: LossConfig = LossConfig()  # of a continuous task
+    loss: LossConfig = LossConfig()  # only for a continuous task
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Everything outside the model that decides its shapes."""
+    """Everything outside the model that determines its shapes."""
 
     tables: tuple[EmbeddingTable, ...]
     features: tuple[Feature, ...]
     numerics: int
-    scenarios: tuple[tuple[str, ...], ...]  # labels of the scenarios a level, in the order of their indices
+    scenarios: tuple[tuple[str, ...], ...]  # per level: labels of its scenarios, in the order of their indices
     tasks: tuple[Task, ...]
     levels: tuple[str, ...]  # names of the levels
 
@@ -67,7 +67,7 @@ class ModelInputs:
 
     @property
     def jagged_tables(self) -> frozenset[str]:
-        """Tables that a sequence reads, which cannot be looked up pooled."""
+        """Tables that a sequence uses. Their rows are looked up one by one, not pooled."""
         return frozenset(f.table for f in self.features if f.kind == "sequence")
 
     @property
@@ -83,7 +83,7 @@ class ModelInputs:
 
 @dataclass
 class Embedded:
-    """What the shared embedding gives to a bottom."""
+    """Output of the shared embedding, input of a bottom."""
 
     features: dict[str, Tensor]  # name -> (batch, dim), in the order of ModelInputs.features
     sequences: dict[str, Tensor]  # name -> (batch, max_length, dim), zeros after the end
@@ -91,7 +91,7 @@ class Embedded:
     numerics: Tensor  # (batch, numerics)
 
     def cut(self) -> Embedded:
-        """The same values, as the start of a graph of their own."""
+        """The same values, detached: the start of a separate autograd graph."""
         return replace(
             self,
             features={name: value.detach().requires_grad_() for name, value in self.features.items()},
@@ -100,5 +100,5 @@ class Embedded:
 
     @property
     def looked_up(self) -> list[Tensor]:
-        """What came out of the tables."""
+        """The embeddings: all tensors that were looked up in tables."""
         return [*self.features.values(), *self.sequences.values()]

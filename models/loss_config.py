@@ -1,6 +1,7 @@
-"""The losses of continuous tasks: their keys in the experiment file and what they demand of a task.
+"""The losses of continuous tasks: their keys in the experiment file and their requirements on a task.
 
-Their functions are in models/continuous.py, under the same names. No torch here: every command reads this.
+Their functions are in models/continuous.py, under the same names. No torch is imported here, because every command
+imports this file.
 """
 
 from dataclasses import dataclass
@@ -15,44 +16,45 @@ LossName = Literal["mse", "huber", "ziln", "tweedie"]
 
 @dataclass(frozen=True)
 class LossFacts:
-    """A loss, as far as it can be described without its function."""
+    """Facts about a loss that do not need its function."""
 
     use: str
-    """What it is for, a row of docs/models.md."""
+    """Its purpose, for its row in docs/models.md."""
     predicts: str
-    """What its prediction is of the target, in the same row."""
+    """The statistic of the target that it predicts, for the same row."""
     keys: tuple[str, ...] = ()
-    """Keys of `LossConfig` that belong to this loss alone."""
+    """Keys of `LossConfig` that only this loss uses."""
     of_amounts: bool = False
-    """The target is an amount itself: no transform, and no label below zero."""
+    """Whether the target must be an amount: no transform, and no negative label."""
     can_be_negative: bool = False
-    """Its value can fall below zero, which no learned weight of a task can be used with."""
+    """Whether its value can be negative. Learned task weights cannot be used with such a loss."""
 
 
 LOSSES: dict[LossName, LossFacts] = {
     "mse": LossFacts(
-        "a target that a `transform` makes harmless, such as log1p of a watch time", "the mean, on the training scale"
+        "a target whose extreme values a `transform` reduces, such as log1p of a watch time",
+        "the mean, on the training scale",
     ),
-    "huber": LossFacts("outliers", "between median and mean", keys=("delta",)),
+    "huber": LossFacts("targets with outliers", "between the median and the mean", keys=("delta",)),
     "ziln": LossFacts(
         "amounts with many zeros and a long tail (revenue)",
-        "P(above zero) × mean of a log-normal",
+        "P(above zero) × mean of a log-normal distribution",
         of_amounts=True,
         can_be_negative=True,
     ),
-    "tweedie": LossFacts("the same with one unit", "the mean", keys=("power",), of_amounts=True),
+    "tweedie": LossFacts("the same amounts, with one output unit", "the mean", keys=("power",), of_amounts=True),
 }
 
 
 class LossConfig(ModelSection):
-    """The keys of a task that say how its loss is computed."""
+    """The keys of a task that define how its loss is computed."""
 
     loss: LossName = "mse"
-    """Of a continuous task: squared error, Huber, zero-inflated log-normal, or Tweedie."""
+    """The loss of a continuous task: squared error, Huber, zero-inflated log-normal, or Tweedie."""
     delta: float = Field(default=1.0, gt=0)
-    """Of huber: the error from which it grows linearly."""
+    """For huber: the absolute error above which the loss is linear."""
     power: float = Field(default=1.5, gt=1, lt=2)
-    """Of tweedie: near 1 like counts, near 2 like amounts."""
+    """For tweedie: the variance power; near 1 for counts, near 2 for amounts."""
 
     @property
     def loss_facts(self) -> LossFacts:
@@ -65,5 +67,5 @@ class LossConfig(ModelSection):
         for loss, facts in LOSSES.items():
             for key in facts.keys:
                 if key in changed and loss != self.loss:
-                    raise ValueError(f"`{key}` belongs to `loss: {loss}` and to nothing else")
+                    raise ValueError(f"`{key}` belongs to `loss: {loss}`, and no other loss uses it")
         return self

@@ -8,13 +8,13 @@ from models.heads.towers import HeadOutput
 
 
 def task_losses(predictions: HeadOutput, labels: Tensor, weights: Tensor, weight_total: Tensor) -> Tensor:
-    """Mean loss of each task: cross-entropy of binary tasks, the configured loss of continuous ones.
+    """Mean loss of each task: cross-entropy of a binary task, the configured loss of a continuous task.
 
     Args:
-        predictions: of a batch.
+        predictions: predictions of a batch.
         labels: ``(batch, tasks)`` on the training scale.
         weights: ``(batch,)``, 0 for padding.
-        weight_total: scalar, the weight that the sum is divided by.
+        weight_total: scalar; the weighted sum is divided by it.
 
     Returns:
         ``(tasks,)``.

@@ -1,4 +1,5 @@
-"""Names that a feature or a task cannot have, because tables, attention layers and towers are attributes of modules."""
+"""Names that a feature or a task cannot have: its table, attention layer or tower is stored in a module under its name,
+and modules already have attributes of these names."""
 
 OF_MODULE_DICT = frozenset(
     """
@@ -19,10 +20,10 @@ OF_MODULE_DICT = frozenset(
     share_memory state_dict to to_empty train training type update values xpu zero_grad
     """.split()  # noqa: SIM905
 )
-"""Names that `nn.ModuleDict` has and `object` has not. The list is kept here so that an experiment can be checked
-without importing torch; a test compares it with torch's own."""
+"""Attributes of `nn.ModuleDict` that `object` does not have. They are listed here so that an experiment can be checked
+without importing torch; a test compares the list with torch."""
 
 
 def is_taken(name: str) -> bool:
-    """Whether modules have an attribute of this name."""
+    """Whether modules already have an attribute of this name."""
     return name in OF_MODULE_DICT or hasattr(object, name)

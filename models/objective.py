@@ -1,4 +1,4 @@
-"""How the losses of the tasks are weighed against each other."""
+"""The weights of the task losses."""
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,14 @@ class Objective(nn.Module):
     With uncertainty ``L_t exp(-s_t) + s_t / 2`` for a binary task and ``L_t exp(-s_t) / 2 + s_t / 2`` for a continuous
     one, with s_t learned from 0 (Kendall, Gal, Cipolla, Multi-Task Learning Using Uncertainty, CVPR 2018), times the
     task's fixed weight. The paper derives this for cross-entropy and squared error; huber and tweedie are treated as
-    the latter. A loss that can fall below zero would be weighed without end, so ziln is refused with it.
+    squared error. The weight of a loss that can be negative could grow without limit, so ziln is refused with it.
     """
 
     def __init__(self, tasks: tuple[Task, ...], config: ObjectiveConfig) -> None:
         super().__init__()
         self.fixed: Tensor
         self.scale: Tensor
-        # Not saved: a resumed run takes the weights of its experiment.
+        # Not saved: a resumed run uses the weights of its experiment.
         self.register_buffer("fixed", torch.tensor([task.weight for task in tasks]), persistent=False)
         scale = torch.tensor([1.0 if task.kind == "binary" else 0.5 for task in tasks])
         self.register_buffer("scale", scale, persistent=False)
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         self.diagnostics = tuple(f"task_weight/{task.name}" for task in tasks) if is_learned else ()
 
     def forward(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(tasks,)`` to weighted losses ``(tasks,)``, and the factors learned so far, detached."""
+        """Returns weighted losses ``(tasks,)`` for losses ``(tasks,)``, and the current learned factors, detached."""
         if self.log_variances is None:
             return losses * self.fixed, losses.new_empty(0)
         factors = self.scale * (-self.log_variances).exp()

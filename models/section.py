@@ -1,13 +1,13 @@
-"""What the configuration of every model part has in common."""
+"""The common base of the configuration of all model parts."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Widths = list[Annotated[int, Field(ge=1)]]  # of layers, the first layer first
+Widths = list[Annotated[int, Field(ge=1)]]  # widths of layers, from first to last
 
 
 class ModelSection(BaseModel):
-    """A frozen part of the experiment's `model` section, kept beside the module that it configures."""
+    """A frozen section of the experiment file that configures a part of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

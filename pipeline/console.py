@@ -1,33 +1,33 @@
-"""What reaches the terminal: our own messages, and other libraries' warnings."""
+"""Text on the terminal: log lines of Manygate and of other libraries, and sizes in bytes."""
 
 import logging
 import warnings
 
 OURS = ("pipeline", "models", "jobs", "cluster")
-# Loggers that tell of every kernel and block, and of deprecations that only their own authors can act on.
-TALKATIVE = {
+# Loggers that report every kernel and block, and deprecations that only their own authors can act on.
+NOISY = {
     "torchrec": logging.WARNING,
     "torchrec.distributed.planner": logging.ERROR,
     "torch.fx": logging.ERROR,
     "fbgemm_gpu": logging.WARNING,
     "ray.train": logging.WARNING,
-    "ray._private.runtime_env": logging.ERROR,  # tells that submit leaves .git and .venv out, as it should
+    "ray._private.runtime_env": logging.ERROR,  # reports that submit leaves out .git and .venv, as it should
 }
 
 
 def configure_logging() -> None:
-    """Log lines with a time on stderr. In every process that a person may watch, workers included."""
+    """Sends log lines with a time to stderr. Called in every process that a person may watch, workers included."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
-    for name, level in TALKATIVE.items():
+    for name, level in NOISY.items():
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def in_bytes(size: float) -> str:
-    """A number of bytes as a person says it: `1.4 MiB`."""
+    """A number of bytes in a readable form: `1.4 MiB`."""
     amount = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:

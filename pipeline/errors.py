@@ -1,9 +1,9 @@
-"""The one exception that a person is meant to read."""
+"""The exception for errors that users can fix."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     The message is one or two clear sentences: what is wrong, what was expected, what was found, what to do.
-    The command line prints it without a traceback and leaves with exit code 2.
+    The command line prints it without a traceback and exits with code 2.
     """

@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen part of the experiment file that refuses keys it does not know."""
+    """A frozen part of the experiment file that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known word closest to a wrong one, or lists them all."""
+    """A hint: the known name that is closest to a wrong name, or a list of all known names."""
     words = {word.lower(): word for word in known}
     close = get_close_matches(name.lower(), words, n=1)
     return f"did you mean {words[close[0]]!r}?" if close else f"known: {', '.join(words.values()) or 'none'}"

@@ -1,8 +1,9 @@
 """Files on any pyarrow or fsspec filesystem, addressed by path or URI.
 
-A file written here is there whole or not at all. On a local disk it is written beside its place and renamed; an object
-store shows an object when its upload is complete, and has no rename, so nothing else relies on one. What commits
-something is small JSON, written last and read by `read_json`, for which a torn file does not exist.
+A file written here exists whole or not at all. On a local disk it is written under a temporary name in the same folder
+and then renamed. An object store shows an object only when its upload is complete; it has no rename, so nothing else
+relies on renaming. A commit is a small JSON file that is written last and read by `read_json`, which treats an
+incomplete file as missing.
 """
 
 import json
@@ -18,25 +19,25 @@ from pipeline.errors import UserError
 
 Result = TypeVar("Result")
 
-_S3_ATTEMPTS = 6  # with the growing waits between them, half a minute at most
+_S3_ATTEMPTS = 6  # half a minute at most, including the growing waits between them
 _S3_CONNECT_S = 5.0
-_S3_SILENCE_S = 10.0  # a connection on which nothing moves for so long is given up
+_S3_SILENCE_S = 10.0  # a connection that transfers nothing for this long is dropped
 _READS = 3
-_UNFINISHED = ".unfinished"  # ends the name of a local file that is being written
+_UNFINISHED = ".unfinished"  # suffix of a local file that is being written
 
-_s3: dict[str, fs.S3FileSystem] = {}  # by their options; each has connections of its own, which stay open
+_s3: dict[str, fs.S3FileSystem] = {}  # by options; each has its own connections, which stay open
 
 
 class StoreError(UserError, OSError):
-    """An object store did not do what was asked, whatever was tried."""
+    """An object store did not carry out a request, despite all attempts."""
 
 
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Tells an error of an object store as one that a person can mend.
+    """Converts an object-store error into a UserError.
 
     Raises:
-        StoreError: the store does not answer, or refuses.
+        StoreError: the store does not respond, or refuses the request.
     """
     try:
         yield
@@ -45,17 +46,17 @@ def store_errors(uri: str) -> Iterator[None]:
             raise
         raise StoreError(
             f"The object store did not serve {uri}: {str(error).strip().rstrip('.')}. "
-            "Check its address, the credentials and whether it answers, and run again."
+            "Check its address, the credentials and whether it responds, then run again."
         ) from error
 
 
 def read_again(uri: str, read: Callable[[], Result]) -> Result:
-    """Gives what a read gives, and reads anew where an object store fails half-way.
+    """Returns the result of a read; repeats a read that an object store cuts off.
 
-    pyarrow's own attempts do not cover an answer that is cut off after a part of it went into the reader's memory.
+    pyarrow's own retries do not cover a response that is cut off after a part of it has reached the reader's memory.
 
     Raises:
-        StoreError: the store does not answer, or refuses.
+        StoreError: the store does not respond, or refuses the request.
     """
     for _ in range(_READS - 1):
         try:
@@ -69,7 +70,7 @@ def read_again(uri: str, read: Callable[[], Result]) -> Result:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a local path or a URI; a relative path is taken from the working directory."""
+    """Filesystem and path of a local path or a URI; a relative path starts at the working directory."""
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
@@ -77,15 +78,15 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, OSError, ImportError) as error:
         try:
             return _from_fsspec(uri)
-        except (ValueError, ImportError) as second:
-            raise UserError(f"Cannot open {uri}: {error}; fsspec says: {second}.") from error
-    return (_patient(filesystem) if isinstance(filesystem, fs.S3FileSystem) else filesystem), path
+        except (ValueError, ImportError) as fsspec_error:
+            raise UserError(f"Cannot open {uri}: {error}; fsspec reports: {fsspec_error}.") from error
+    return (_with_retries(filesystem) if isinstance(filesystem, fs.S3FileSystem) else filesystem), path
 
 
-def _patient(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
-    """The same store, with more attempts than pyarrow's three: a URI cannot say so.
+def _with_retries(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
+    """The same store with more attempts than pyarrow's three, which a URI cannot set.
 
-    The options are those that pyarrow pickles. Only `from_uri` knows AWS_ENDPOINT_URL.
+    The options are taken from the pickled form of the filesystem, because only `from_uri` reads AWS_ENDPOINT_URL.
     """
     _, (options,) = filesystem.__reduce__()
     key = repr(options)
@@ -108,19 +109,19 @@ def _from_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below a folder; options that a URI ends with (`?region=...`) stay at its end."""
+    """The URI of a path below a folder; options at the end of the URI (`?region=...`) stay at the end."""
     path, options = _without_options(uri)
     return "/".join([path.rstrip("/"), *parts]) + options
 
 
 def parent(uri: str) -> str:
-    """The URI of the folder that something lies in."""
+    """The URI of the folder that contains a file or folder."""
     path, options = _without_options(uri)
     return path.rstrip("/").rpartition("/")[0] + options
 
 
 def _without_options(uri: str) -> tuple[str, str]:
-    """A URI without the options that it ends with, and those with their `?`."""
+    """A URI without the options at its end, and the options with their `?`."""
     path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return path, mark + options
 
@@ -145,7 +146,7 @@ def _type(uri: str) -> fs.FileType:
 
 
 def list_folder(uri: str) -> list[str]:
-    """Names directly below a folder, sorted; empty where there is no folder."""
+    """Names directly below a folder, sorted; empty if the folder does not exist."""
     filesystem, path = resolve(uri)
     selector = fs.FileSelector(path, recursive=False, allow_not_found=True)
     with store_errors(uri):
@@ -154,20 +155,20 @@ def list_folder(uri: str) -> list[str]:
 
 
 def create_folder(uri: str) -> None:
-    """Makes a folder and those above it. On S3 there are none: a folder is there when something is in it."""
+    """Creates a folder and its parents. Does nothing on S3, where a folder exists as soon as it contains something."""
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, fs.S3FileSystem):
         filesystem.create_dir(path, recursive=True)
 
 
 def prepare_file(uri: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a file that is to be written, its folder made."""
+    """Creates the folder of a file that will be written; returns the filesystem and path of the file."""
     create_folder(parent(uri))
     return resolve(uri)
 
 
 def delete_folder(uri: str) -> None:
-    """Deletes a folder with all that is in it; one that is not there is no mistake. A bucket is emptied and stays."""
+    """Deletes a folder with its content; does nothing if it does not exist. A bucket is emptied and stays."""
     if not is_folder(uri):
         return
     filesystem, path = resolve(uri)
@@ -179,7 +180,7 @@ def delete_folder(uri: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Deletes a file; one that is not there is no mistake."""
+    """Deletes a file; does nothing if it does not exist."""
     if _type(uri) != fs.FileType.File:
         return
     filesystem, path = resolve(uri)
@@ -198,7 +199,7 @@ def read_text(uri: str) -> str:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Writes a whole file, making the folder that it lies in. Who looks meanwhile sees what was there before."""
+    """Writes a whole file and creates its folder. Until the file is complete, readers see its previous content."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         _write_local(Path(path), text)
@@ -215,7 +216,7 @@ def _write_local(path: Path, text: str) -> None:
         with unfinished.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the new name
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -226,7 +227,7 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def read_json(uri: str) -> Any | None:
-    """The JSON in a file; None where there is no file, or one that was never written to its end."""
+    """The JSON in a file; None if the file does not exist or was never completely written."""
     try:
         return json.loads(read_text(uri))
     except (FileNotFoundError, NotADirectoryError, ValueError):

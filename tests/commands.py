@@ -1,4 +1,4 @@
-"""The command line in this process, for tests of what a command does and says."""
+"""Runs the command line in this process, for tests of what a command does and prints."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ def manygate(*arguments: str, check: int | None = None) -> Answer:
 
 
 def start_manygate(*arguments: str, output: Path) -> ForkServerProcess:
-    """Starts a command in a process of its own, for tests that send signals; `output` takes what it prints."""
+    """Starts a command in a separate process, for tests that send signals; it prints into `output`."""
     return fork(_main, arguments, output=output)
 
 

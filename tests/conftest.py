@@ -32,13 +32,13 @@ def four_workers() -> Iterator[WorkerPool]:
 
 @pytest.fixture(scope="session")
 def ray_is_up() -> Iterator[None]:
-    """One Ray of two CPUs, which commands in this process join. Tests that use it are in the tier `ray`."""
+    """A local Ray with two CPUs, which commands in this process join. Tests that use it are in the tier `ray`."""
     import ray
 
-    from cluster.connect import keep_to_loopback, start_own
+    from cluster.connect import keep_to_loopback, start_private_ray
 
     keep_to_loopback()
-    start_own(num_cpus=2)
+    start_private_ray(num_cpus=2)
     yield
     ray.shutdown()
 
@@ -72,5 +72,5 @@ start_process = subprocess.Popen.__init__
 def only_light_processes(process: "subprocess.Popen[Any]", args: Any, *others: Any, **options: Any) -> None:
     words = [args] if isinstance(args, str) else [str(word) for word in args]
     if HEAVY & {Path(word).name for word in words}:
-        pytest.fail(f"A test that starts {words[0]} is to be marked: {' or '.join(TIERS)}.", pytrace=False)
+        pytest.fail(f"A test that starts {words[0]} must be marked: {' or '.join(TIERS)}.", pytrace=False)
     start_process(process, args, *others, **options)

@@ -1,4 +1,4 @@
-"""An S3 store for tests: moto's server in a process of its own, behind a proxy in this one that does harm on demand."""
+"""An S3 store for tests: moto's server in a separate process, behind a proxy in this process that injects faults."""
 
 import hashlib
 import re
@@ -22,27 +22,27 @@ ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 _DELAY_S = 0.3
-# moto shows objects to their owner alone; it checks no signature.
+# moto shows objects only to their owner; it does not check signatures.
 _OWNER = f"AWS4-HMAC-SHA256 Credential=test/20260101/{REGION}/s3/aws4_request, SignedHeaders=host, Signature=none"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of requests by the harm that is done to them, and requests that are always harmed.
+    """The share of requests per kind of fault, and patterns of requests that always fail.
 
-    The draw depends on the seed, the request and how often it was made, and not on the order in which threads ask.
+    The draw depends on the seed, the request and how often it was made, but not on the order of threads.
     """
 
     seed: int = 0
     slow_down: float = 0.0  # answered 503 SlowDown
-    delay: float = 0.0  # answered late
-    cut_upload: float = 0.0  # PUT and POST: cut in the middle of the request's body
-    cut_download: float = 0.0  # GET: cut in the middle of the answer's body
-    refuse_writes: str | None = None  # keys (a pattern) that may not be written
-    refuse_reads: str | None = None  # keys that may not be read
-    silent_first: str | None = None  # keys whose first request of each kind is never answered
-    hold_writes: str | None = None  # keys whose uploads stop half-way for good
+    delay: float = 0.0  # response is delayed
+    cut_upload: float = 0.0  # PUT and POST: cut off in the middle of the request body
+    cut_download: float = 0.0  # GET: cut off in the middle of the response body
+    refuse_writes: str | None = None  # pattern of keys that cannot be written
+    refuse_reads: str | None = None  # pattern of keys that cannot be read
+    silent_first: str | None = None  # pattern of keys whose first request of each kind gets no response
+    hold_writes: str | None = None  # pattern of keys whose uploads stop half-way and never finish
 
 
 class ObjectStore:
@@ -50,8 +50,8 @@ class ObjectStore:
 
     def __init__(self, port: int) -> None:
         self.faults = Faults()
-        self.done: Counter[str] = Counter()  # harm by its kind
-        self.is_holding = threading.Event()  # set when an upload stands still
+        self.done: Counter[str] = Counter()  # number of injected faults by kind
+        self.is_holding = threading.Event()  # set when an upload is held
         self._port = port
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -68,14 +68,14 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a process use this store for every s3:// path."""
+        """Environment variables that make a process use this store for every s3:// path."""
         return {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.endpoint}
 
     def uri(self, path: str) -> str:
         return f"s3://{BUCKET}/{path}"
 
     def all_keys(self) -> list[str]:
-        """All keys of the bucket, without the proxy."""
+        """All keys of the bucket, listed without the proxy."""
         listing = self.request("GET", f"/{BUCKET}?list-type=2&max-keys=100000")[2].decode()
         return [unquote(key) for key in re.findall("<Key>(.*?)</Key>", listing)]
 
@@ -84,13 +84,13 @@ class ObjectStore:
         assert self.request("PUT", f"/{BUCKET}/{key}", None, content)[0] == 200
 
     def content(self, key: str) -> bytes:
-        """An object, without the proxy."""
+        """Content of an object, read without the proxy."""
         status, _, body = self.request("GET", f"/{BUCKET}/{key}")
         assert status == 200, f"{key}: {status}"
         return body
 
-    def asked(self, method: str, key: str) -> int:
-        """How often clients have asked for an object."""
+    def count_requests(self, method: str, key: str) -> int:
+        """How often clients have requested an object."""
         with self._lock:
             return sum(n for request, n in self._seen.items() if request.startswith(f"{method} /{BUCKET}/{key} "))
 
@@ -100,18 +100,18 @@ class ObjectStore:
         self._thread.join()
         self._proxy.server_close()
 
-    def harm(self, method: str, target: str) -> str | None:
-        """What is to be done to a request; counted."""
-        kind = self._harm(method, target)
+    def draw_fault(self, method: str, target: str) -> str | None:
+        """The kind of fault to inject into a request, or None; counts it."""
+        kind = self._draw_fault(method, target)
         if kind is not None:
             self.done[kind] += 1
         return kind
 
-    def _harm(self, method: str, target: str) -> str | None:
+    def _draw_fault(self, method: str, target: str) -> str | None:
         faults, parts = self.faults, urlsplit(target)
         key = unquote(parts.path)
         is_write = method in ("PUT", "POST")
-        # Values such as an upload's id differ from run to run.
+        # Query values such as an upload id differ from run to run.
         request = f"{method} {key} {'&'.join(sorted(re.findall(r'partNumber=[0-9]+|[a-z-]+(?==|&|$)', parts.query)))}"
         with self._lock:
             self._seen[request] += 1
@@ -140,12 +140,12 @@ class ObjectStore:
     def request(
         self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> tuple[int, dict[str, str], bytes]:
-        """Asks the store itself, without the proxy: status, headers and body of its answer."""
+        """Sends a request to the store without the proxy; returns status, headers and body of the response."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             connection.request(method, target, body, headers or {"Authorization": _OWNER})
-            answer = connection.getresponse()
-            return answer.status, dict(answer.getheaders()), answer.read()
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
         finally:
             connection.close()
 
@@ -163,40 +163,40 @@ class _Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no news here."""
+        """Does nothing: tests kill clients on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Passes requests on whole: the store never sees a part of an upload, as real ones never show one."""
+    """Forwards only whole requests: the store never receives a partial upload, as real stores never show one."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits 40 ms
+    disable_nagle_algorithm = True  # otherwise each response waits 40 ms
     server: _Proxy
 
     def _handle(self) -> None:
         store = self.server.store
-        harm = store.harm(self.command, self.path)
-        is_cut_upload = harm == "cut" and self.command != "GET"
-        if is_cut_upload or harm == "hold":
+        fault = store.draw_fault(self.command, self.path)
+        is_cut_upload = fault == "cut" and self.command != "GET"
+        if is_cut_upload or fault == "hold":
             self.rfile.read(1)
-            if harm == "hold":
+            if fault == "hold":
                 store.is_holding.set()
                 store.wait_for_end()
             self.close_connection = True
             return
         body = self._body()
-        if harm == "silent":
+        if fault == "silent":
             store.wait_for_end()
             self.close_connection = True
-        elif harm == "slow_down":
-            self._answer(503, {}, _error("SlowDown", "Please reduce your request rate."))
-        elif harm == "refuse":
-            self._answer(403, {}, _error("AccessDenied", "Access Denied"))
+        elif fault == "slow_down":
+            self._respond(503, {}, _error("SlowDown", "Please reduce your request rate."))
+        elif fault == "refuse":
+            self._respond(403, {}, _error("AccessDenied", "Access Denied"))
         else:
-            if harm == "delay":
+            if fault == "delay":
                 store.wait_for_end(_DELAY_S)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
-            self._answer(*store.request(self.command, self.path, headers, body), is_cut=harm == "cut")
+            self._respond(*store.request(self.command, self.path, headers, body), is_cut=fault == "cut")
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes, is_cut: bool = False) -> None:
+    def _respond(self, status: int, headers: dict[str, str], body: bytes, is_cut: bool = False) -> None:
         self.send_response(status)
         for name, value in headers.items():
             if name.lower() not in _HOP_BY_HOP:
@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= is_cut
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def _error(code: str, message: str) -> bytes:
@@ -232,12 +232,12 @@ def _error(code: str, message: str) -> bytes:
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """Starts a store and stops it again. Its process ends with this one, whatever happens to it."""
+    """Starts a store and stops it. The store's process always ends when this process ends."""
     process = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a line a request
+        stderr=subprocess.DEVNULL,  # one line per request
         text=True,
     )
     assert process.stdin is not None and process.stdout is not None
@@ -251,7 +251,7 @@ def object_store() -> Iterator[ObjectStore]:
 
 
 def _serve() -> None:
-    """The store's own process: says its port, and ends when the other end of its stdin is closed."""
+    """Main function of the store's process: prints its port, and ends when its stdin is closed."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -64,14 +64,14 @@ def write_table(
     users: int = USERS,
     seen: Mapping[str, int] | None = None,
 ) -> Manifest:
-    """Writes a table of the experiment above, or of one that differs from it in what reaches no file.
+    """Writes a table of the experiment above, or of one that differs from it only in keys that reach no file.
 
     Args:
         folder: of the table.
         of: the experiment; days that are in none of its splits are left out.
-        days: rows of each day, whose content depends on the days before it and not on their splits.
-        users: rows of the user table.
-        seen: users that a day has, where they are fewer than all.
+        days: number of rows of each day. Their content depends on the earlier days, not on the splits.
+        users: number of rows of the user table.
+        seen: number of users that occur on a day, if fewer than all.
     """
     rng = np.random.default_rng(0)
     of = of or experiment(folder)

@@ -1,4 +1,4 @@
-"""Documents of an earlier version: read with and without every key that has a default. Newer ones are refused."""
+"""Documents of earlier versions are read with and without every key that has a default; newer ones are refused."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.checkpoint.checks import changes, check_going_on
+from pipeline.checkpoint.checks import changes, check_resume
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.checkpoint.format import Checkpoint, check_claim, find_checkpoint
 from pipeline.checkpoint.state_document import CheckpointState
@@ -30,10 +30,11 @@ from tests.old_runs.copies import FIRST, STEPS
 KeyPath = tuple[str | int, ...]
 RUN, TABLE = FIRST / "run", FIRST / "run/table"
 CHECKPOINT = f"checkpoints/step-{STEPS[0]:08d}"
+KEYS = {"window": "span"}  # attribute -> key on disk, where they differ
 
 
 def optional_keys(value: Any, data: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Where in the JSON of a value there is a key whose value is its default."""
+    """Paths of all keys in the JSON of a value that have their default."""
     if isinstance(value, list):
         for i, part in enumerate(value):
             yield from optional_keys(part, data[i], (*path, i))
@@ -45,7 +46,7 @@ def optional_keys(value: Any, data: Any, path: KeyPath = ()) -> Iterator[KeyPath
 
 
 def fields_of(value: Any) -> list[tuple[str, Any, Any]]:
-    """Name, value and default of each field of a section or of a dataclass."""
+    """Key on disk, value and default of each field of a section or of a dataclass."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         return [(name, value.__dict__[name], field.get_default(call_default_factory=True)) for name, field in fields]
@@ -55,7 +56,7 @@ def fields_of(value: Any) -> list[tuple[str, Any, Any]]:
     for field in dataclasses.fields(value):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        found.append((field.name, value.__dict__[field.name], default))
+        found.append((KEYS.get(field.name, field.name), value.__dict__[field.name], default))
     return found
 
 
@@ -99,10 +100,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @names(optional_keys(settings().meaning, settings().document))
-def test_a_table_made_before_a_key_was_there_is_continued(run: Path, path: KeyPath) -> None:
-    """It keeps its fingerprint, of the settings as they were then, and so do its records and checkpoints."""
+def test_a_table_made_before_a_key_existed_is_continued(run: Path, path: KeyPath) -> None:
+    """The table, its records and its checkpoints keep the fingerprint of the original settings."""
     experiment = load_experiment("experiment.yaml")
-    made_then(run, path)
+    remove_key(run, path)
     files = {file: file.read_bytes() for file in (run / "table").rglob("*.json")}
     manifest = read_manifest(experiment.table_folder)
     assert preprocess(experiment, experiment.table_folder) == manifest
@@ -110,7 +111,7 @@ def test_a_table_made_before_a_key_was_there_is_continued(run: Path, path: KeyPa
     check_table_is_of(experiment, experiment.table_folder, manifest)
 
 
-def test_a_key_that_decides_nothing_any_more_may_be_in_old_settings(run: Path) -> None:
+def test_old_settings_may_have_a_key_that_no_longer_affects_the_table(run: Path) -> None:
     file = run / "table/settings.json"
     data = read_json(file)
     data["tasks"][0]["weight"] = 3.0
@@ -119,8 +120,8 @@ def test_a_key_that_decides_nothing_any_more_may_be_in_old_settings(run: Path) -
     assert read is not None and read.meaning == settings().meaning
 
 
-def made_then(run: Path, path: KeyPath) -> None:
-    """Makes a table look like one of a version that did not know a key."""
+def remove_key(run: Path, path: KeyPath) -> None:
+    """Makes a table look as if it was written by a version without a key."""
     table = run / "table"
     earlier = without(read_json(table / "settings.json"), path)
     (table / "settings.json").write_text(json.dumps(earlier))
@@ -132,12 +133,12 @@ def made_then(run: Path, path: KeyPath) -> None:
 
 
 @names(optional_keys(checkpoint(RUN).state(), read_json(RUN / CHECKPOINT / "state.json")))
-def test_a_checkpoint_made_before_a_key_was_there_is_resumed_exactly(run: Path, path: KeyPath) -> None:
+def test_a_checkpoint_made_before_a_key_existed_is_resumed_exactly(run: Path, path: KeyPath) -> None:
     now, file = checkpoint(RUN).state(), run / CHECKPOINT / "state.json"
     file.write_text(json.dumps(without(read_json(file), path)))
     earlier = checkpoint(run).state()
     train = read_manifest(str(TABLE)).digests("train")
-    assert not check_going_on(checkpoint(run), earlier, now, earlier.progress, train)
+    assert not check_resume(checkpoint(run), earlier, now, earlier.progress, train)
     assert changes(earlier, now) == [] and earlier == now
 
 
@@ -146,7 +147,7 @@ def manifest() -> Manifest:
 
 
 @names(optional_keys(manifest(), read_json(TABLE / "manifest.json")))
-def test_a_manifest_without_a_key(run: Path, path: KeyPath) -> None:
+def test_a_manifest_without_a_key_is_read(run: Path, path: KeyPath) -> None:
     file = run / "table/manifest.json"
     file.write_text(json.dumps(without(read_json(file), path)))
     assert read_manifest(str(run / "table")) == manifest()
@@ -159,13 +160,13 @@ def index(table: Path) -> EncoderIndex:
 
 
 @names(optional_keys(index(TABLE), read_json(TABLE / "encoders/encoders.json")))
-def test_an_encoder_index_without_a_key(run: Path, path: KeyPath) -> None:
+def test_an_encoder_index_without_a_key_is_read(run: Path, path: KeyPath) -> None:
     file = run / "table/encoders/encoders.json"
     file.write_text(json.dumps(without(read_json(file), path)))
     assert index(run / "table") == index(TABLE)
 
 
-def test_an_encoder_index_of_the_time_before_extensions(run: Path) -> None:
+def test_an_encoder_index_from_before_extensions_is_read(run: Path) -> None:
     file = run / "table/encoders/encoders.json"
     file.write_text(json.dumps(read_json(file)["encoders"]))
     assert index(run / "table") == EncoderIndex(index(TABLE).encoders)
@@ -175,20 +176,20 @@ RECORD = "partitions/train-1.json"
 
 
 @names(optional_keys(read_records(str(TABLE), "")[1].partition, read_json(TABLE / RECORD)))
-def test_a_record_without_a_key(run: Path, path: KeyPath) -> None:
+def test_a_record_without_a_key_is_read(run: Path, path: KeyPath) -> None:
     file = run / "table" / RECORD
     file.write_text(json.dumps(without(read_json(file), path)))
     assert read_records(str(run / "table"), "") == read_records(str(TABLE), "")
 
 
-def test_an_early_record_is_of_the_settings_of_its_table(run: Path) -> None:
+def test_an_early_record_has_the_settings_of_its_table(run: Path) -> None:
     file = run / "table" / RECORD
     file.write_text(json.dumps(without(without(read_json(file), ("made_with",)), ("log_files",))))
     record, expected = (read_records(str(table), settings().made_with)[1] for table in (run / "table", TABLE))
     assert record == dataclasses.replace(expected, log_files=None)
 
 
-def test_an_experiment_of_a_run_without_a_key(run: Path) -> None:
+def test_an_experiment_of_a_run_without_a_key_is_read(run: Path) -> None:
     whole = yaml.safe_load((run / "experiment.yaml").read_text())
     expected = read_experiment(str(RUN / "experiment.yaml"))
     paths = list(optional_keys(expected, whole))
@@ -205,7 +206,7 @@ def test_an_evaluation_without_a_key_has_a_page(run: Path, key: str) -> None:
     assert read_run(str(run)).evaluations["test"].rows == 93
 
 
-def test_a_metric_that_was_not_measured_then_is_undefined(run: Path) -> None:
+def test_a_metric_that_an_earlier_version_did_not_measure_is_undefined(run: Path) -> None:
     from pipeline.report.tables import metric_tables
     from pipeline.report.text import format_evaluation
 
@@ -225,7 +226,7 @@ def test_a_metric_that_was_not_measured_then_is_undefined(run: Path) -> None:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A document of the run, and a way to read it."""
+    """A document of the run, and a function that reads it."""
 
     file: str
     read: Callable[[Path], object]
@@ -249,9 +250,10 @@ def test_a_newer_document_is_refused(run: Path, document: OnDisk) -> None:
     file = run / document.file
     file.write_text(json.dumps({**read_json(file), "version": 99}))
     expected = (
-        f"{file.name} has version 99, and this Manygate reads versions up to 1: a newer Manygate has written it. "
+        f"{file.name} has version 99, but this version of Manygate reads versions up to 1: it was written by a newer "
+        "Manygate. "
     )
-    with pytest.raises(UserError, match=f"{expected}Use that one, or .*"):
+    with pytest.raises(UserError, match=f"{expected}Use that version, or .*"):
         document.read(run)
 
 
@@ -259,29 +261,27 @@ def test_a_newer_document_is_refused(run: Path, document: OnDisk) -> None:
 def test_a_key_that_only_another_version_knows_is_refused(run: Path, document: OnDisk) -> None:
     file = run / document.file
     file.write_text(json.dumps({**read_json(file), "unheard_of": 1}))
-    with pytest.raises(
-        UserError, match=rf"{file.name} cannot be read by .*unheard_of is a key that it does not know\. "
-    ):
+    with pytest.raises(UserError, match=rf"{file.name} cannot be read by .*unheard_of is an unknown key\. "):
         document.read(run)
 
 
-def test_an_experiment_with_a_key_that_is_gone_is_refused(run: Path) -> None:
+def test_an_experiment_with_a_removed_key_is_refused(run: Path) -> None:
     file = run / CHECKPOINT / "state.json"
     state = read_json(file)
     state["experiment"]["model"]["trunk"]["shortcut"] = True
     file.write_text(json.dumps(state))
     with pytest.raises(
-        UserError, match=r"state.json cannot be read .*: experiment\.model\.trunk\.\S*shortcut is a key"
+        UserError, match=r"state.json cannot be read .*: experiment\.model\.trunk\.\S*shortcut is an unknown key"
     ):
         checkpoint(run).state()
     whole = yaml.safe_load((run / "experiment.yaml").read_text())
     (run / "experiment.yaml").write_text(yaml.safe_dump({**whole, "shortcut": True}))
-    with pytest.raises(UserError, match="shortcut: unknown key; .*\n.*Another version .*: use that one for this run"):
+    with pytest.raises(UserError, match=r"shortcut: unknown key; .*\n.*another version .*: use that version"):
         read_experiment(str(run / "experiment.yaml"))
 
 
-def test_what_is_written_is_what_was_written(run: Path) -> None:
-    """The JSON of today's classes for what they have read is that of the version that wrote it."""
+def test_documents_are_written_as_the_earlier_version_wrote_them(run: Path) -> None:
+    """A document that is read and converted back to JSON is equal to the original."""
     state = checkpoint(run).state()
     assert CheckpointState.of(state, state.progress).to_json() == read_json(run / CHECKPOINT / "state.json")
     assert dataclasses.asdict(manifest()) == read_json(run / "table/manifest.json")

@@ -1,4 +1,4 @@
-"""No import has an effect: modules define things, and only what a person calls changes the process."""
+"""Imports have no side effects: modules define things, and only calls change the process."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # The first round imports the libraries, which do have effects. They are undone, and our modules are imported again:
-# the libraries stay imported, so that what differs after the second round is ours.
+# the libraries stay imported, so that a difference after the second round comes from our modules.
 CHECK = """
 import atexit, ctypes, faulthandler, importlib, json, logging, multiprocessing, os, pkgutil, random, signal, sys
 import threading, warnings
@@ -101,7 +101,7 @@ json.dump({"modules": names, "changed": changed}, sys.stdout)
 """
 
 
-def test_no_import_has_an_effect() -> None:
+def test_imports_have_no_side_effects() -> None:
     answer = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)

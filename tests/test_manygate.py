@@ -1,4 +1,4 @@
-"""What a person reads whose folder or environment has another package with the name of one of ours."""
+"""The error message if the folder or the environment has another package with the name of one of ours."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import manygate_guard
 
 ROOT = Path(manygate_guard.__file__).parent
-# As for a person who types `manygate`: the script's folder, and not the current one, is on Python's path.
+# As when a person types `manygate`: the script's folder, and not the current one, is on Python's path.
 SCRIPT = "import sys; from manygate import main; sys.exit(main())"
 # As in an editable installation: our packages are found after everything that is on Python's path.
 EDITABLE = f"""
@@ -25,7 +25,7 @@ sys.meta_path.append(Last)
 
 
 def call(folder: Path, *command: str, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
-    """Python without site-packages: whatever is imported before the guard has looked is not there."""
+    """Runs Python without site-packages: an import of a library before the guard's check would fail."""
     return subprocess.run(
         [sys.executable, "-S", *command, "--help"],
         cwd=folder,
@@ -76,13 +76,13 @@ def test_package_earlier_on_the_path(tmp_path: Path) -> None:
     assert_refused(call(tmp_path, str(script), path=f"{tmp_path}:{ROOT}"), "models", found)
 
 
-def test_folder_of_weights_is_a_package_to_python_where_ours_is_found_last(tmp_path: Path) -> None:
+def test_folder_of_weights_hides_our_package_if_ours_is_found_last(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     assert call(tmp_path, "-m", "manygate").returncode == 0
     assert_refused(call(tmp_path, "-c", EDITABLE, path=""), "models", tmp_path / "models")
 
 
-def test_ours_is_found(tmp_path: Path) -> None:
+def test_our_packages_are_found(tmp_path: Path) -> None:
     assert manygate_guard.find_foreign_package() is None
     assert manygate_guard.find_foreign_package(tmp_path) is None
     assert manygate_guard.find_foreign_package(ROOT) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-REFUSED = "is to be marked: ray or whole_run"
+REFUSED = "must be marked: ray or whole_run"
 
 
 def test_a_test_without_mark_cannot_start_ray() -> None:

@@ -1,4 +1,4 @@
-"""Processes for tests: forked from one that has imported all, so that a test pays for its work and not for imports."""
+"""Processes for tests, forked from a process that has imported everything, so that tests spend no time on imports."""
 
 import multiprocessing as mp
 import os
@@ -17,13 +17,13 @@ from pipeline.workers.worker import Worker, this_worker
 
 
 def fork(body: Callable[..., Any], *args: Any, output: Path | None = None) -> ForkServerProcess:
-    """Starts a function in a process of its own, which begins in 0.1 s; its exit code is 0, or what it exits with.
+    """Starts a function in a new process, which takes 0.1 s. The exit code is 0, or that of the function's `sys.exit`.
 
     The process has the environment variables and the working folder of this one, and ends with it at the latest.
 
     Args:
         body: importable, with picklable arguments.
-        output: file that takes what the process prints.
+        output: file for the output of the process.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.runs"])
@@ -46,7 +46,7 @@ def _begin(
 
 
 class WorkerPool:
-    """Gloo workers that stay up. `run` calls a function on every worker with that worker as first argument."""
+    """Gloo workers that keep running. `run` calls a function on every worker, with the worker as first argument."""
 
     def __init__(self, workers: int) -> None:
         store = tempfile.mkdtemp()
@@ -59,7 +59,7 @@ class WorkerPool:
             self._pipes.append(ours)
 
     def run(self, body: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-        """Results by rank. An error of any worker is raised; workers that wait for it are given up with the pool."""
+        """Results by rank. An error of any worker is raised; workers that wait for it are lost with the pool."""
         self.start(body, *args)
         results = []
         for rank, pipe in enumerate(self._pipes):
@@ -74,7 +74,7 @@ class WorkerPool:
         return [result for result, _, _ in results]
 
     def start(self, body: Callable[..., Any], *args: Any) -> None:
-        """Calls a function and does not wait for it: for workers that are killed meanwhile."""
+        """Calls a function without waiting for it, for workers that are killed meanwhile."""
         for pipe in self._pipes:
             pipe.send((body, args))
 
@@ -98,13 +98,13 @@ def _serve(rank: int, workers: int, store: str, pipe: Connection) -> None:
         body, args = pipe.recv()
         try:
             pipe.send((body(worker, *args), None, None))
-        except Exception as error:  # noqa: BLE001 - carried to the test
+        except Exception as error:  # noqa: BLE001 - sent to the test
             pipe.send((None, error, traceback.format_exc()))
 
 
 @contextmanager
 def one_worker() -> Iterator[Worker]:
-    """This process as the only worker, with as many threads as one of two would have: results compare bit by bit."""
+    """This process as the only worker, with as many threads as one of two workers: results are equal bit by bit."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield this_worker("cpu", 0, 1, 0, os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Makes the environment of the peers, `.venv-peers`: `python -m benchmarks.peers.install`, with Python 3.11 or 3.12.
+"""Creates the environment of the peers, `.venv-peers`: `python -m benchmarks.peers.install`, with Python 3.11 or 3.12.
 
 The builds of torch, fbgemm and torchrec are the same as in the product's own environment. If the environment is
 complete, a call returns at once; after an interruption, the next call continues where the last one stopped.
@@ -14,8 +14,8 @@ from cluster.install import (
     PipCall,
     make_environment,
     plan,
-    take,
-    tell,
+    report,
+    run_step,
     usable_versions,
     versions_in,
     works,
@@ -55,16 +55,16 @@ def install() -> None:
     accelerator = find_accelerator()
     wanted = fingerprint(accelerator)
     if STAMP.exists() and STAMP.read_text() == wanted and works(ENVIRONMENT):
-        tell(f"found again: {ENVIRONMENT} ({accelerator})")
+        report(f"already complete: {ENVIRONMENT} ({accelerator})")
         return
     make_environment(ENVIRONMENT)
     STAMP.unlink(missing_ok=True)
     log = ENVIRONMENT / "peers-install.log"
     for step in plan(accelerator, usable_versions(ENVIRONMENT)):
-        take(step, ENVIRONMENT, log)
-    take(peers_step(accelerator, versions_in(ENVIRONMENT)), ENVIRONMENT, log)
+        run_step(step, ENVIRONMENT, log)
+    run_step(peers_step(accelerator, versions_in(ENVIRONMENT)), ENVIRONMENT, log)
     STAMP.write_text(wanted)
-    tell(f"done: {ENVIRONMENT} ({accelerator})")
+    report(f"done: {ENVIRONMENT} ({accelerator})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A good plain PyTorch loop, a contestant of rounds.py:
+"""A well-written plain PyTorch loop, a contestant of rounds.py:
 `python -m benchmarks.peers.plain_torch --data DIR --steps N`.
 """
 
@@ -28,7 +28,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Batches(IterableDataset[Batch]):
-    """Endless whole batches, shared out among the loader's workers in turn; ids point into the one fused table."""
+    """Endless whole batches, dealt to the loader's workers in turn; ids are rows of the one fused table."""
 
     def __init__(self, data: Data) -> None:
         self._data = data

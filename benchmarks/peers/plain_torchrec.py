@@ -1,4 +1,4 @@
-"""A good plain TorchRec loop, a contestant of rounds.py:
+"""A well-written plain TorchRec loop, a contestant of rounds.py:
 `python -m benchmarks.peers.plain_torchrec --data DIR --steps N [--workers 2]`.
 
 Batches are made beforehand and held in memory. With two workers, each trains on its half of every batch.

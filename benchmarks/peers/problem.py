@@ -1,4 +1,4 @@
-"""What every peer trains: the data, the sizes, and the dense part of the model for peers that bring no MMoE."""
+"""The problem of all peers: the data, the sizes, and the dense part of the model for peers without their own MMoE."""
 
 import argparse
 from dataclasses import dataclass
@@ -59,9 +59,9 @@ class Mmoe(nn.Module):
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         """Logits (rows, tasks) of embeddings (rows, width)."""
-        opinions = torch.stack([expert(embedded) for expert in self.experts], dim=1)
+        outputs = torch.stack([expert(embedded) for expert in self.experts], dim=1)
         weights = self.gates(embedded).view(-1, TASKS, EXPERTS).softmax(dim=2)
-        mixed = torch.bmm(weights, opinions)
+        mixed = torch.bmm(weights, outputs)
         return torch.cat([tower(mixed[:, task]) for task, tower in enumerate(self.towers)], dim=1)
 
 

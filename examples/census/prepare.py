@@ -46,7 +46,7 @@ def read(file: Path, rows: int) -> pd.DataFrame:
         SystemExit: the file does not exist, or is not the published file.
     """
     if not file.is_file():
-        raise SystemExit(f"{file} is not there: name the folder of the downloaded files with --raw.")
+        raise SystemExit(f"{file} does not exist: give the folder of the downloaded files with --raw.")
     # The category 'NA' (no answer) would be read as a null, and empty fields do not occur.
     frame = pd.read_csv(file, header=None, skipinitialspace=True, keep_default_na=False)
     if frame.shape != (rows, len(COLUMNS)):

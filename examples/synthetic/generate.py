@@ -57,8 +57,8 @@ class World:
     """What is common to all rows: how often each id occurs, and its effect on each task in each scenario.
 
     The log-odds of a task are the sum, over the features, of the id's effect times the weight of the feature in the
-    scenario, plus the level of the scenario. Tasks share half of their effects, and scenarios two thirds: they have
-    something to share, and a model that shares everything loses something.
+    scenario, plus the level of the scenario. Tasks share half of their effects, and scenarios two thirds: sharing
+    helps, but a model that shares everything loses something.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -1,10 +1,10 @@
-"""Bottom `concat`: features side by side, behaviours averaged."""
+"""Bottom `concat`: concatenates features and the means of behaviour sequences."""
 
 import torch
 from torch import Tensor, nn
 
 from models.inputs import Embedded, ModelInputs
-from models.layers.pooling import averaged
+from models.layers.pooling import divide_by_length
 
 
 class ConcatBottom(nn.Module):
@@ -15,5 +15,5 @@ class ConcatBottom(nn.Module):
         self.out_dim = sum(inputs.dim(f.name) for f in inputs.features) + inputs.numerics
 
     def forward(self, embedded: Embedded) -> Tensor:
-        means = [averaged(rows.sum(1), embedded.lengths[name]) for name, rows in embedded.sequences.items()]
+        means = [divide_by_length(rows.sum(1), embedded.lengths[name]) for name, rows in embedded.sequences.items()]
         return torch.cat([*embedded.features.values(), *means, embedded.numerics], dim=1)

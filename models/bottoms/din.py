@@ -1,4 +1,4 @@
-"""Bottom `din`: behaviours weighted by how they relate to the candidate.
+"""Bottom `din`: behaviours weighted by their relation to the candidate.
 
 Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018.
 """
@@ -9,35 +9,38 @@ from torch import Tensor, nn
 from models.config import DinConfig
 from models.inputs import Embedded, ModelInputs
 from models.layers.mlp import Units, mlp
-from models.layers.pooling import averaged
+from models.layers.pooling import divide_by_length
 
 
 class TargetAttention(nn.Module):
     """``v(A) = sum_j a(e_j, A) e_j`` with ``a`` an MLP on ``[e_j, A, e_j - A, e_j * A]``.
 
-    The weights are not normalised, so that the length of the sum keeps the intensity of the interest (section 4.3 of
-    the paper). The interaction is difference and product, as in the authors' code; the paper has the outer product.
+    The weights are not normalised, so that the length of the sum reflects the intensity of the interest (section 4.3 of
+    the paper). The interaction is difference and product, as in the authors' code; the paper uses the outer product.
     """
 
     def __init__(self, dim: int, hidden: list[int]) -> None:
         super().__init__()
         self.score = nn.Sequential(mlp(4 * dim, hidden), Units(hidden[-1] if hidden else 4 * dim, 1))
-        for layer in self.score.modules():  # smaller than before a ReLU elsewhere: scores add up over a whole sequence
+        for layer in self.score.modules():  # smaller weights than `mlp` uses: scores add up over a sequence
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
     def forward(self, sequence: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        """``(batch, length, dim)``, ``(batch,)`` and ``(batch, dim)`` to ``(batch, dim)``; zeros where empty."""
+        """Maps ``(batch, length, dim)``, ``(batch,)`` and ``(batch, dim)`` to ``(batch, dim)``.
+
+        An empty sequence gives zeros.
+        """
         inside = torch.arange(sequence.shape[1], device=lengths.device) < lengths.unsqueeze(1)
-        sample, place = inside.nonzero(as_tuple=True)  # most of a batch of sequences is padding: it is left out
-        rows, candidate = sequence[sample, place], target.index_select(0, sample)
+        sample, position = inside.nonzero(as_tuple=True)  # without padding, which is most of a batch
+        rows, candidate = sequence[sample, position], target.index_select(0, sample)
         pairs = torch.cat([rows, candidate, rows - candidate, rows * candidate], dim=1)
         weighted = self.score(pairs) * rows
         return torch.zeros_like(target, dtype=weighted.dtype).index_add(0, sample, weighted)
 
 
 class DinBottom(nn.Module):
-    """Fields, one interest vector a sequence and numerics side by side, shared by all tasks: ``(batch, out_dim)``."""
+    """Concatenates features, one interest vector per sequence, and numerics, for all tasks: ``(batch, out_dim)``."""
 
     def __init__(self, inputs: ModelInputs, config: DinConfig) -> None:
         super().__init__()
@@ -57,5 +60,5 @@ class DinBottom(nn.Module):
             if name in self.attention:
                 interests.append(self.attention[name](sequence, lengths, target))
             else:
-                interests.append(averaged(sequence.sum(1), lengths))
+                interests.append(divide_by_length(sequence.sum(1), lengths))
         return torch.cat([*embedded.features.values(), *interests, embedded.numerics], dim=1)

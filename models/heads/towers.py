@@ -1,4 +1,4 @@
-"""Head `towers`: a tower a task, probabilities composed along the causal order."""
+"""Head `towers`: one tower per task; probabilities are composed along the causal order of the tasks."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ from models.trunks.base import TrunkOutput
 
 @dataclass
 class HeadOutput:
-    """Predictions of one batch: what each task's loss is computed from.
+    """Predictions of one batch, in the form from which each task's loss is computed.
 
-    A binary task is held as the logarithms of its probability and of its complement, which keeps the loss exact
-    where a product of probabilities would round to 0 or 1. A continuous task is held as the units of its loss.
+    For a binary task these are the logarithms of its probability and of the complement, so that the loss stays exact
+    where a product of probabilities would round to 0 or 1. For a continuous task they are the units of its loss.
     """
 
     tasks: tuple[Task, ...]
-    parameters: tuple[Tensor, ...]  # a task: (batch, 2) with log P and log (1 - P), or (batch, units)
+    parameters: tuple[Tensor, ...]  # per task: (batch, 2), log P and log (1 - P); or (batch, units)
 
     def scores(self) -> Tensor:
-        """Probability of each binary task, value of each continuous one: ``(batch, tasks)``."""
+        """Probability of each binary task and value of each continuous task: ``(batch, tasks)``."""
         columns = [
             parameters[:, 0].exp() if task.kind == "binary" else CONTINUOUS[task.loss.loss].value(parameters)
             for task, parameters in zip(self.tasks, self.parameters, strict=True)
@@ -34,7 +34,7 @@ class HeadOutput:
 
 
 class TowersHead(nn.Module):
-    """One MLP and one linear layer a task, on that task's hidden vector.
+    """One MLP and one linear layer per task, applied to that task's hidden vector.
 
     With `product`, for binary task t after binary task a (Ma et al., Entire Space Multi-Task Model, SIGIR 2018,
     pCTCVR = pCTR * pCVR):
@@ -42,7 +42,7 @@ class TowersHead(nn.Module):
         log P(t)       = log P(a) + log sigmoid(z_t)
         log (1 - P(t)) = log( (1 - P(a)) + P(a) * (1 - sigmoid(z_t)) )
 
-    A continuous task is regressed over all rows whatever it comes after.
+    A continuous task is a regression over all rows, even if it comes after another task.
     """
 
     def __init__(self, inputs: ModelInputs, config: TowersConfig, in_dim: int) -> None:
@@ -59,11 +59,11 @@ class TowersHead(nn.Module):
         )
 
     def logit(self, task: int, hidden: Tensor) -> Tensor:
-        """First unit of a task from its hidden vector ``(batch, in_dim)``: ``(batch,)``."""
+        """First output unit of a task, ``(batch,)``, for its hidden vectors ``(batch, in_dim)``."""
         return self.towers[self._tasks[task].name](hidden)[:, 0]
 
     def forward(self, output: TrunkOutput) -> HeadOutput:
-        """Predictions from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and what it adds to the first units."""
+        """Predicts from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and its additions to the first units."""
         parameters: list[Tensor] = []
         for k, task in enumerate(self._tasks):
             units = self.towers[task.name](output.hidden[k]).float()

@@ -1,4 +1,4 @@
-"""Mixtures of experts: outputs of a GroupedMLP, each row's weighted by its gate."""
+"""Mixtures of experts: sums of the outputs of a GroupedMLP, weighted for each row by its gate."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from models.layers.grouped import GroupedMLP
 
 
 def mixture(experts: GroupedMLP, z: Tensor, shares: Tensor) -> Tensor:
-    """``sum_k shares_k f_k(z)`` with every expert computed on every row.
+    """``sum_k shares_k f_k(z)``; every expert is computed on every row.
 
     Args:
-        experts: one group an expert.
-        z: ``(rows, d)``, or ``(gates, rows, d)`` where every gate has an input of its own.
+        experts: one group per expert.
+        z: ``(rows, d)``, or ``(gates, rows, d)`` if each gate has its own input.
         shares: ``(gates, rows, experts)``.
 
     Returns:
@@ -24,13 +24,13 @@ def mixture(experts: GroupedMLP, z: Tensor, shares: Tensor) -> Tensor:
 
 
 def sparse_mixture(experts: GroupedMLP, z: Tensor, shares: Tensor, selected: Tensor) -> Tensor:
-    """The same where each expert is computed on the rows that selected it alone.
+    """The same sum; each expert is computed only on the rows that selected it.
 
     Args:
-        experts: one group an expert.
+        experts: one group per expert.
         z: ``(rows, d)``, or ``(gates, rows, d)``.
         shares: ``(gates, rows, experts)``.
-        selected: ``(gates, rows, experts)`` bool; shares elsewhere count nothing.
+        selected: ``(gates, rows, experts)`` bool; the other shares are ignored.
 
     Returns:
         ``(gates, rows, h)``.

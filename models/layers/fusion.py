@@ -1,4 +1,4 @@
-"""Attention over what earlier tasks hand on."""
+"""Attention over the representations or labels of earlier tasks."""
 
 import math
 
@@ -18,6 +18,6 @@ class InformationFusion(nn.Module):
         self.value, self.query, self.key = (nn.Linear(in_dim, dim) for _ in range(3))
 
     def forward(self, elements: Tensor) -> Tensor:
-        """``(elements, batch, in_dim)`` to ``(batch, dim)``."""
+        """Maps ``(elements, batch, in_dim)`` to ``(batch, dim)``."""
         scores = (self.query(elements) * self.key(elements)).sum(-1) * self._scale
         return torch.einsum("nb,nbd->bd", scores.softmax(0), self.value(elements))

@@ -1,7 +1,7 @@
-"""Many layers of one shape side by side: experts, or networks of scenarios and tasks.
+"""Parallel layers of the same shape, one per group: experts, or networks of scenarios and tasks.
 
-Their weights are one parameter ``(groups, in, out)``: one multiplication runs all groups, and a group without rows gets
-a gradient of exactly zero, as DDP needs.
+Their weights are one parameter ``(groups, in, out)``: one multiplication computes all groups, and a group without rows
+has a gradient of exactly zero. DDP needs a gradient for every parameter.
 """
 
 import math
@@ -18,31 +18,32 @@ from models.labels import label
 
 @dataclass
 class Groups:
-    """Rows sorted by the group whose layers they go through."""
+    """Rows sorted by the group whose layers process them."""
 
     order: Tensor  # (rows,), row numbers sorted by group
-    places: Tensor  # (rows,), where each row stands in that order
+    positions: Tensor  # (rows,), position of each row in that order
     sizes: list[int]  # rows of each group
 
     @staticmethod
     def of(index: Tensor, count: int) -> "Groups":
-        """Takes the group of each row, ``(rows,)``. Copies `count` numbers to the host, which a GPU waits for."""
+        """Sorts rows by their group, ``(rows,)``. Copies `count` numbers to the host, for which a GPU has to wait."""
         order = torch.argsort(index, stable=True)
         return Groups(order, torch.argsort(order), torch.bincount(index, minlength=count).tolist())
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows ``(rows, d)`` in the order of the groups."""
+        """Rows ``(rows, d)``, sorted by group."""
         return x.index_select(0, self.order)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """Rows in the order of the groups back to where they came from."""
-        return x.index_select(0, self.places)
+        """Rows sorted by group, back in their original order."""
+        return x.index_select(0, self.positions)
 
 
 class GroupedLinear(nn.Module):
-    """A linear layer for each of `groups`, by name; gates have no bias and start nearly even, as `nn.Linear` does.
+    """One linear layer for each name in `groups`.
 
-    All others are followed by a ReLU, and their weights start as those of `mlp`.
+    Gates have no bias and are initialised like `nn.Linear`, so that their shares start nearly even. Every other layer
+    is followed by a ReLU and initialised like `mlp`.
     """
 
     def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int, is_gate: bool = False) -> None:
@@ -56,13 +57,13 @@ class GroupedLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
-        """Weight ``(groups, in, out)`` and bias ``(groups, out)`` as they are applied."""
+        """Returns the weight ``(groups, in, out)`` and bias ``(groups, out)`` that the layer applies."""
         return self.weight, self.bias
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
+        """Maps ``(groups, rows, in)`` to ``(groups, rows, out)``; all groups process ``(rows, in)``."""
         weight, bias = self.weights()
-        if x.dim() == 2:  # as one large multiplication
+        if x.dim() == 2:  # one large multiplication for all groups
             groups, in_dim, out_dim = weight.shape
             joined = weight.transpose(1, 2).reshape(groups * out_dim, in_dim)
             out = linear(x, joined, bias.reshape(-1) if bias is not None else None)
@@ -72,7 +73,7 @@ class GroupedLinear(nn.Module):
         return out.relu() if relu else out
 
     def ragged(self, x: Tensor, sizes: list[int], relu: bool = False) -> Tensor:
-        """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
+        """Maps rows ``(rows, in)`` that are sorted by group to ``(rows, out)``, each by its own group."""
         weight, bias = self.weights()
         parts = zip(x.split(sizes), weight.unbind(), strict=True)
         if bias is None:
@@ -83,7 +84,7 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedMLP(nn.Module):
-    """A ReLU network of one shape for each of `groups`; the identity where `hidden` is empty."""
+    """ReLU networks of the same shape, one for each name in `groups`; the identity if `hidden` is empty."""
 
     make_layer: type[GroupedLinear] = GroupedLinear
 
@@ -94,13 +95,13 @@ class GroupedMLP(nn.Module):
         self._dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(groups, rows, in)`` to ``(groups, rows, out)``; ``(rows, in)`` goes through every group."""
+        """Maps ``(groups, rows, in)`` to ``(groups, rows, out)``; all groups process ``(rows, in)``."""
         for layer in self.layers:
             x = self._drop(layer(x, relu=True))
         return x
 
     def ragged(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """Rows ``(rows, in)`` sorted by group, each through its own: ``(rows, out)``."""
+        """Maps rows ``(rows, in)`` that are sorted by group to ``(rows, out)``, each by its own group."""
         for layer in self.layers:
             assert isinstance(layer, GroupedLinear)
             x = self._drop(layer.ragged(x, sizes, relu=True))

@@ -1,4 +1,4 @@
-"""A predicted label as a vector."""
+"""Embedding of a predicted label."""
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from models.layers.noise import gumbel
 
 
 class LabelEmbedding(nn.Module):
-    """``le = [p, 1 - p] E`` with p a relaxed draw from the predicted distribution (HTLNet, label embedding unit):
+    """``le = [p, 1 - p] E``, where p is a relaxed draw from the predicted distribution (HTLNet, label embedding unit):
 
         a1 = (log y + g1) / tau,   a0 = (log(1 - y) + g0) / tau,   p = exp(a1) / (exp(a1) + exp(a0))
 
-    The Gumbel noise g is drawn in training alone: evaluation takes the expectation that tau sharpens.
-    The label itself would open a gap between training and serving, and a hard prediction would pass its error on.
+    The Gumbel noise g is drawn only in training: evaluation uses the predicted distribution, sharpened by tau.
+    The true label would be unknown when the model serves, and a hard prediction would pass on its full error.
     """
 
     def __init__(self, dim: int, temperature: float) -> None:
@@ -23,7 +23,7 @@ class LabelEmbedding(nn.Module):
         nn.init.xavier_uniform_(self.table)
 
     def forward(self, logit: Tensor, noise_keys: Tensor, draw: int) -> Tensor:
-        """Logits ``(batch,)`` to ``(batch, dim)``; `noise_keys` ``(batch,)`` and `draw` are those of `gumbel`."""
+        """Maps logits ``(batch,)`` to ``(batch, dim)``; `gumbel` explains `noise_keys` ``(batch,)`` and `draw`."""
         logits = logit.float()
         choices = torch.stack([logsigmoid(logits), logsigmoid(-logits)], dim=1)
         if self.training:

@@ -6,14 +6,15 @@ from torch import nn
 
 
 class Units(nn.Linear):
-    """A last layer: the logit, the score or the few numbers of a row. No ReLU follows."""
+    """A last layer, which outputs a logit, a score or a few other numbers per row. No ReLU follows it."""
 
 
 def mlp(in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """ReLU layers of the widths `hidden`, ``(..., in_dim)`` to ``(..., hidden[-1])``; the identity where empty.
+    """ReLU layers of the widths `hidden`, from ``(..., in_dim)`` to ``(..., hidden[-1])``; the identity if it is empty.
 
-    Initial weights keep the size of a signal through any number of layers (He et al., ICCV 2015). With those of
-    `nn.Linear` each layer makes it 2.4 times smaller, and trunks of many layers begin to learn late.
+    The initial weights preserve the scale of a signal through any number of layers (He et al., ICCV 2015). The initial
+    weights of `nn.Linear` would make it 2.4 times smaller in each layer, and trunks with many layers would start to
+    learn late.
     """
     layers: list[nn.Module] = []
     for width in hidden:

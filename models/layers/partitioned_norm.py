@@ -1,4 +1,4 @@
-"""Normalisation with the moments of a row's own scenario."""
+"""Normalisation with the moments of each row's own scenario."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,10 +13,11 @@ EPSILON = 1e-5
 class PartitionedNorm(nn.Module):
     """``z' = (gamma gamma_p) (z - mu_p) / sqrt(var_p + eps) + (beta + beta_p)`` (STAR, equations 2 and 3).
 
-    In training the moments are those of scenario p's rows in the global batch, over all workers and without padding;
-    the paper's batches hold one scenario each, ours hold all. In evaluation they are moving averages. The moving
-    variance is taken around the moving mean: around a batch's own mean it would be too small for a scenario that has a
-    few rows a batch, and zero for one row. A scenario that the batch has no rows of leaves its averages as they are.
+    In training, the moments are those of scenario p's rows in the global batch, over all workers and without padding;
+    in the paper each batch contains one scenario, here all of them. In evaluation, they are moving averages. The moving
+    variance is measured around the moving mean: around the mean of its own batch it would be too small for a scenario
+    that has few rows per batch, and zero for a single row. If a batch has no rows of a scenario, the averages of that
+    scenario do not change.
     """
 
     def __init__(self, scenarios: Sequence[str], dim: int, momentum: float) -> None:
@@ -45,7 +46,7 @@ class PartitionedNorm(nn.Module):
         Returns:
             ``(rows, dim)``.
         """
-        with torch.autocast(z.device.type, enabled=False):  # moments of bfloat16 would be off in the third digit
+        with torch.autocast(z.device.type, enabled=False):  # bfloat16 moments would be wrong in the third digit
             return self._normalise(z.float(), scenario, weights, total)
 
     def _normalise(self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
@@ -53,20 +54,20 @@ class PartitionedNorm(nn.Module):
         gamma, beta = self.gamma * self.scenario_gamma, self.beta + self.scenario_beta
         scale = gamma * (variance + EPSILON).rsqrt()
         shift = beta - mean * scale
-        # The gradient of index_select is a fifth of the time of that of an index.
+        # The backward of index_select takes a fifth of the time of the backward of indexing.
         return z * scale.index_select(0, scenario) + shift.index_select(0, scenario)
 
     def _moments(
         self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every scenario, ``(scenarios, dim)``, and the moving averages moved on."""
+        """Returns mean and variance of each scenario, ``(scenarios, dim)``, and updates the moving averages."""
         members = torch.zeros(len(self.mean), len(z), device=z.device).index_put(
             (scenario, torch.arange(len(z), device=z.device)), weights
         )
         sums = total(torch.cat([members @ z, members.sum(1, keepdim=True)], dim=1))
         rows = sums[:, -1:]
         mean = sums[:, :-1] / rows.clamp(min=1)
-        # A second pass around the mean: a difference of large squares would lose what float32 has.
+        # A second pass, around the mean: the difference of two large squares would lose the precision of float32.
         around = total(
             members @ torch.cat([(z - m.index_select(0, scenario)).square() for m in (mean, self.mean)], dim=1)
         )

@@ -1,4 +1,4 @@
-"""The scenario of a row as an input, and as a number."""
+"""The scenario of a row as an embedding and as an index."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from models.labels import combined, label
 
 
 class ScenarioEmbedding(nn.Module):
-    """One small embedding a level of the scenario tree, concatenated.
+    """One small embedding per level of the scenario tree; they are concatenated.
 
-    Part of the dense model, not of the sharded tables: a level has a handful of values and every row has one.
+    They are part of the dense model, not of the sharded tables: a level has few values, and each row has one of them.
     """
 
     def __init__(self, levels: Sequence[Sequence[str]], dim: int) -> None:
@@ -20,16 +20,16 @@ class ScenarioEmbedding(nn.Module):
         self.dim = dim * len(levels)
 
     def forward(self, scenarios: Tensor) -> Tensor:
-        """Indices ``(batch, levels)`` to ``(batch, levels * dim)``."""
+        """Maps indices ``(batch, levels)`` to ``(batch, levels * dim)``."""
         return torch.cat([level(scenarios[:, i]) for i, level in enumerate(self.levels)], dim=1)
 
-    def beside(self, representation: Tensor, scenarios: Tensor) -> Tensor:
-        """A representation ``(..., batch, d)`` with the scenario beside it, ``(..., batch, d + dim)``."""
-        return beside(representation, self(scenarios))
+    def append_to(self, representation: Tensor, scenarios: Tensor) -> Tensor:
+        """Appends the scenario to a representation ``(..., batch, d)``: ``(..., batch, d + dim)``."""
+        return append(representation, self(scenarios))
 
 
 class FinestScenario:
-    """Every combination of the levels' scenarios as one number: the leaves of the scenario tree."""
+    """Numbers the combinations of scenarios, one per level: the leaves of the scenario tree."""
 
     def __init__(self, levels: Sequence[Sequence[str]]) -> None:
         self._sizes = [len(level) for level in levels]
@@ -37,7 +37,7 @@ class FinestScenario:
         self.count = len(self.labels)
 
     def __call__(self, scenarios: Tensor) -> Tensor:
-        """Indices ``(batch, levels)`` to numbers below `count`, ``(batch,)``; the last level varies fastest."""
+        """Maps indices ``(batch, levels)`` to numbers below `count`, ``(batch,)``; the last level varies fastest."""
         number = torch.zeros_like(scenarios[:, 0])
         for level, size in enumerate(self._sizes):
             number = number * size + scenarios[:, level]
@@ -45,7 +45,7 @@ class FinestScenario:
 
 
 def level_embeddings(levels: Sequence[Sequence[str]], dim: int) -> nn.ModuleList:
-    """An embedding a level, with a row a scenario."""
+    """One embedding per level, with one row per scenario."""
     embeddings = nn.ModuleList()
     for scenarios in levels:
         embeddings.append(nn.Embedding(len(scenarios), dim))
@@ -53,7 +53,7 @@ def level_embeddings(levels: Sequence[Sequence[str]], dim: int) -> nn.ModuleList
     return embeddings
 
 
-def beside(representation: Tensor, vectors: Tensor) -> Tensor:
-    """``(..., batch, d)`` and ``(batch, e)`` to ``(..., batch, d + e)``."""
+def append(representation: Tensor, vectors: Tensor) -> Tensor:
+    """Appends ``(batch, e)`` to ``(..., batch, d)``: ``(..., batch, d + e)``."""
     expanded = vectors.expand(*representation.shape[:-1], vectors.shape[-1])
     return torch.cat([representation, expanded.to(representation.dtype)], dim=-1)

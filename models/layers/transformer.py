@@ -1,4 +1,4 @@
-"""A Transformer block whose normalisations are given from outside."""
+"""A Transformer block that takes its normalisations as an input."""
 
 import math
 
@@ -12,7 +12,7 @@ class ConditionalBlock(nn.Module):
 
         CLN(x) = gamma * (x - mean) / sqrt(var + eps) + beta
 
-    where gamma and beta belong to a condition, and all other weights to none.
+    where gamma and beta belong to a condition; all other weights are shared.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -28,12 +28,12 @@ class ConditionalBlock(nn.Module):
         Args:
             rows: ``(batch, length, dim)``, or ``(conditions, batch, length, dim)`` after an earlier block.
             inside: ``(batch, length)`` bool, False for padding.
-            norms: ``(conditions, 2, 2, dim)``: for both normalisations gamma and beta.
+            norms: ``(conditions, 2, 2, dim)``: gamma and beta for each of the two normalisations.
 
         Returns:
-            ``(conditions, batch, length, dim)``. What stands at padding means nothing and reaches no other position.
+            ``(conditions, batch, length, dim)``. Values at padding have no meaning and do not affect other positions.
         """
-        # Before the first normalisation nothing depends on the condition, so a first block attends once for all.
+        # Nothing depends on the condition before the first normalisation, so the first block attends once for all.
         attended = _normalise(rows + self._attend(rows, inside), norms[:, 0])
         return _normalise(attended + self.feed_forward(attended), norms[:, 1])
 
@@ -41,12 +41,20 @@ class ConditionalBlock(nn.Module):
         split = self.qkv(rows).unflatten(-1, (3, self._heads, -1)).transpose(-4, -2)  # (..., heads, 3, length, d)
         query, key, value = split.unbind(-3)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        # The least number and not -inf: a sequence without rows would otherwise give NaN.
+        # The smallest number, not -inf, which would give NaN for a sequence without rows.
         scores = scores.masked_fill(~inside[:, None, None, :], torch.finfo(scores.dtype).min)
         return self.out((scores.softmax(-1).to(value.dtype) @ value).transpose(-3, -2).flatten(-2))
 
 
 def _normalise(x: Tensor, norm: Tensor) -> Tensor:
-    """``(batch, length, dim)`` or ``(conditions, ...)`` and ``(conditions, 2, dim)`` to ``(conditions, ...)``."""
+    """Normalises under every condition.
+
+    Args:
+        x: ``(batch, length, dim)`` or ``(conditions, batch, length, dim)``.
+        norm: ``(conditions, 2, dim)``, gamma and beta.
+
+    Returns:
+        ``(conditions, batch, length, dim)``.
+    """
     gamma, beta = norm[:, :, None, None].unbind(1)
     return gamma * layer_norm(x, x.shape[-1:]) + beta

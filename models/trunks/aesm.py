@@ -1,4 +1,4 @@
-"""Trunk `aesm`: every row selects its specific and its shared experts, first by scenario, then by task.
+"""Trunk `aesm`: each row selects its specific and its shared experts, first by scenario, then by task.
 
 Zou et al., Automatic Expert Selection for Multi-Scenario and Multi-Task Search (AESM2), SIGIR 2022.
 """
@@ -23,17 +23,18 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 class AESMTrunk(Trunk):
     """Layers of expert selection (section 4), `scenario_layers` for each level of the tree and then `task_layers`.
 
-    The gates of level i read the embeddings of the levels up to i, those of the task layers all of them and the task's.
-    A level of m scenarios has m gates, so a tree of N_1 x N_2 fine scenarios needs N_1 + N_2.
-    All tasks enter the first task layer with the scenarios' output and leave each with its own; a layer's experts are
-    shared by the tasks, its gates are not. `noise` falls linearly with the step, as the authors wish for (section 6);
-    the step is a buffer, so a resumed run goes on with the noise that it stopped at.
-    The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``, each a mean over the rows of the
-    global batch and, as in the authors' code, over the selected experts, so that it does not grow with their number.
+    The gates of level i read the embeddings of the levels up to i; the gates of the task layers read the embeddings of
+    all levels and of the task. A level of m scenarios has m gates, so a tree of N_1 x N_2 fine scenarios needs
+    N_1 + N_2 gates. The first task layer has the same input for all tasks, the output of the scenario layers, and a
+    separate output for each task. The tasks share the experts of a layer but not its gates.
+    `noise` falls linearly with the step, which the authors suggest (section 6). The step is a buffer, so that a resumed
+    run continues with the noise at which it stopped.
+    The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``. Each L is a mean over the rows of
+    the global batch and, as in the authors' code, over the selected experts: it does not grow with their number.
     """
 
     has_experts = True
-    keeps_predictions = frozenset()  # selection compares the gates of all scenarios, and of all tasks
+    keeps_predictions = frozenset()  # selection compares the gates of all scenarios and of all tasks
 
     def __init__(self, inputs: ModelInputs, config: AESMConfig, in_dim: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class AESMTrunk(Trunk):
         self.out_dim = out_dim
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         noise = self._noise()
         z, outputs = representation, []
         embedded = [level(context.scenarios[:, i]) for i, level in enumerate(self.scenario)]
@@ -79,12 +80,12 @@ class AESMTrunk(Trunk):
             z = outputs[-1].hidden
         means = torch.stack([output.mean_divergences(context) for output in outputs])  # (layers, 2)
         penalty = (means * means.new_tensor([self._config.specific_weight, self._config.shared_weight])).sum()
-        told = dict(zip(self.diagnostics, [noise, *means.detach().flatten()], strict=True))
+        diagnostics = dict(zip(self.diagnostics, [noise, *means.detach().flatten()], strict=True))
         shares = dict(zip(self._names, [output.shares for output in outputs], strict=True))
-        return TrunkOutput(z, penalty=penalty, diagnostics=told, experts=shares)
+        return TrunkOutput(z, penalty=penalty, diagnostics=diagnostics, experts=shares)
 
     def _noise(self) -> Tensor:
-        """Standard deviation of this step's noise; training moves the step on."""
+        """Returns the standard deviation of this step's noise. In training, it also increments the step."""
         steps = self._config.noise_steps
         left = 1 - self.step / steps if steps is not None else torch.ones_like(self.step)
         noise = self._config.noise * left.clamp(min=0)
@@ -95,29 +96,29 @@ class AESMTrunk(Trunk):
 
 @dataclass
 class Selection:
-    """What a layer gives."""
+    """Output of a selection layer."""
 
     hidden: Tensor  # (copies, batch, h)
     shares: Tensor  # (copies, batch, experts), detached, 0 where not selected
-    specific: Tensor  # (copies, batch, top): distances of the selected experts to the row's own scenario alone
-    shared: Tensor  # (copies, batch, top): and to all scenarios evenly
+    specific: Tensor  # (copies, batch, top): distances of selected experts to the row's own scenario
+    shared: Tensor  # (copies, batch, top): distances of selected experts to all scenarios evenly
 
     def mean_divergences(self, context: Context) -> Tensor:
-        """``(L_sp, L_sh)``: means over rows, copies and selected experts, this worker's share."""
+        """``(L_sp, L_sh)``, this worker's share: means over rows, copies and selected experts."""
         rows = torch.stack([self.specific.mean((0, 2)), self.shared.mean((0, 2))])
         return (rows * context.weights).sum(1) / context.weight_total
 
 
 class SelectionLayer(nn.Module):
-    """One layer of experts with one gate a scenario (or a task) of a level (section 4.2).
+    """One layer of experts, with one gate per scenario of a level, or per task (section 4.2).
 
-    Where there is one gate only there is nothing to be specific to: the layer is then a mixture of all its experts.
-    Without batch normalisation in gates and experts: the authors' code has it, the paper does not.
+    With a single gate, no expert can be specific: the layer is then a mixture of all its experts.
+    Gates and experts have no batch normalisation: the authors' code has it, the paper does not.
     """
 
     def __init__(self, in_dim: int, indicator_dim: int, gates: Sequence[str], config: AESMConfig, number: int) -> None:
         super().__init__()
-        self._number = number  # among the layers of the trunk: each draws noise of its own
+        self._number = number  # index of the layer in the trunk: each layer draws different noise
         top = (config.top_specific, config.top_shared) if len(gates) > 1 else (config.experts, config.experts)
         self._top = min(top[0], config.experts), min(top[1], config.experts)
         self._noise_in_mixture = config.noise_in_mixture
@@ -132,14 +133,14 @@ class SelectionLayer(nn.Module):
 
         Args:
             z: ``(batch, d)``, or ``(copies, batch, d)``.
-            indicator: ``(batch, e)``, or ``(copies, batch, e)`` where each copy is a task's.
-            own: the number of each row's gate, ``(batch,)`` or ``(copies, batch)``.
-            noise: scalar, standard deviation of the gates' noise in training.
-            noise_keys: ``(batch,)``, what the rows' draws are keyed by.
+            indicator: ``(batch, e)``, or ``(copies, batch, e)`` with one copy per task.
+            own: index of each row's own gate, ``(batch,)`` or ``(copies, batch)``.
+            noise: scalar; standard deviation of the gates' noise in training.
+            noise_keys: ``(batch,)``, keys of the rows' random draws.
         """
         copies = torch.broadcast_shapes(z.shape[:-1], indicator.shape[:-1], (1, 1))
         inputs = torch.cat([z.expand(*copies, -1), indicator.to(z.dtype).expand(*copies, -1)], dim=-1)
-        with torch.autocast(z.device.type, enabled=False):  # bfloat16 would select other experts for some rows
+        with torch.autocast(z.device.type, enabled=False):  # bfloat16 would select different experts for some rows
             logits = self.gates(inputs.float()).unflatten(-1, self._shape)  # (copies, batch, gates, experts)
         noisy = logits + noise * normal(noise_keys, self._number, logits.shape) if self.training else logits
         own = own.expand(copies)
@@ -147,7 +148,7 @@ class SelectionLayer(nn.Module):
         mixed = own_gate(noisy if self._noise_in_mixture else logits, own)
         shares = mixed.masked_fill(~selected, -math.inf).softmax(-1)
         rows_of_all = z.shape[:-1].numel() * self._shape[1]
-        if rows_of_all <= copies.numel() * sum(self._top):  # tasks that share an input select from the same outputs
+        if rows_of_all <= copies.numel() * sum(self._top):  # tasks with the same input can share outputs
             hidden = mixture(self.experts, z, shares)
         else:
             hidden = sparse_mixture(self.experts, z, shares, selected)
@@ -155,19 +156,20 @@ class SelectionLayer(nn.Module):
 
 
 def select(logits: Tensor, own: Tensor, top_specific: int, top_shared: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which experts a row uses (section 4.2): those nearest to its own scenario alone, and those nearest to all.
+    """Selects the experts of each row (section 4.2): the nearest to its own scenario, and the nearest to all scenarios.
 
-    With ``G_k = softmax over the gates of expert k's logits``, distances are ``KL(one-hot_j ‖ G_k)`` and
-    ``KL(uniform ‖ G_k)``; the two selections are independent, so an expert may be in both.
+    With ``G_k = softmax over the gates of expert k's logits``, the distances are ``KL(one-hot_j ‖ G_k)`` and
+    ``KL(uniform ‖ G_k)``. The two selections are independent, so an expert may be in both.
 
     Args:
         logits: ``(..., gates, experts)``.
-        own: number j of each row's gate, ``(...)``.
+        own: index j of each row's own gate, ``(...)``.
         top_specific: number of specific experts.
         top_shared: number of shared experts.
 
     Returns:
-        Selected ``(..., experts)`` bool, and the distances of the selected specific and shared experts, ``(..., top)``.
+        Whether an expert is selected, ``(..., experts)`` bool, and the distances of the selected specific and shared
+        experts, ``(..., top)`` each.
     """
     log_shares = logits.log_softmax(-2)
     specific = -own_gate(log_shares, own)
@@ -180,6 +182,6 @@ def select(logits: Tensor, own: Tensor, top_specific: int, top_shared: int) -> t
 
 
 def own_gate(values: Tensor, own: Tensor) -> Tensor:
-    """Each row's own gate of ``(..., gates, experts)``: ``(..., experts)``."""
+    """Returns the values of each row's own gate, ``(..., experts)``, from ``(..., gates, experts)``."""
     index = own[..., None, None].expand(*own.shape, 1, values.shape[-1])
     return values.gather(-2, index).squeeze(-2)

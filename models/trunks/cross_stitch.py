@@ -1,4 +1,4 @@
-"""Trunk `cross_stitch`: a network a task, whose layers are mixed by learned scalars.
+"""Trunk `cross_stitch`: one network per task; learned scalars mix their layers.
 
 Misra et al., Cross-stitch Networks for Multi-task Learning, CVPR 2016.
 """
@@ -18,9 +18,9 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 
 
 class CrossStitchTrunk(Trunk):
-    """After each layer ``x~_j = sum_k alpha_jk x_k``, alpha the same for all rows (section 3 of the paper).
+    """After each layer ``x~_j = sum_k alpha_jk x_k``, with the same alpha for all rows (section 3 of the paper).
 
-    Scenarios: all rows train the same networks, and the scenario is an input of each.
+    Scenarios: all rows train the same networks, and the scenario is an input of each network.
     """
 
     keeps_predictions = frozenset({"scenario"})  # every task reads the layers of all tasks
@@ -41,8 +41,8 @@ class CrossStitchTrunk(Trunk):
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
-        x = self.scenario.beside(representation, context.scenarios)
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        x = self.scenario.append_to(representation, context.scenarios)
         for layer, alpha in zip(self.layers, self.stitches, strict=True):
             x = dropout(layer(x).relu(), self._dropout, self.training)
             x = torch.einsum("jk,kbd->jbd", alpha.to(x.dtype), x)

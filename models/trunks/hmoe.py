@@ -1,4 +1,5 @@
-"""Trunk `hmoe`: experts mixed by a gate a scenario, then scenarios mixed in the label space with cut gradients.
+"""Trunk `hmoe`: one gate per scenario mixes experts; then scenarios are mixed in the label space, without gradients to
+other scenarios.
 
 Li et al., Improving Multi-Scenario Learning to Rank in E-commerce by Exploiting Task Relationships in the Label Space
 (HMoE), CIKM 2020.
@@ -18,17 +19,17 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 
 
 class HMoETrunk(Trunk):
-    """For a row of scenario i, with ``o_j`` the tower of scenario j on its mixture of the experts:
+    """For a row of scenario i, where ``o_j`` is the tower of scenario j on its mixture of the experts:
 
         o'_i = w_ii o_i + sum_{j != i} w_ij sg(o_j),    w_i = softmax(V_i x)
 
-    A row's labels train its own scenario's gate and tower and the weights, never another scenario's. What is mixed are
-    hidden vectors, which the head makes a logit of; the paper mixes the scores.
-    Tasks: a model of its own for each, as the AESM2 paper extends HMoE; they share the embedding alone.
+    The labels of a row train the gate and tower of its own scenario and the weights w_i, never another scenario's gate
+    or tower. This trunk mixes hidden vectors, from which the head computes a logit; the paper mixes the scores.
+    Tasks: each has a separate model, as in the AESM2 paper's extension of HMoE; they share only the embedding.
     """
 
     has_experts = True
-    keeps_predictions = frozenset({"task"})  # a row listens to the towers of all scenarios
+    keeps_predictions = frozenset({"task"})  # a row uses the towers of all scenarios
 
     def __init__(self, inputs: ModelInputs, config: HMoEConfig, in_dim: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class HMoETrunk(Trunk):
         self.out_dim = config.tower[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         scenario = self._finest(context.scenarios)
         groups = Groups.of(scenario, self._finest.count)
         inputs = representation.expand(self._tasks, -1, -1)
@@ -59,14 +60,17 @@ class _HMoE(nn.Module):
         label(self.mixing, "weight", 2, scenarios)
 
     def forward(self, x: Tensor, scenario: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-        """``(batch, in_dim)`` to hidden ``(batch, h)`` and the own gate's shares ``(batch, experts)``, detached."""
+        """Maps ``(batch, in_dim)`` to hidden ``(batch, h)``.
+
+        Also returns the shares of the gate of each row's own scenario, ``(batch, experts)``, detached.
+        """
         rows = torch.arange(len(x), device=x.device)
         sorted_x = groups.gather(x)
         gate = groups.scatter(self.gates.ragged(sorted_x, groups.sizes)).softmax(-1)
         outputs = self.experts(x)  # (experts, batch, h)
         own = torch.einsum("be,ebh->bh", gate.to(outputs.dtype), outputs)
         own = groups.scatter(self.towers.ragged(groups.gather(own), groups.sizes))
-        with torch.no_grad():  # the cut: others are listened to, which needs no backward
+        with torch.no_grad():  # the stop-gradient: other scenarios' towers are used but need no backward
             others = self.towers(torch.einsum("jbe,ebh->jbh", self.gates(x).softmax(-1).to(outputs.dtype), outputs))
             others = others.transpose(0, 1).contiguous()  # (batch, scenarios, h)
             others[rows, scenario] = 0

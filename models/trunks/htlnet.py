@@ -1,4 +1,4 @@
-"""Trunk `htlnet`: towers chained along the causal order, each reading what the earlier ones learned and predicted.
+"""Trunk `htlnet`: towers in causal order; each reads the representations and predictions of the earlier towers.
 
 Tang et al., Touch the Core: Exploring Task Dependence Among Hybrid Targets for Recommendation (HTLNet), RecSys 2024.
 Its gradient rule is in models/gradients.py.
@@ -17,14 +17,14 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 
 
 class HTLNetTrunk(Trunk):
-    """``h_t = tower_t([rep_f ‖ le_f ‖ x ‖ s])``, without rep_f and le_f for a task that comes after none.
+    """``h_t = tower_t([rep_f ‖ le_f ‖ x ‖ s])``, without rep_f and le_f for a task that does not come after another.
 
     `rep_f` fuses the representations and `le_f` the label embeddings of all tasks before t on its `after` chain. A
-    tower's representation is its first hidden layer, as in the public re-implementation; the paper does not say.
-    Stop-gradient (equation 15): representations and predictions are cut before they are embedded and fused, so the
-    label tables and fusion units are trained by the task that reads them, and a later task never changes an earlier
-    tower. Predictions are those of the head; with its `product` they are P(task | after).
-    Scenarios: all rows train the same towers, and the scenario is an input of each.
+    tower's representation is its first hidden layer, as in the public re-implementation; the paper does not define it.
+    Stop-gradient (equation 15): representations and predictions are detached before they are embedded and fused. The
+    label tables and fusion units are therefore trained by the task that reads them, and a later task never changes an
+    earlier tower. The predictions come from the head; with its `product` they are P(task | after).
+    Scenarios: all rows train the same towers, and the scenario is an input of each tower.
     """
 
     def __init__(self, inputs: ModelInputs, config: HTLNetConfig, in_dim: int) -> None:
@@ -49,18 +49,18 @@ class HTLNetTrunk(Trunk):
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         assert context.logit is not None, "htlnet reads the predictions of its head"
-        x = self.scenario.beside(representation, context.scenarios).expand(len(self._before), -1, -1)
+        x = self.scenario.append_to(representation, context.scenarios).expand(len(self._before), -1, -1)
         hidden: list[Tensor] = []
         representations: dict[str, Tensor] = {}
         labels: dict[str, Tensor] = {}
         for k, (name, chain) in enumerate(self._before.items()):
             inputs = x[k]
             if chain:
-                fused = self.fused_representations[name](torch.stack([representations[task] for task in chain]))
-                said = self.fused_labels[name](torch.stack([labels[task] for task in chain]))
-                inputs = torch.cat([fused, said, inputs], dim=1)
+                earlier = self.fused_representations[name](torch.stack([representations[task] for task in chain]))
+                predicted = self.fused_labels[name](torch.stack([labels[task] for task in chain]))
+                inputs = torch.cat([earlier, predicted, inputs], dim=1)
             first = self.firsts[name](inputs)
             hidden.append(self.rests[name](first))
             representations[name] = first.detach()
@@ -70,6 +70,6 @@ class HTLNetTrunk(Trunk):
 
 
 def _chain(inputs: ModelInputs, task: int) -> list[str]:
-    """Names of the tasks that a task comes after, the nearest last."""
+    """Names of all tasks that a task comes after, from first to last."""
     after = inputs.tasks[task].after
     return [] if after is None else [*_chain(inputs, after), inputs.tasks[after].name]

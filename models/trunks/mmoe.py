@@ -1,4 +1,4 @@
-"""Trunk `mmoe`: experts that all tasks share, a gate a task.
+"""Trunk `mmoe`: experts that all tasks share, and one gate per task.
 
 Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, KDD 2018.
 """
@@ -17,7 +17,7 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 class MMoETrunk(Trunk):
     """``h_k = sum_i softmax(W_k z)_i f_i(z)`` with ``z = [x ‖ s]`` (equations 6 and 7).
 
-    Scenarios: all rows train the same experts, and the scenario is an input of experts and gates.
+    Scenarios: all rows train the same experts, and the scenario is an input of the experts and the gates.
     """
 
     has_experts = True
@@ -31,7 +31,7 @@ class MMoETrunk(Trunk):
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
-        z = self.scenario.beside(representation, context.scenarios)
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        z = self.scenario.append_to(representation, context.scenarios)
         shares = self.gates(z).softmax(-1)  # (tasks, batch, experts)
         return TrunkOutput(mixture(self.experts, z, shares), experts={"experts": shares.detach()})

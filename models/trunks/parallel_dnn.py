@@ -1,7 +1,7 @@
-"""Trunk `parallel_dnn`: a network of its own for every scenario and task, on the shared embedding.
+"""Trunk `parallel_dnn`: a separate network for each pair of scenario and task, on the shared embedding.
 
-The baseline "Parallel DNN" of Zou et al. (AESM2), SIGIR 2022, which describes it in one sentence: that the networks
-share the embeddings and nothing else is our reading.
+The baseline "Parallel DNN" of Zou et al. (AESM2), SIGIR 2022. The paper describes it in one sentence; we read it as
+networks that share only the embeddings.
 """
 
 import torch
@@ -16,7 +16,7 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 
 
 class ParallelDNNTrunk(Trunk):
-    """``h_t = f_{s,t}(x)`` for a row of the finest scenario s. A row goes through the networks of its own scenario."""
+    """``h_t = f_{s,t}(x)`` for a row of the finest scenario s. Only the networks of its own scenario process a row."""
 
     def __init__(self, inputs: ModelInputs, config: ParallelDNNConfig, in_dim: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ParallelDNNTrunk(Trunk):
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         scenario = self._finest(context.scenarios)
         tasks = torch.arange(self._tasks, device=scenario.device).unsqueeze(1)
         groups = Groups.of((tasks * self._finest.count + scenario).flatten(), self._tasks * self._finest.count)

@@ -1,4 +1,4 @@
-"""Trunk `ple`: specific and shared experts chosen by hand, in levels, first by scenario, then by task.
+"""Trunk `ple`: levels of specific and shared experts with a fixed assignment, first by scenario, then by task.
 
 Tang et al., Progressive Layered Extraction (PLE), RecSys 2020.
 """
@@ -18,10 +18,10 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 class PLETrunk(Trunk):
     """``g_k = softmax(W_k x_k) [E_k,1..m; E_s,1..m']``, stacked, with a shared stream between levels (section 4).
 
-    Scenarios: the AESM2 paper gives PLE an extra layer for scenarios. Here each level of the scenario tree has a layer
-    of specific experts a scenario and shared ones, and a row passes through its own scenario's and the shared ones. The
-    output feeds all tasks and the shared stream of the first level. A shared stream between scenarios would need every
-    scenario's experts on every row and is left out.
+    Scenarios: the AESM2 paper adds a layer for scenarios to PLE. Here each level of the scenario tree has one layer,
+    with specific experts for each scenario and with shared experts. The experts of a row's own scenario and the shared
+    experts process it. The output is the input of all tasks and of the shared stream of the first level. There is no
+    shared stream between scenarios, because it would need the experts of all scenarios on every row.
     """
 
     has_experts = True
@@ -41,7 +41,7 @@ class PLETrunk(Trunk):
         self.out_dim = width
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         experts = {}
         z = representation
         for level, layer in enumerate(self.scenario_layers):
@@ -55,7 +55,7 @@ class PLETrunk(Trunk):
 
 
 class ScenarioExtraction(nn.Module):
-    """Experts of one level of scenarios: each row's own and the shared ones, mixed by its scenario's gate."""
+    """Experts of one scenario level: the gate of a row's scenario mixes its specific and the shared experts."""
 
     def __init__(self, scenarios: Sequence[str], config: PLEConfig, in_dim: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ScenarioExtraction(nn.Module):
         self.gates = GroupedLinear(scenarios, in_dim, config.specific + config.shared, is_gate=True)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """``(..., batch, in_dim)`` and ``(batch,)`` to ``(..., batch, h)``."""
+        """Maps ``(..., batch, in_dim)`` and scenarios ``(batch,)`` to ``(..., batch, h)``."""
         rows = x.reshape(-1, x.shape[-1])
         scenario = scenario.expand(x.shape[:-1]).reshape(-1)
         numbers = torch.arange(self._specific, device=x.device).unsqueeze(1)
@@ -79,7 +79,7 @@ class ScenarioExtraction(nn.Module):
 
 
 class TaskExtraction(nn.Module):
-    """One level over the tasks (customised gate control), with the shared stream's gate unless it is the last."""
+    """One level over the tasks (customised gate control). Every level but the last has a gate for the shared stream."""
 
     def __init__(self, tasks: Sequence[str], config: PLEConfig, in_dim: int, is_last: bool) -> None:
         super().__init__()
@@ -94,16 +94,17 @@ class TaskExtraction(nn.Module):
             label_outputs(self.shared_gate, every)
 
     def forward(self, own: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One level.
+        """Computes one level.
 
         Args:
             own: input of each task ``(tasks, batch, in_dim)``.
-            shared: input of the shared experts ``(batch, in_dim)``; None where each task has a representation of its
-                own: the shared experts then read each task's, and their gate reads the mean.
+            shared: input of the shared experts ``(batch, in_dim)``. None if each task has its own representation: the
+                shared experts then read all of them, and the shared stream's gate reads their mean.
 
         Returns:
-            Each task's stream ``(tasks, batch, h)``, the shared one ``(batch, h)`` or None after the last level, and
-            the shares of each task's specific experts, then of the shared ones, ``(tasks, batch, experts)``, detached.
+            The stream of each task ``(tasks, batch, h)``; the shared stream ``(batch, h)``, None after the last level;
+            and for each task the shares of its specific experts, then those of the shared experts,
+            ``(tasks, batch, experts)``, detached.
         """
         specific = torch.stack([experts(x) for experts, x in zip(self.specific.values(), own, strict=True)])
         common = self.shared(own.flatten(0, 1) if shared is None else shared)  # (shared, rows, h)

@@ -1,4 +1,4 @@
-"""Trunk `shared_bottom`: hard sharing, one network for all tasks and scenarios."""
+"""Trunk `shared_bottom`: hard parameter sharing, one network for all tasks and scenarios."""
 
 from torch import Tensor
 
@@ -25,6 +25,6 @@ class SharedBottomTrunk(Trunk):
         self.out_dim = config.hidden[-1] if config.hidden else width
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
-        hidden = self.bottom(self.scenario.beside(representation, context.scenarios))
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        hidden = self.bottom(self.scenario.append_to(representation, context.scenarios))
         return TrunkOutput(hidden.expand(self._tasks, *hidden.shape[-2:]))

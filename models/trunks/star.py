@@ -1,4 +1,4 @@
-"""Trunk `star`: weights of a scenario are those of all, multiplied by its own; the same again over the tasks.
+"""Trunk `star`: the weights of a scenario are shared weights times its own weights; likewise for the tasks.
 
 Sheng et al., One Model to Serve All: Star Topology Adaptive Recommender (STAR), CIKM 2021.
 """
@@ -19,9 +19,9 @@ from models.trunks.base import Context, Trunk, TrunkOutput
 
 
 class StarLinear(GroupedLinear):
-    """``W_p* = W_p ⊗ W``, ``b_p* = b_p + b`` (equations 4 and 5); every W_p starts as ones and b_p as zeros.
+    """``W_p* = W_p ⊗ W``, ``b_p* = b_p + b`` (equations 4 and 5); every W_p starts as ones and every b_p as zeros.
 
-    W starts as `nn.Linear` does: what it reads is normalised, and larger weights learned worse.
+    W is initialised like `nn.Linear`: its input is normalised, and larger initial weights learned worse.
     """
 
     def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int) -> None:
@@ -35,17 +35,17 @@ class StarLinear(GroupedLinear):
 
 
 class StarMLP(GroupedMLP):
-    """ReLU layers of a star."""
+    """ReLU network of `StarLinear` layers."""
 
     make_layer = StarLinear
 
 
 class STARTrunk(Trunk):
-    """``h = star over tasks( star over scenarios( PN(x) ) )``, and ``s_a`` of the auxiliary network added to the logit.
+    """``h = star over tasks( star over scenarios( PN(x) ) )``; the auxiliary network's ``s_a`` is added to the logit.
 
-    Scenarios are the finest ones, and a row goes through the weights of its own. Tasks: the AESM2 paper extends STAR
-    with a second, task-level star. The auxiliary network reads the scenario's embedding beside the representation and
-    has one unit a task.
+    Scenarios: the finest ones; each row uses the weights of its own scenario. Tasks: the AESM2 paper extends STAR with
+    a second star, over the tasks. The auxiliary network reads the representation and the scenario's embedding, and has
+    one output unit per task.
     """
 
     def __init__(self, inputs: ModelInputs, config: STARConfig, in_dim: int) -> None:
@@ -64,7 +64,7 @@ class STARTrunk(Trunk):
         self.out_dim = config.task_hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
-        """Representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
+        """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         inputs = representation.unsqueeze(0) if representation.dim() == 2 else representation
         copies, batch, width = inputs.shape
         scenario = self._finest(context.scenarios).repeat(copies)
@@ -72,6 +72,6 @@ class STARTrunk(Trunk):
         groups = Groups.of(scenario, self._finest.count)
         x = groups.scatter(self.scenario_star.ragged(groups.gather(x), groups.sizes))
         hidden = self.task_star(x.view(copies, batch, -1).expand(self._tasks, -1, -1))
-        units = self.auxiliary(self.scenario.beside(inputs, context.scenarios))  # (copies, batch, tasks)
+        units = self.auxiliary(self.scenario.append_to(inputs, context.scenarios))  # (copies, batch, tasks)
         logits = torch.diagonal(units.expand(self._tasks, -1, -1), dim1=0, dim2=2).T
         return TrunkOutput(hidden, logits=logits)

@@ -1,4 +1,4 @@
-"""A checkpoint held against the experiment and the table before anything is changed by it."""
+"""Checks that a checkpoint fits the experiment and the feature table, before a run takes anything from it."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from pipeline.table.settings import Growth, differences, growth
 
 
 def check_model(checkpoint: Checkpoint, saved: RunSettings, run: RunSettings) -> Growth:
-    """Holds the checkpoint's model against that of the experiment, and its tables against those of the feature table.
+    """Compares a checkpoint's model with the experiment's model, and its tables with those of the feature table.
 
     Args:
         checkpoint: the checkpoint.
-        saved: the run that it says it is of.
-        run: the run now.
+        saved: settings of the run that made it, from its `state.json`.
+        run: settings of the current run.
 
     Returns:
-        What the experiment has gained in scenarios and tasks. Embedding tables may have gained rows besides.
+        The scenarios and tasks that the experiment has gained. Embedding tables may have gained rows as well.
 
     Raises:
         UserError: the checkpoint's model reads other embedding tables, features or labels.
@@ -31,62 +31,62 @@ def check_model(checkpoint: Checkpoint, saved: RunSettings, run: RunSettings) ->
         if old is None or new is None or new < old:
             raise UserError(
                 f"The checkpoint {checkpoint.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
-                f"{_rows(new)}: they belong to different experiments. Start afresh: {START_OVER_HINT}."
+                f"{_rows(new)}: they belong to different experiments. Start over: {START_OVER_HINT}."
             )
     old_experiment, new_experiment = _without_weights(saved.experiment), _without_weights(run.experiment)
     old_part, new_part = _fixed_part(old_experiment), _fixed_part(new_experiment)
     gained = growth(old_experiment, new_experiment)
     if gained is None or old_part != new_part:
-        told = [
+        changed = [
             *differences(old_part, new_part, ""),
             *differences(_growing_part(old_experiment), _growing_part(new_experiment), ""),
         ]
         raise UserError(
-            f"The checkpoint {checkpoint.uri} is of another model: {'; '.join(told[:5])}. Change the experiment "
-            f"back, or start afresh: {START_OVER_HINT}."
+            f"The checkpoint {checkpoint.uri} is of another model: {'; '.join(changed[:5])}. Change the experiment "
+            f"back, or start over: {START_OVER_HINT}."
         )
     if before.lineage != now.lineage:
         raise UserError(
             f"The checkpoint {checkpoint.uri} was trained on ids of other encoders: the feature table was made "
-            f"anew, and the same ids mean other values now. Start afresh: {START_OVER_HINT}."
+            f"again, and the same ids now stand for other values. Start over: {START_OVER_HINT}."
         )
     if before.fingerprint != now.fingerprint and not gained:
         raise UserError(
             f"The checkpoint {checkpoint.uri} was trained on a feature table made with other settings. "
-            f"Start afresh: {START_OVER_HINT}."
+            f"Start over: {START_OVER_HINT}."
         )
     return gained
 
 
-def check_going_on(
+def check_resume(
     checkpoint: Checkpoint, saved: RunSettings, run: RunSettings, progress: Progress, train: dict[str, str]
 ) -> Growth:
-    """The same for training, which also has to find the samples and the optimizer's state as they were.
+    """Does the checks of `check_model`, and those for training: the samples and the optimizers must be the same.
 
     Args:
         checkpoint: the checkpoint.
-        saved: the run that it says it is of.
-        run: the run now.
+        saved: settings of the run that made it, from its `state.json`.
+        run: settings of the current run.
         progress: of the checkpoint.
         train: partitions of the train split, value -> digest of its files.
 
     Raises:
-        UserError: going on from the checkpoint would not continue the run that made it.
+        UserError: training from the checkpoint would not continue the run that made it.
     """
     gained = check_model(checkpoint, saved, run)
-    before, now = (one.experiment.training.model_dump(mode="json") for one in (saved, run))
+    before, now = (settings.experiment.training.model_dump(mode="json") for settings in (saved, run))
     for key in ("global_batch_size", "seed", "shuffle_rows"):
         if before[key] != now[key]:
             raise UserError(
-                f"The checkpoint {checkpoint.uri} was made with training.{key}={before[key]}; the experiment says "
+                f"The checkpoint {checkpoint.uri} was made with training.{key}={before[key]}; the experiment has "
                 f"{now[key]}, which would change the order of samples in the middle of a run. Change it back, or "
-                f"start afresh: {START_OVER_HINT}."
+                f"start over: {START_OVER_HINT}."
             )
     for key in ("sparse_optimizer", "dense_optimizer"):
         if before[key]["kind"] != now[key]["kind"]:
             raise UserError(
                 f"The checkpoint {checkpoint.uri} has the state of training.{key}.kind={before[key]['kind']}; the "
-                f"experiment says {now[key]['kind']}, which has another. Change it back, or start afresh: "
+                f"experiment has {now[key]['kind']}, whose state is different. Change it back, or start over: "
                 f"{START_OVER_HINT}."
             )
     if not gained:
@@ -100,20 +100,21 @@ def _check_partitions(checkpoint: Checkpoint, progress: Progress, train: dict[st
     if other:
         raise UserError(
             f"The checkpoint {checkpoint.uri} was trained on partition {', '.join(other[:5])}, of which the feature "
-            f"table now has other files: its position means something else. Start afresh: {START_OVER_HINT}."
+            "table now has other files, so that the saved position means other samples. "
+            f"Start over: {START_OVER_HINT}."
         )
-    gone = sorted(progress.span.partitions.keys() - train.keys())
+    gone = sorted(progress.window.partitions.keys() - train.keys())
     if gone and not is_over:
         raise UserError(
             f"The checkpoint {checkpoint.uri} is in the middle of training on partition {', '.join(gone[:5])}, which "
-            "is no longer in the train split: put logs.splits.train back until that is finished, or start afresh: "
+            "is no longer in the train split: change logs.splits.train back until that is finished, or start over: "
             f"{START_OVER_HINT}."
         )
 
 
 @dataclass(frozen=True)
 class _Decisive:
-    """What decides the numbers of a run and may change while it goes on."""
+    """Settings that decide the numbers of a run and may change when it resumes."""
 
     places: Json
     training: Json
@@ -122,15 +123,15 @@ class _Decisive:
 
 
 def changes(saved: RunSettings, run: RunSettings) -> list[str]:
-    """What differs between a checkpoint's run and this one, of all that decides its numbers."""
-    old, new = (_decisive(one) for one in (saved, run))
+    """The differences between a checkpoint's run and the current run in the settings that decide their numbers."""
+    old, new = (_decisive(settings) for settings in (saved, run))
     found = list(differences(old.places, new.places, ""))
     found += differences(old.training, new.training, "training")
     found += [f"weight of {change}" for change in differences(old.weights, new.weights, "")]
     return found + [f"sharding of {change}" for change in differences(old.shardings, new.shardings, "")]
 
 
-# Loops agree bit by bit; the device that was used is compared apart from the wish for one.
+# Loops give the same numbers bit by bit. For the device, the one that was used is compared, not the setting.
 _WITHOUT_EFFECT = {"loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s"}
 
 
@@ -145,19 +146,19 @@ def _decisive(run: RunSettings) -> _Decisive:
 
 
 def grown_tables(saved: RunSettings, run: RunSettings) -> dict[str, tuple[int, int]]:
-    """Embedding tables that have more rows than those of a checkpoint: rows of before and of now."""
+    """Embedding tables that have more rows than in a checkpoint: name -> old and new number of rows."""
     before = saved.table.table_rows
     return {name: (before[name], rows) for name, rows in run.table.table_rows.items() if rows > before[name]}
 
 
 def _without_weights(experiment: Experiment) -> Experiment:
-    """The experiment as if all tasks had one weight, which decides nothing of what a model computes."""
+    """The experiment with weight 1 for all tasks: task weights change nothing in what a model computes."""
     tasks = [task.model_copy(update={"weight": 1.0}) for task in experiment.tasks]
     return experiment.model_copy(update={"tasks": tasks})
 
 
 def _fixed_part(experiment: Experiment) -> Json:
-    """What decides how a model computes from its weights and cannot grow."""
+    """The settings that decide how a model computes from its weights, without those that can grow."""
     return {
         "model": experiment.model.model_dump(mode="json", exclude={"objective"}),
         "objective": _objective_of(experiment),
@@ -170,7 +171,10 @@ def _growing_part(experiment: Experiment) -> Json:
 
 
 def _objective_of(experiment: Experiment) -> Json:
-    """The objective with its core task by name: without one it is the last task, which another may have become."""
+    """The objective with the name of its core task.
+
+    If the experiment names none, its last task is the core task; adding a task can change which task that is.
+    """
     rule = experiment.model.core_rule
     objective = {**experiment.model.objective.model_dump(mode="json"), "gradients": None}
     if rule is not None:

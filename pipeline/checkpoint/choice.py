@@ -1,4 +1,4 @@
-"""Which checkpoint a command line names, parsed in one place."""
+"""The checkpoint that a command line names, parsed in one place."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,21 +10,21 @@ Word = Literal["auto", "never", "latest", "best"]
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """What `--resume` or `--checkpoint` names: a word, or the path of a checkpoint."""
+    """The value of `--resume` or `--checkpoint`: a word, or the path of a checkpoint."""
 
-    word: Word | None  # None where it is a path
+    word: Word | None  # None for a path
     path: str = ""
 
     @staticmethod
     def parse(text: str) -> "CheckpointChoice":
-        """A word, or else a path, which is made absolute: workers run in other folders."""
+        """Parses a word, or else a path. The path is made absolute, because workers run in other folders."""
         for word in get_args(Word):
             if text == word:
                 return CheckpointChoice(word)
         return CheckpointChoice(None, storage.absolute(text))
 
     def __str__(self) -> str:
-        """As a command line has it."""
+        """The value as written on a command line."""
         return self.word or self.path
 
 

@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, 
 from pipeline import storage
 from pipeline.documents import KNOWN_KEYS_ONLY
 
-CHUNK = 2**24  # bytes that are read at a time
+CHUNK = 2**24  # bytes per read
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of a file that was written to its end."""
+    """Size and checksum of a file, recorded when it was written."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -28,8 +28,8 @@ class Written:
     crc32: int
 
 
-class _Counted(io.IOBase):
-    """A stream being written, with the checksum of what went through it: files are read a second time by nobody."""
+class _ChecksummedStream(io.IOBase):
+    """A stream that is being written, with size and checksum of its bytes, so that no file is read a second time."""
 
     def __init__(self, stream: io.IOBase) -> None:
         self._stream = stream
@@ -56,8 +56,8 @@ class _Counted(io.IOBase):
         return Written(self._bytes, self._crc32)
 
 
-class _ReadAgain(io.RawIOBase):
-    """A file of a store of which every read is repeated where an answer is cut off."""
+class _RetriedFile(io.RawIOBase):
+    """A file in an object store. A read is repeated if the store cuts off its answer."""
 
     def __init__(self, file: pa.NativeFile, path: str) -> None:
         self._file = file
@@ -86,7 +86,7 @@ class _ReadAgain(io.RawIOBase):
 
 
 class ArrowFileSystem(FileSystemBase):
-    """A pyarrow filesystem as torch.distributed.checkpoint wants one."""
+    """A pyarrow filesystem behind the interface that torch.distributed.checkpoint expects."""
 
     def __init__(self, filesystem: fs.FileSystem) -> None:
         self._filesystem = filesystem
@@ -98,7 +98,7 @@ class ArrowFileSystem(FileSystemBase):
                 yield cast(io.IOBase, stream)
         else:
             with self._filesystem.open_input_file(str(path)) as file:
-                yield io.BufferedReader(_ReadAgain(file, str(path)))
+                yield io.BufferedReader(_RetriedFile(file, str(path)))
 
     def concat_path(self, path: str | os.PathLike, suffix: str) -> str:
         return f"{path}/{suffix}"
@@ -107,11 +107,11 @@ class ArrowFileSystem(FileSystemBase):
         return str(path)
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
-        # Copy and delete on an object store. Nothing depends on it: the checkpoint's own marker is the commit.
+        # On an object store this copies and deletes. It need not be atomic: the checkpoint's marker is the commit.
         self._filesystem.move(str(path), str(new_path))
 
     def mkdir(self, path: str | os.PathLike) -> None:
-        if not isinstance(self._filesystem, fs.S3FileSystem):  # which has no folders, only names with slashes
+        if not isinstance(self._filesystem, fs.S3FileSystem):  # S3 has no folders, only names with slashes
             self._filesystem.create_dir(str(path), recursive=True)
 
     @classmethod
@@ -128,8 +128,8 @@ class ArrowFileSystem(FileSystemBase):
         return [info.path for info in self._filesystem.get_file_info(fs.FileSelector(str(path)))]
 
 
-class _Noting(FileSystemBase):
-    """Notes the checksum of every file that is written, by the file's name."""
+class _Recording(FileSystemBase):
+    """Records size and checksum of every file that is written, by the file's name."""
 
     def __init__(self, files: dict[str, Written]) -> None:
         self._files = files
@@ -137,20 +137,20 @@ class _Noting(FileSystemBase):
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
         with super().create_stream(path, mode) as stream:  # type: ignore[safe-super]
-            counted = _Counted(stream)
-            yield counted
-        self._files[_name(path)] = counted.written
+            checksummed = _ChecksummedStream(stream)
+            yield checksummed
+        self._files[_name(path)] = checksummed.written
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)  # type: ignore[safe-super]
         self._files[_name(new_path)] = self._files.pop(_name(path))
 
 
-class _NotingLocal(_Noting, FileSystem):
+class _RecordingLocal(_Recording, FileSystem):
     pass
 
 
-class _NotingArrow(_Noting, ArrowFileSystem):
+class _RecordingArrow(_Recording, ArrowFileSystem):
     def __init__(self, files: dict[str, Written], filesystem: fs.FileSystem) -> None:
         ArrowFileSystem.__init__(self, filesystem)
         self._files = files
@@ -165,13 +165,13 @@ def writer(uri: str, files: dict[str, Written]) -> FileSystemWriter:
 
     Args:
         uri: of the folder.
-        files: takes what this process writes there, by file name.
+        files: filled with the files that this process writes there, by file name.
     """
     filesystem, path = storage.resolve(uri)
     is_local = isinstance(filesystem, fs.LocalFileSystem)
-    # Local files are synced to disk; an object store has a file when its stream is closed.
+    # Local files are synced to disk. An object store has the whole file once its stream is closed.
     out = FileSystemWriter(path, sync_files=is_local)
-    out.fs = cast(FileSystem, _NotingLocal(files) if is_local else _NotingArrow(files, filesystem))
+    out.fs = cast(FileSystem, _RecordingLocal(files) if is_local else _RecordingArrow(files, filesystem))
     out.path = out.fs.init_path(path)
     return out
 
@@ -185,10 +185,10 @@ def reader(uri: str) -> FileSystemReader:
 
 
 def find_damage(uri: str, expected: Written) -> str | None:
-    """What is wrong with a file, in words; None where it is as it was written.
+    """Describes the damage of a file; None if it is as it was written.
 
     Raises:
-        OSError: the store does not answer, which says nothing about the file.
+        OSError: the store does not answer. The file itself may be sound.
     """
     filesystem, path = storage.resolve(uri)
     info = filesystem.get_file_info(path)

@@ -3,7 +3,7 @@
 checkpoints/step-00001200/
   data/            weights, optimizer state, and each worker's own state
   state.json       position, schedule inputs, best metric, experiment, fingerprints, versions
-  complete.json    the marker, with size and checksum of every file: without it the folder does not exist for a reader
+  complete.json    the marker, with size and checksum of every file; readers ignore a folder without it
 """
 
 import json
@@ -35,7 +35,7 @@ MARKER = "complete.json"
 STATE = "state.json"
 DATA = "data"
 OWNER = "owner.json"
-"""In the run's folder: who writes its checkpoints."""
+"""A file in the run's folder with the token of the process that writes its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Checkpoint:
     files: dict[str, Written]  # by path below the folder
 
     def state(self) -> CheckpointState:
-        """Reads what the checkpoint says beside its tensors.
+        """Reads everything in the checkpoint that is not a tensor.
 
         Raises:
-            UserError: it is damaged, or another version has written it.
+            UserError: the file is damaged, or another version has written it.
         """
         state = read_document(storage.join(self.uri, STATE), CheckpointState, START_OVER_ADVICE)
         if state is None:
-            raise UserError(f"The checkpoint {self.uri} has no readable {STATE}: it is damaged; use another.")
+            raise UserError(f"The checkpoint {self.uri} has no readable {STATE}: it is damaged; use another one.")
         return state
 
 
@@ -95,17 +95,17 @@ def _read_marker(uri: str) -> Checkpoint | None:
     if "files" not in data:
         raise UserError(
             f"The checkpoint {uri} was saved by an earlier version of Manygate, without checksums, and cannot be used. "
-            f"Start afresh: {START_OVER_HINT}."
+            f"Start over: {START_OVER_HINT}."
         )
     marker = parse_document(data, Marker, file, START_OVER_ADVICE)
     return Checkpoint(uri, marker.step, marker.files)
 
 
 def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
-    """`latest`, `best`, or the path of one; None where `latest` is asked for and there is none.
+    """Finds the checkpoint for `latest`, `best` or a path; None for a word if the folder has no checkpoint.
 
     Raises:
-        UserError: the one that is asked for is not there or not complete.
+        UserError: the requested checkpoint does not exist or is not complete.
     """
     if which not in (LATEST, BEST):
         named = _read_marker(str(which).rstrip("/"))
@@ -121,13 +121,13 @@ def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
     best = complete[-1].state().progress.best_step
     if best is None:
         raise UserError(
-            f"No best checkpoint is known in {folder}: it needs training.early_stopping, and a validation since new "
-            "days came in last. Use --checkpoint latest."
+            f"No best checkpoint is known in {folder}: this needs training.early_stopping, and a validation after the "
+            "last new days were added. Use --checkpoint latest."
         )
     for candidate in complete:
         if candidate.step == best:
             return candidate
-    raise UserError(f"The best checkpoint of {folder}, step {best}, is not there any more. Use --checkpoint latest.")
+    raise UserError(f"The best checkpoint of {folder}, step {best}, no longer exists. Use --checkpoint latest.")
 
 
 def save_checkpoint(
@@ -139,26 +139,26 @@ def save_checkpoint(
     worker: Worker,
     check: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Saves on all workers together; the marker is written when every worker's part is there.
+    """Saves a checkpoint. The marker is written once every worker has written its part. Collective.
 
     Args:
-        folder: of all checkpoints of the run.
+        folder: for all checkpoints of the run.
         step: steps trained so far.
         tensors: state that is sharded or replicated (model, optimizer).
         own: this worker's own state, name to tensor.
         state: everything else, as JSON.
         worker: this one.
-        check: called on the first worker before anything is written; what it raises is raised on every worker.
+        check: called on the first worker before anything is written; its error is raised on every worker.
 
     Raises:
-        SaveFailedError: on every worker, when any of them could not write its part.
+        SaveFailedError: on every worker, if any of them could not write its part.
     """
     uri = storage.join(folder, f"step-{step:08d}")
     everything = {**tensors, "own": {str(worker.rank): own}}
     written: dict[str, Written] = {}
     try:
         worker.on_first(check)
-        worker.on_first(lambda: start_afresh(uri))
+        worker.on_first(lambda: create_empty_folder(uri))
         dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
         gathered = worker.gather(written)
         return worker.on_first(lambda: commit(uri, step, gathered or [], state))
@@ -169,40 +169,43 @@ def save_checkpoint(
 
 
 def claim(run: str) -> str:
-    """Makes this process the one that writes a run's checkpoints, and gives what `check_claim` asks for."""
+    """Makes this process the only one that writes a run's checkpoints; returns the token for `check_claim`."""
     token = uuid.uuid4().hex
     storage.write_json(storage.join(run, OWNER), asdict(Owner(token)))
     return token
 
 
 def check_claim(run: str, token: str) -> None:
-    """Raises UserError where another process has claimed the run since: workers that were cut off may live on."""
+    """Raises UserError if another process has claimed the run since.
+
+    Workers that Ray has lost contact with may still run after others have taken their place.
+    """
     owner = read_document(storage.join(run, OWNER), Owner, "give this run another `name`")
     if owner not in (None, Owner(token)):
         raise UserError(
-            f"Another training has begun in {run} since this one did, so this one ends: two would overwrite each "
-            "other's checkpoints. Give one of them another `name`."
+            f"Another training job has started in {run} after this one, so this one ends: the two would overwrite "
+            "each other's checkpoints. Give one of them another `name`."
         )
 
 
 class SaveFailedError(Exception):
-    """A checkpoint could not be written; raised on every worker alike."""
+    """A checkpoint could not be written. Raised on every worker."""
 
 
-def start_afresh(uri: str) -> None:
-    """Makes an empty folder. One left by a run that died while saving goes: its files must not mix with the new."""
+def create_empty_folder(uri: str) -> None:
+    """Creates an empty folder for a checkpoint. Deletes what a run that died while saving has left in its place."""
     withdraw(uri)
     storage.create_folder(uri)
 
 
 def withdraw(uri: str) -> None:
-    """Deletes a checkpoint, its marker first, so that a half-deleted one is none."""
+    """Deletes a checkpoint, beginning with its marker, so that a half-deleted checkpoint is ignored."""
     storage.delete_file(storage.join(uri, MARKER))
     storage.delete_folder(uri)
 
 
 def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[str, Any]) -> Checkpoint:
-    """Writes the state and then the marker, with the files that each worker has written."""
+    """Writes the state and then the marker, which lists the files that the workers have written."""
     files = {f"{DATA}/{name}": file for written in gathered for name, file in written.items()}
     text = json.dumps(state, indent=1)
     storage.write_text(storage.join(uri, STATE), text)
@@ -212,17 +215,17 @@ def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[
 
 
 def check_files(checkpoint: Checkpoint, worker: Worker) -> str | None:
-    """Holds every file of a checkpoint against its size and checksum, a share on each worker. Collective.
+    """Checks size and checksum of every file of a checkpoint. Each worker checks a share of the files. Collective.
 
     Returns:
-        What is damaged, in words; None where all is as it was written.
+        A description of the first damage; None if all files are as they were written.
     """
     mine = sorted(checkpoint.files.items())[worker.rank :: worker.workers]
     damaged, unanswered = [], None
     try:
         found = {}
         for name, file in mine:
-            worker.heartbeat.beat(f"a look at {name} of the checkpoint {checkpoint.uri}")
+            worker.heartbeat.beat(f"checking {name} of the checkpoint {checkpoint.uri}")
             found[name] = find_damage(storage.join(checkpoint.uri, name), file)
         damaged = [f"{name} {damage}" for name, damage in found.items() if damage is not None]
     except OSError as error:
@@ -232,7 +235,7 @@ def check_files(checkpoint: Checkpoint, worker: Worker) -> str | None:
     def judge() -> str | None:
         assert gathered is not None
         errors = [error for _, error in gathered if error is not None]
-        if errors:  # says nothing about the checkpoint: an older one must not take its place
+        if errors:  # the checkpoint may be sound, so an older one must not take its place
             raise UserError(
                 f"The checkpoint {checkpoint.uri} cannot be read: {errors[0]}. Try again when its store answers."
             )
@@ -242,7 +245,7 @@ def check_files(checkpoint: Checkpoint, worker: Worker) -> str | None:
 
 
 class _GrowingPlanner(DefaultLoadPlanner):
-    """Loads the rows of a sharded table that the checkpoint has, and leaves those that came after as they are."""
+    """Loads those rows of a sharded table that the checkpoint has, and leaves the later rows unchanged."""
 
     def set_up_planner(
         self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
@@ -251,10 +254,10 @@ class _GrowingPlanner(DefaultLoadPlanner):
         assert self.metadata is not None
         sizes = {name: v.size() for name, v in self.state_dict.items() if isinstance(v, ShardedTensor)}
         found = {
-            name: replace(there, size=sizes[name])
-            if name in sizes and isinstance(there, TensorStorageMetadata)
-            else there
-            for name, there in self.metadata.state_dict_metadata.items()
+            name: replace(saved, size=sizes[name])
+            if name in sizes and isinstance(saved, TensorStorageMetadata)
+            else saved
+            for name, saved in self.metadata.state_dict_metadata.items()
         }
         self.metadata = replace(self.metadata, state_dict_metadata=found)
 
@@ -262,13 +265,13 @@ class _GrowingPlanner(DefaultLoadPlanner):
 def load_tensors(
     checkpoint: Checkpoint, tensors: dict[str, Any], worker: Worker, grown: Mapping[str, tuple[int, int]] | None = None
 ) -> None:
-    """Loads into the given tensors, in place, after holding their names and sizes against the checkpoint's.
+    """Loads into the given tensors, in place, after comparing their names and sizes with the checkpoint's.
 
     Args:
         checkpoint: the checkpoint.
         tensors: nested by name.
         worker: this one.
-        grown: embedding tables that have more rows now, with the rows of before and of now; the first are loaded.
+        grown: embedding tables that have gained rows: name -> old and new number of rows. Only old rows are loaded.
 
     Raises:
         UserError: a name or a size differs, or a file of the checkpoint is damaged.
@@ -280,7 +283,7 @@ def load_tensors(
     except CheckpointException as error:  # derives from BaseException
         first = next(iter(error.failures.values()))[0]
         raise UserError(
-            f"The checkpoint {checkpoint.uri} cannot be read: {first}. Use another with --resume PATH or "
+            f"The checkpoint {checkpoint.uri} cannot be read: {first}. Use another one with --resume PATH or "
             "--checkpoint PATH."
         ) from error
     except (OSError, EOFError, pickle.UnpicklingError) as error:
@@ -290,40 +293,40 @@ def load_tensors(
 def check_tensors(
     checkpoint: Checkpoint, tensors: dict[str, Any], found: dict[str, Any], grown: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Raises UserError where the model has a tensor that the checkpoint lacks or holds in another size."""
+    """Raises UserError if a tensor of the model is missing in the checkpoint or has another size there."""
     from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 
     problems = []
     for name, value in flatten_state_dict(tensors)[0].items():
         if not hasattr(value, "size"):
             continue
-        there = found.get(name)
-        if there is None:
+        saved = found.get(name)
+        if saved is None:
             problems.append(f"{name}: not in the checkpoint")
-        elif isinstance(there, TensorStorageMetadata) and not _fits(name, tuple(there.size), value, grown):
-            problems.append(f"{name}: {tuple(there.size)} in the checkpoint, {tuple(value.size())} in the model")
+        elif isinstance(saved, TensorStorageMetadata) and not _fits(name, tuple(saved.size), value, grown):
+            problems.append(f"{name}: {tuple(saved.size)} in the checkpoint, {tuple(value.size())} in the model")
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
             f"The checkpoint {checkpoint.uri} is of another model:\n{shown}{more}\n"
-            f"Change the experiment back, or start afresh: {START_OVER_HINT}."
+            f"Change the experiment back, or start over: {START_OVER_HINT}."
         )
 
 
-def _fits(name: str, there: tuple[int, ...], value: Any, grown: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a saved tensor is as large as this one, or has the rows that its table had.
+def _fits(name: str, saved: tuple[int, ...], value: Any, grown: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a saved tensor has the size of this one, or the old number of rows of a table that has grown.
 
-    Row-wise moments of a table that is cut by columns are longer than the table: such a table cannot grow.
+    A table that is sharded column-wise cannot grow: its row-wise moments are longer than the table.
     """
     size = tuple(value.size())
     pairs = [rows for table, rows in grown.items() if f".{table}." in name]
-    is_grown = isinstance(value, ShardedTensor) and there[1:] == size[1:] and (there[0], size[0]) in pairs
-    return there == size or is_grown
+    is_grown = isinstance(value, ShardedTensor) and saved[1:] == size[1:] and (saved[0], size[0]) in pairs
+    return saved == size or is_grown
 
 
 def load_own(checkpoint: Checkpoint, saved_workers: int, like: dict[str, torch.Tensor], worker: Worker) -> list[dict]:
-    """The own states of the workers that saved, dealt out over the workers there are now: some get several, or none.
+    """Loads the own states of the workers that saved, divided among the current workers: some get several, or none.
 
     Args:
         checkpoint: the checkpoint.
@@ -338,7 +341,7 @@ def load_own(checkpoint: Checkpoint, saved_workers: int, like: dict[str, torch.T
 
 
 def prune(folder: str, keep_last: int, keep_every: int | None, best_step: int | None) -> None:
-    """Deletes complete checkpoints beyond the last few, except every so many steps and the best one."""
+    """Deletes complete checkpoints, except the last `keep_last`, the best, and those at multiples of `keep_every`."""
     for checkpoint in complete_checkpoints(folder)[:-keep_last]:
         if checkpoint.step == best_step or (keep_every is not None and checkpoint.step % keep_every == 0):
             continue

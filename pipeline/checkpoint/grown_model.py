@@ -1,4 +1,4 @@
-"""A checkpoint taken over by a model with more scenarios or tasks: what is new stays initialised, the rest is kept."""
+"""Loads a checkpoint into a model with more scenarios or tasks: new parts stay as initialised, the rest is kept."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.module import DenseStep
 from pipeline.workers.worker import Worker
 
-DENSE = "dense."  # where the dense part stands in the model's state
+DENSE = "dense."  # prefix of the dense part's names in the model's state
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DensePart:
 
 
 def dense_part(experiment: Experiment, table_rows: dict[str, int]) -> DensePart:
-    """The dense part of an experiment, as it is when it is new."""
+    """The newly initialised dense part of an experiment's model."""
     with torch.random.fork_rng(devices=[]):
         step = DenseStep(experiment.model, model_inputs(experiment, table_rows), bf16=False)
     tensors = {DENSE + name: tensor for name, tensor in step.state_dict().items()}
@@ -44,16 +44,16 @@ def load_grown(
 
     Args:
         checkpoint: the checkpoint.
-        tensors: state of the model and its optimizer, as they are when they are new.
-        saved: the run that the checkpoint says it is of.
-        run: the run now.
+        tensors: state of the newly initialised model and its optimizer.
+        saved: settings of the run that made the checkpoint, from its `state.json`.
+        run: settings of the current run.
         worker: this one.
 
     Returns:
-        What is new, a line each; all else is kept, the optimizer's moments included.
+        One line per tensor that is new or larger. Everything else is kept, the optimizer's moments included.
 
     Raises:
-        UserError: the checkpoint has something that the model has no place for.
+        UserError: the checkpoint has something that does not fit into the model.
     """
     before = dense_part(saved.experiment, saved.table.table_rows)
     now = dense_part(run.experiment, run.table.table_rows)
@@ -83,7 +83,7 @@ def load_grown(
             state_labels(flat_new, now.tensors, now.labels),
         )
     except ValueError as error:
-        raise UserError(f"The checkpoint {checkpoint.uri} cannot be taken over by this experiment: {error}.") from error
+        raise UserError(f"The checkpoint {checkpoint.uri} cannot be loaded into this model: {error}.") from error
     return carried_in_words(carried)
 
 
@@ -93,7 +93,7 @@ def like(value: Tensor, old: Tensor) -> Tensor:
 
 
 def copy_of(value: Any) -> Any:
-    """Numbers such as Adam's step, which are loaded apart before they are taken over; sharded state as it is."""
+    """An empty tensor for a number such as Adam's step, to load into; sharded state itself is loaded in place."""
     return value if isinstance(value, ShardedTensor) else torch.empty_like(value, device="cpu")
 
 
@@ -112,6 +112,6 @@ def flat(moments: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def carried_in_words(carried: Carried) -> list[str]:
-    """A line a tensor that is larger now or was not there."""
+    """One line per tensor that is larger or new."""
     larger = [f"{name}: {', '.join(labels)} added" for name, labels in carried.grown.items()]
     return [*larger, *(f"{name}: new" for name in carried.new)]

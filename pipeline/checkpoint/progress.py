@@ -1,10 +1,12 @@
-"""The counters of a run: all of its future that is not in a tensor."""
+"""The counters of a run: everything that decides its future and is not a tensor."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline.config.training import TrainingConfig
-from pipeline.documents import KNOWN_KEYS_ONLY
+from pipeline.documents import KNOWN_KEYS_ONLY, Json
 from pipeline.loading.batch import Position
 
 Ending = Literal["finished", "stopped early", "interrupted"]
@@ -12,58 +14,63 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """The partitions that are trained on together, for `training.epochs` epochs; days that come later are the next."""
+    """The partitions that are trained on together, for `training.epochs` epochs. Later days are the next window."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
     partitions: dict[str, str]  # value of the partition -> digest of its files in the feature table
     steps_per_epoch: int
-    first_step: int = 0  # steps of the run before this span
+    first_step: int = 0  # steps of the run before this window
 
     def total_steps(self, training: TrainingConfig) -> int:
-        """Steps of the span: its epochs, or fewer by `max_steps`."""
+        """Steps of the window: those of its epochs, or `max_steps` if that is less."""
         steps = training.epochs * self.steps_per_epoch
         return min(steps, training.max_steps or steps)
 
 
 @dataclass
 class Progress:
-    """What `state.json` holds under `progress`."""
+    """The value of `progress` in `state.json`, where the key of `window` is `span`."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
-    span: TrainingWindow
-    earlier: dict[str, str] = field(default_factory=dict)  # partitions of earlier spans, as in Span
+    window: Annotated[TrainingWindow, Field(validation_alias="span")]
+    earlier: dict[str, str] = field(default_factory=dict)  # partitions of earlier windows, value -> digest
     step: int = 0  # global batches trained on
-    position: Position = field(default_factory=Position)  # of the next batch of the span
-    best: float | None = None  # value of the early-stopping metric, in this span
+    position: Position = field(default_factory=Position)  # of the next batch of the window
+    best: float | None = None  # value of the early-stopping metric, in this window
     best_step: int | None = None
     stale_validations: int = 0  # since the best one
 
+    def to_json(self) -> Json:
+        """A copy, for `state.json`."""
+        fields = asdict(self)
+        return {"span": fields.pop("window"), **fields}
+
     @property
     def partitions(self) -> dict[str, str]:
-        """All partitions that the run has begun to train on, as in Span."""
-        return {**self.earlier, **self.span.partitions}
+        """All partitions that the run has begun to train on, value -> digest."""
+        return {**self.earlier, **self.window.partitions}
 
     @property
-    def step_in_span(self) -> int:
-        return self.step - self.span.first_step
+    def step_in_window(self) -> int:
+        return self.step - self.window.first_step
 
     def ending(self, training: TrainingConfig) -> Ending | None:
-        """Why the span is over; None where it goes on."""
+        """Why the window is over; None if it is not over."""
         stopping = training.early_stopping
         if stopping and self.stale_validations >= stopping.patience:
             return "stopped early"
-        return "finished" if self.step_in_span >= self.span.total_steps(training) else None
+        return "finished" if self.step_in_window >= self.window.total_steps(training) else None
 
-    def go_on_with(self, span: TrainingWindow) -> None:
-        """Begins another span. What is best is looked for anew: the valid split may have moved on, too."""
+    def begin_window(self, window: TrainingWindow) -> None:
+        """Begins the next window. The search for the best step starts again: the valid split may have changed too."""
         self.earlier = self.partitions
-        self.span, self.position = span, Position()
+        self.window, self.position = window, Position()
         self.best = self.best_step = None
         self.stale_validations = 0
 
     def forget_partitions(self) -> None:
-        """All partitions count as new: they were made again, with labels or scenarios that were not there."""
-        self.go_on_with(TrainingWindow({}, 0, first_step=self.step))
+        """Makes all partitions count as new: they were made again, with labels or scenarios that they did not have."""
+        self.begin_window(TrainingWindow({}, 0, first_step=self.step))
         self.earlier = {}

@@ -1,4 +1,4 @@
-"""The checkpoint that a training run resumes from, and what becomes of later ones."""
+"""Finds the checkpoint that a training run resumes from, and deletes later checkpoints."""
 
 import logging
 from functools import partial
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 
 def choice_of_attempt(worker: Worker, resume: CheckpointChoice) -> CheckpointChoice:
-    """What `--resume` means for workers that Ray has started again: what their run has saved comes first."""
+    """The value of `--resume`; in later attempts `auto` instead of `never`, or if the run has saved a checkpoint."""
     is_own = worker.has_saved or (worker.attempt > 0 and resume == NEVER)
     return AUTO if is_own else resume
 
 
 def choose_checkpoint(experiment: Experiment, resume: CheckpointChoice) -> Checkpoint | None:
-    """The checkpoint that `--resume` means; None to start at step 0.
+    """The checkpoint that `--resume` names; None to start at step 0.
 
     Raises:
-        UserError: the one that is asked for is missing or incomplete, or there are some where none may be.
+        UserError: the requested checkpoint is missing or incomplete, or the run has checkpoints despite `never`.
     """
     folder = experiment.checkpoint_folder
     if resume == NEVER:
         if list_folder(folder):
             raise UserError(
-                f"--resume never, but {folder} holds checkpoints of an earlier run, and two runs would mix there: "
+                f"--resume never, but {folder} has checkpoints of an earlier run, and the two runs would mix there: "
                 "delete that folder, or give this run another `name`."
             )
         return None
@@ -44,12 +44,12 @@ def choose_checkpoint(experiment: Experiment, resume: CheckpointChoice) -> Check
 
 
 def sound_checkpoint(experiment: Experiment, resume: CheckpointChoice, worker: Worker) -> Checkpoint | None:
-    """The checkpoint that `--resume` means, after all of its files have been checked. Collective.
+    """The checkpoint that `--resume` names, after all of its files have been checked. Collective.
 
-    With ``auto`` a damaged one is passed over for the one before it.
+    With ``auto`` a damaged checkpoint is skipped and the one before it is used.
 
     Raises:
-        UserError: the one that is asked for is damaged, or all of them are.
+        UserError: the requested checkpoint is damaged, or all of them are.
     """
     chosen = worker.on_first(lambda: choose_checkpoint(experiment, resume))
     damages = []
@@ -59,14 +59,14 @@ def sound_checkpoint(experiment: Experiment, resume: CheckpointChoice, worker: W
             return chosen
         damages.append(f"{chosen.uri} is damaged: {damage}")
         if resume != AUTO:
-            raise UserError(f"{damages[0]}. Use another checkpoint, or --resume auto to take the newest sound one.")
+            raise UserError(f"{damages[0]}. Use another checkpoint, or --resume auto to use the newest sound one.")
         if worker.is_first:
-            log.warning("The checkpoint %s. The one before it is taken.", damages[-1])
+            log.warning("The checkpoint %s. The one before it is used.", damages[-1])
         chosen = worker.on_first(partial(last_before, experiment, chosen.step))
     if damages:
         raise UserError(
             f"None of the {len(damages)} checkpoints in {experiment.checkpoint_folder} can be used; "
-            f"{'; '.join(damages[:3])}. To start afresh: {START_OVER_HINT}."
+            f"{'; '.join(damages[:3])}. To start over: {START_OVER_HINT}."
         )
     return None
 
@@ -77,11 +77,11 @@ def last_before(experiment: Experiment, step: int) -> Checkpoint | None:
 
 
 def withdraw_later(experiment: Experiment, saved: Checkpoint) -> None:
-    """Deletes the run's checkpoints of later steps than the one it resumes from: they are of an abandoned branch."""
+    """Deletes checkpoints of the run that are later than the one it resumes from: they are of an abandoned branch."""
     own = complete_checkpoints(experiment.checkpoint_folder)
     if saved.uri not in [checkpoint.uri for checkpoint in own]:
         return
     for later in own:
         if later.step > saved.step:
-            log.info("The later checkpoint %s is deleted: the run goes on from an earlier one.", later.uri)
+            log.info("The later checkpoint %s is deleted: the run resumes from an earlier one.", later.uri)
             withdraw(later.uri)

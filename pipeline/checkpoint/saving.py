@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on: the state is copied, and a thread writes the copy."""
+"""Writes checkpoints while training continues: the state is copied, and a thread writes the copy."""
 
 import logging
 import threading
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 Best = tuple[float | None, int | None]
 """Value of the early-stopping metric, and its step."""
 
-CLOSE_S = 60  # how long a run that ends with an error waits for a checkpoint that is being written
+CLOSE_S = 60  # longest wait of a run that ends with an error for a checkpoint that is being written
 
 
 class Saver:
-    """One save at a time. Whether it went well is found out by `settle`, at the same moments on every worker.
+    """Runs one save at a time. `settle` finds out whether it succeeded, at the same moments on every worker.
 
-    The best in the run's progress is the best that can be loaded: `new_best` notes it before its save, and it is
-    taken back where that save fails.
+    The best step in the run's progress is always one that can be loaded: `new_best` sets it before its save, and
+    `settle` restores the earlier best step if that save failed.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Saver:
         """Prepares to save. Collective.
 
         Args:
-            folder: of all checkpoints of the run.
+            folder: for all checkpoints of the run.
             worker: this one.
-            progress: of the run; what it says now has been loaded, or nothing has been trained yet.
-            in_background: copy the state and continue; else write it before continuing.
-            check: called on the first worker before every save; what it raises ends the run.
+            progress: of the run; its step has just been loaded from a checkpoint, or is 0.
+            in_background: copy the state and continue training; else write it before training continues.
+            check: called on the first worker before every save; its error ends the run.
         """
         self.saved_step = progress.step or None  # the last step that can be loaded
         self._progress = progress
         self._best_before: Best = (None, None)  # before the last `new_best`
-        self._failed_best: Best = (None, None)  # taken back, because its save failed
+        self._failed_best: Best = (None, None)  # the last best step whose save failed
         self._folder = folder
         self._check = check
-        # A group of its own: what is said about a save must not meet what training says meanwhile.
+        # A separate process group: collectives of a save must not mix with those of training at the same time.
         self._worker = replace(worker, control=dist.new_group(backend="gloo"))
         self._in_background = in_background
         self._thread: threading.Thread | None = None
@@ -71,14 +71,16 @@ class Saver:
         state: dict[str, Any],
         done: Callable[[Checkpoint, float], None],
     ) -> None:
-        """Begins to save, and settles it where that is not in the background. The save before is settled. Collective.
+        """Starts a save, and settles it if saves are not in the background. Collective.
+
+        The previous save must be settled.
 
         Args:
             step: steps trained so far.
             tensors: sharded or replicated state.
             own: this worker's own state.
             state: everything else.
-            done: called on the first worker with the checkpoint and the seconds that it took, in the saving thread.
+            done: called in the saving thread of the first worker, with the checkpoint and the seconds that it took.
         """
         if self._in_background:
             tensors, own = copied(tensors), copied(own)
@@ -90,7 +92,7 @@ class Saver:
             self.settle()
 
     def settle(self) -> None:
-        """Waits for the save that was begun last, if any, and takes note of how it went: the same on every worker."""
+        """Waits for the save that was started last, if any, and records its outcome, the same on every worker."""
         if self._thread is None:
             return
         self._thread.join()
@@ -106,18 +108,18 @@ class Saver:
             progress.best, progress.best_step = self._best_before
 
     def new_best(self, value: float) -> None:
-        """Makes the step trained last the best one. The save before is settled, and this step is saved next."""
+        """Makes the current step the best one. The previous save must be settled, and this step is saved next."""
         progress = self._progress
         self._best_before = (progress.best, progress.best_step)
         progress.best, progress.best_step = value, progress.step
 
     def restore_failed_best(self) -> None:
-        """Makes the step trained last the best one again, if its save failed; it is saved once more next."""
+        """Makes the current step the best one again, if its save failed. The step is saved again next."""
         if self._failed_best[1] == self._progress.step:
             self._progress.best, self._progress.best_step = self._failed_best
 
     def close(self) -> None:
-        """Gives a save that is under way some time to end; for the end of a run that failed."""
+        """Waits up to `CLOSE_S` for a save in progress to end; for a run that ends with an error."""
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
@@ -136,7 +138,7 @@ class Saver:
 
 
 def copied(value: Any) -> Any:
-    """The same state in memory of its own, on the CPU."""
+    """A copy of some state in the memory of the CPU."""
     if isinstance(value, dict):
         return {name: copied(part) for name, part in value.items()}
     if isinstance(value, ShardedTensor):
@@ -152,6 +154,6 @@ def copied(value: Any) -> Any:
 
 
 def _on_cpu(part: ShardMetadata) -> ShardMetadata:
-    """The same part of a tensor, in the memory of its worker's CPU."""
+    """The same shard, in the memory of its worker's CPU."""
     rank = part.placement.rank() if part.placement is not None else None
     return replace(part, placement=_remote_device(f"rank:{rank}/cpu"))

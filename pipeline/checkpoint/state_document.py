@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its tensors: the document `state.json`."""
+"""The document `state.json`: everything in a checkpoint that is not a tensor."""
 
 from dataclasses import asdict, dataclass
 
@@ -21,7 +21,7 @@ class TrainedTable:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that a run is made of, as far as it decides its numbers."""
+    """Everything about a run that decides its numbers."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -30,12 +30,12 @@ class RunSettings:
     device: str
     experiment: Experiment
     table: TrainedTable
-    versions: dict[str, str]  # of the libraries that compute
+    versions: dict[str, str]  # of the libraries that the numbers depend on
 
 
 @dataclass(frozen=True)
 class CheckpointState(RunSettings):
-    """`state.json`: what a run is made of, and how far it has come."""
+    """`state.json`: the settings of a run and its progress."""
 
     progress: Progress
 
@@ -44,9 +44,9 @@ class CheckpointState(RunSettings):
         return CheckpointState(run.workers, run.threads, run.device, run.experiment, run.table, run.versions, progress)
 
     def to_json(self) -> Json:
-        """The JSON, of which progress is a copy: the run changes it while a thread writes."""
+        """The JSON. Progress is copied, because the run changes it while a thread writes the file."""
         return {
-            "progress": asdict(self.progress),
+            "progress": self.progress.to_json(),
             "workers": self.workers,
             "threads": self.threads,
             "device": self.device,

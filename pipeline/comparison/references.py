@@ -23,7 +23,7 @@ from pipeline.table.manifest import SCENARIO, Manifest
 log = logging.getLogger(__name__)
 
 REFERENCE_STEPS = 50
-"""Steps that an epoch of a reference has at least, where its batches need not become too small for it."""
+"""Least number of steps per epoch of a reference, unless its batches would become too small."""
 SMALLEST_BATCH = 128
 
 TaskScenario = tuple[str, str]  # a task and the label of a scenario
@@ -46,17 +46,17 @@ def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
 
 
 def single_task_reference(experiment: Experiment, value: int | str, task: TaskConfig) -> Experiment:
-    """A single-scenario, single-task DNN: what a task in a scenario reaches when it shares nothing.
+    """A single-scenario, single-task DNN: the quality that a task reaches in a scenario without sharing.
 
-    It is the reference for negative transfer: a model of all scenarios and tasks that is below it in a cell shows
-    negative transfer there. Its rows are those of the experiment with one value of the first scenario level; levels
-    below stay only where they drop rows, so that both are measured on the same rows. Bottom, head and training are
-    the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have no weight.
+    It is the reference for negative transfer: a model of all scenarios and tasks that is worse in a cell shows
+    negative transfer there. Its rows are those of the experiment with one value of the first scenario level; lower
+    levels stay only if they drop rows, so that both are measured on the same rows. Bottom, head and training are
+    the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have weight 0.
 
     Args:
-        experiment: what it is held against.
+        experiment: the reference is compared with its models.
         value: of the first scenario level.
-        task: the one that is trained; early stopping goes by its AUC or RMSE.
+        task: the task to train; early stopping uses its AUC or RMSE.
     """
     level, *below = experiment.scenarios
     data = experiment.model_dump(mode="json")
@@ -73,10 +73,10 @@ def single_task_reference(experiment: Experiment, value: int | str, task: TaskCo
 
 
 def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Experiment:
-    """The reference fitted to its rows: smaller batches where an epoch has too few steps, other numbers in proportion.
+    """The reference adapted to its rows: smaller batches if an epoch has too few steps, other numbers in proportion.
 
     Args:
-        experiment: of a reference, with the training of the experiment that it is held against.
+        experiment: of a reference, with the training section of the experiment that it is compared with.
         rows: of its train split.
         rows_of_all: of the train split of that experiment. Warm-up and steps between validations stay the same share
             of an epoch.
@@ -95,23 +95,23 @@ def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Ex
     return experiment.model_copy(update={"training": training.model_copy(update=update)})
 
 
-def ready_references(
+def prepare_references(
     references: dict[TaskScenario, Experiment],
     base: Experiment,
     manifest: Manifest,
     split: str,
-    ready_table: Callable[[Experiment], Manifest],
+    prepare_table: Callable[[Experiment], Manifest],
 ) -> dict[TaskScenario, Experiment]:
-    """The references with their feature tables made and a global batch that is not too large for their rows.
+    """Makes the feature tables of the references and adapts the references to their rows.
 
-    Left out, with a warning, are those of scenarios that have no rows in a split: there is nothing to learn or measure.
+    References of scenarios without rows in a split are left out with a warning: there is nothing to learn or measure.
 
     Args:
         references: of all scenarios.
-        base: the experiment that they are held against.
+        base: the experiment that they are compared with.
         manifest: of its feature table.
-        split: that is evaluated.
-        ready_table: gives the manifest of an experiment's feature table, which it makes where it is not finished.
+        split: the split to evaluate.
+        prepare_table: makes an experiment's feature table if it is not finished, and returns its manifest.
     """
     ready: dict[TaskScenario, Experiment] = {}
     counts = {name: rows_by_scenario(base, manifest, name) for name in base.logs.splits} if references else {}
@@ -119,22 +119,23 @@ def ready_references(
         index = base.scenarios[0].labels.index(label)
         empty = [name for name, of_scenario in counts.items() if not of_scenario[index]]
         if empty:
-            log.warning("%s has no rows in the split %s: no reference of %s.", label, ", ".join(empty), task)
+            log.warning("%s has no rows in the split %s: no reference for %s.", label, ", ".join(empty), task)
             continue
         folder_name = experiment.table_folder.rpartition("/")[2]
-        table = ready_table(experiment.model_copy(update={"name": folder_name}))  # its experiment.yaml lies in it
+        table = prepare_table(experiment.model_copy(update={"name": folder_name}))  # with its experiment.yaml in it
         own, expected = table.rows(split), counts[split][index]
         if own != expected:
             log.warning(
                 f"The reference of {label} is measured on {own:,} rows of the {split} split, the variants on "
-                f"{expected:,}: the logs have changed since one of the tables was made, or one cannot use all rows."
+                f"{expected:,}: the logs have changed since one of the tables was made, or one table had to leave out "
+                "rows."
             )
         ready[task, label] = with_enough_steps(experiment, table.rows("train"), manifest.rows("train"))
     return ready
 
 
 def rows_by_scenario(experiment: Experiment, manifest: Manifest, split: str) -> list[int]:
-    """Rows of a split in each scenario of the first level."""
+    """Number of rows of a split in each scenario of the first level."""
     level = experiment.scenarios[0]
     counts = np.zeros(len(level.labels), np.int64)
     for file in chain.from_iterable(chain.from_iterable(partition.lanes for partition in manifest.split(split))):

@@ -1,4 +1,4 @@
-"""The runs of a comparison: one model with one seed each, trained and evaluated as any other run."""
+"""The runs of a comparison: one model with one seed each, trained and evaluated like any other run."""
 
 import time
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from pipeline.workers.launch import Launcher
 from pipeline.workers.worker import Worker
 
 TIMING = "timing.json"
-"""In a run's folder: wall seconds of its training, where that was not interrupted."""
+"""File in a run's folder: wall-clock seconds of its training, if that was not interrupted."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
     """One model with one seed."""
 
-    of: str | TaskScenario  # the variant, or what a reference is the reference of
+    model: str | TaskScenario  # name of the variant, or task and scenario of the reference
     seed: int
     experiment: Experiment
 
@@ -37,40 +37,40 @@ def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[Co
     """All runs: every experiment with the first seed, then with the next."""
     runs = []
     for seed in seeds:
-        for of, experiment in experiments.items():
+        for model, experiment in experiments.items():
             training = experiment.training.model_copy(update={"seed": seed})
             update = {"name": f"{experiment.name}-seed-{seed}", "training": training}
-            runs.append(ComparedRun(of, seed, experiment.model_copy(update=update)))
+            runs.append(ComparedRun(model, seed, experiment.model_copy(update=update)))
     return runs
 
 
 def check_same_runs(runs: list[ComparedRun]) -> None:
-    """Raises UserError where a run was begun with another experiment than the one that is wanted now."""
+    """Raises UserError if the folder of a run holds a run that was begun with another experiment."""
     for experiment in (run.experiment for run in runs):
-        folder, there = experiment.folder, storage.list_folder(experiment.folder)
-        if "checkpoints" not in there and not any(name.startswith("evaluation-") for name in there):
+        folder, names = experiment.folder, storage.list_folder(experiment.folder)
+        if "checkpoints" not in names and not any(name.startswith("evaluation-") for name in names):
             continue
         earlier = read_experiment(storage.join(folder, "experiment.yaml"))
         changes = list(differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"), ""))
         if changes:
             raise UserError(
-                f"{folder} is a run of another experiment: {'; '.join(changes[:5])}. Delete that folder to train it "
-                "anew, change the experiment back, or give the variant another name."
+                f"{folder} is a run of another experiment: {'; '.join(changes[:5])}. Delete that folder to train the "
+                "run again, change the experiment back, or give the variant another name."
             )
 
 
 def check_trained_on(experiment: Experiment, manifest: Manifest) -> None:
-    """Raises UserError where a run's last checkpoint was trained on other files than the table has now."""
+    """Raises UserError if a run's last checkpoint was trained on other files than the table has now."""
     saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
     if saved is not None and saved.state().progress.partitions != manifest.digests("train"):
         raise UserError(
             f"{experiment.folder} was trained on other files of the train split than {experiment.table_folder} has "
-            "now: delete that folder to train it anew, so that all runs are of one table."
+            "now: delete the folder of the run to train it again, so that all runs use the same table."
         )
 
 
 def train_and_evaluate(run: ComparedRun, split: str, launcher: Launcher) -> bool:
-    """One run from where it is to its evaluation; False where it was interrupted.
+    """Trains a run, or resumes it, and evaluates it. Returns False if it was interrupted.
 
     Raises:
         UserError: as `train` and `evaluate_on_worker` do, with the name of the run.
@@ -85,20 +85,20 @@ def train_and_evaluate(run: ComparedRun, split: str, launcher: Launcher) -> bool
             timing = {"training_seconds": time.monotonic() - start}
             storage.write_json(storage.join(experiment.folder, TIMING), timing)
         body = partial(evaluate_run, checkpoint=best_or_latest(experiment), split=split)
-        is_told_to_stop = launcher.run(body, experiment)
+        was_interrupted = launcher.run(body, experiment)
     except UserError as error:
         raise UserError(f"{experiment.name}: {error}") from error
-    return not is_told_to_stop
+    return not was_interrupted
 
 
 def evaluate_run(worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str) -> bool:
-    """Evaluates on this worker; whether a SIGTERM came meanwhile, which Ray's launcher turns into a wish."""
+    """Evaluates on this worker. Returns whether a SIGTERM arrived meanwhile, which Ray's launcher turns into a flag."""
     evaluate_on_worker(worker, experiment, checkpoint, split)
     return worker.stop.is_set()
 
 
 def best_or_latest(experiment: Experiment) -> CheckpointChoice:
-    """`best` where one is known: not without early stopping, nor where its metric was undefined all along."""
+    """`best` if there is a best checkpoint: not without early stopping, and not if its metric was never defined."""
     saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
     assert saved is not None
     return LATEST if saved.state().progress.best_step is None else BEST

@@ -21,27 +21,27 @@ def parse_seeds(text: str) -> list[int]:
     """The seeds of ``0,1,2``.
 
     Raises:
-        UserError: one is no whole number, or stands there twice.
+        UserError: a seed is not a whole number, or appears twice.
     """
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if not word.isdecimal():
-            raise UserError(f"--seeds {text}: {word!r} is no seed: expected whole numbers with commas, such as 0,1,2.")
+            raise UserError(f"--seeds {text}: {word!r} is not a seed: expected whole numbers such as 0,1,2.")
     seeds = [int(word) for word in words]
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text}: a seed stands there twice, and the same run twice says nothing about noise.")
+        raise UserError(f"--seeds {text}: a seed appears twice, and the same run twice shows nothing about noise.")
     return seeds
 
 
 def make_variants(experiment: Experiment, models: Sequence[tuple[str, str]]) -> dict[str, Experiment]:
-    """The variants that the command line asks for, by name, in the order in which they are given.
+    """The variants that the command line requests, by name, in the given order.
 
     Args:
-        experiment: what they all start from.
+        experiment: all variants start from it.
         models: flags with their values: ``("--trunks", "mmoe,ple")``, ``("--variant", "NAME: key=value key=value")``.
 
     Raises:
-        UserError: there is none, two have one name, or one is not a valid experiment.
+        UserError: there is no variant, two have the same name, or one is not a valid experiment.
     """
     if not models:
         raise UserError("Nothing to compare: name models with --trunks mmoe,ple or --variant 'NAME: key=value'.")
@@ -49,7 +49,7 @@ def make_variants(experiment: Experiment, models: Sequence[tuple[str, str]]) -> 
     for flag, text in models:
         for name, variant in _trunk_variants(experiment, text) if flag == "--trunks" else [_variant(experiment, text)]:
             if name in variants:
-                raise UserError(f"Two variants are called {name!r}: give each a name of its own.")
+                raise UserError(f"Two variants are called {name!r}: give each its own name.")
             variants[name] = variant
     return variants
 
@@ -58,7 +58,7 @@ def _trunk_variants(experiment: Experiment, text: str) -> Iterator[tuple[str, Ex
     for kind in (word.strip() for word in text.split(",")):
         if kind not in trunk_kinds():
             raise UserError(f"--trunks {text}: there is no trunk {kind!r}; {nearest(kind, trunk_kinds())}.")
-        data = written(experiment)
+        data = explicit_settings(experiment)
         data["model"]["trunk"] = trunk_section(experiment, kind)
         yield kind, parse_experiment(data, f"The experiment with the trunk {kind}")
 
@@ -75,8 +75,8 @@ def _variant(experiment: Experiment, text: str) -> tuple[str, Experiment]:
     except ValueError as error:
         raise UserError(f"--variant {text!r} cannot be split into key=value words: {error}.") from error
     if name == REFERENCE:
-        raise UserError(f"--variant {text!r}: {REFERENCE!r} is what --reference is called: use another name.")
-    data = written(experiment)
+        raise UserError(f"--variant {text!r}: the name {REFERENCE!r} is reserved for --reference: use another name.")
+    data = explicit_settings(experiment)
     for word in words:
         apply_override(data, word)
     variant = parse_experiment(data, f"The variant {name}")
@@ -90,25 +90,25 @@ def _variant(experiment: Experiment, text: str) -> tuple[str, Experiment]:
 
 
 def trunk_kinds() -> dict[str, type[BaseModel]]:
-    """The config class of every trunk that there is."""
+    """The config class of every trunk, by its kind."""
     classes = get_args(ModelConfig.model_fields["trunk"].annotation)
     return {get_args(config.model_fields["kind"].annotation)[0]: config for config in classes}
 
 
 def trunk_section(experiment: Experiment, kind: str) -> dict[str, Any]:
-    """The section of another trunk, with those keys of the experiment's own that somebody wrote and that it has too."""
+    """The section of another trunk, with the keys that the experiment sets for its own trunk and that both have."""
     known = trunk_kinds()[kind].model_fields
-    own = written(experiment)["model"]["trunk"]
+    own = explicit_settings(experiment)["model"]["trunk"]
     return {"kind": kind} | {key: value for key, value in own.items() if key in known and key != "kind"}
 
 
-def written(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as its file and its overrides have it, without defaults: those of another kind are others."""
+def explicit_settings(experiment: Experiment) -> dict[str, Any]:
+    """The keys that the experiment's file and its overrides set, without defaults, which differ between kinds."""
     return experiment.model_dump(mode="json", exclude_unset=True)
 
 
 def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[str, Experiment]:
-    """The variants as runs over the experiment's feature table, of a seed that is still to be given.
+    """The variants as runs over the experiment's feature table; their seeds are set later.
 
     Raises:
         UserError: a variant would need another table.
@@ -121,8 +121,8 @@ def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[st
         ]
         if found:
             raise UserError(
-                f"The variant {name} needs another feature table ({'; '.join(dict.fromkeys(found))}), and a comparison "
-                "has one for all: change logs, table, features, scenarios and tasks in the experiment itself."
+                f"The variant {name} needs another feature table ({'; '.join(dict.fromkeys(found))}), but all models "
+                "of a comparison share one: change logs, table, features, scenarios and tasks in the experiment itself."
             )
     return {
         name: placed(variant, f"{base.folder}/compare", name, base.table_folder) for name, variant in variants.items()
@@ -130,6 +130,6 @@ def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[st
 
 
 def placed(experiment: Experiment, output: str, name: str, table: str) -> Experiment:
-    """The experiment as a run of this name in a folder `output`, over the feature table of a folder."""
+    """The experiment as the run `output/name`, over the feature table in the folder `table`."""
     settings = experiment.table.model_copy(update={"path": table})
     return experiment.model_copy(update={"output": output, "name": name, "table": settings})

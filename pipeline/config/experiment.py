@@ -1,4 +1,4 @@
-"""One experiment: everything that a run is made of, checked as a whole."""
+"""One experiment: everything that defines a run, checked as a whole."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ from pipeline.section import nearest
 
 
 class Experiment(TableExperiment):
-    """The resolved experiment file. References between its sections are known to hold."""
+    """The resolved experiment file. The references between its sections have been checked."""
 
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
@@ -25,12 +25,12 @@ class Experiment(TableExperiment):
 
     @property
     def checkpoint_folder(self) -> str:
-        """Where the run's checkpoints lie."""
+        """Folder or URI of the run's checkpoints."""
         return storage.join(self.folder, "checkpoints")
 
     @property
     def table_experiment(self) -> TableExperiment:
-        """The part that decides the feature table."""
+        """The part that determines the feature table."""
         return TableExperiment(
             name=self.name,
             output=self.output,
@@ -64,17 +64,17 @@ def check_unique(section: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{section}: {name!r} stands there twice: names must differ")
+            raise ValueError(f"{section}: duplicate name {name!r}")
         seen.add(name)
 
 
 def check_names(experiment: Experiment) -> None:
-    """Tables, attention layers and towers are attributes of modules, where PyTorch has taken some names for itself."""
+    """Tables, attention layers and towers are attributes of modules, and PyTorch reserves some attribute names."""
     named = {f"features.{i}.name": (feature.name, "of_item") for i, feature in enumerate(experiment.features)}
     named |= {f"tasks.{i}.name": (task.name, "task") for i, task in enumerate(experiment.tasks)}
     for path, (name, ending) in named.items():
         if is_taken(name):
-            raise ValueError(f"{path}: PyTorch keeps {name!r} for itself: use another, such as '{name}_{ending}'")
+            raise ValueError(f"{path}: PyTorch reserves the name {name!r}: use another, such as '{name}_{ending}'")
 
 
 def check_feature_references(experiment: Experiment) -> None:
@@ -91,7 +91,7 @@ def check_task_order(experiment: Experiment) -> None:
                 f"tasks.{i}.after: {task.after!r} is not a task above {task.name!r}; " + nearest(task.after, earlier)
             )
         if task.after is not None and earlier[task.after].kind != "binary":
-            raise ValueError(f"tasks.{i}.after: {task.after!r} is continuous; a task can only follow a binary one")
+            raise ValueError(f"tasks.{i}.after: {task.after!r} is continuous; a task can only follow a binary task")
         earlier[task.name] = task
 
 
@@ -131,8 +131,8 @@ def check_metric(experiment: Experiment) -> None:
     known = [m for m, needs_group in ranking.items() if experiment.evaluation.group or not needs_group]
     if metric not in known:
         raise ValueError(
-            f"training.early_stopping.metric: {metric!r} is no metric to go by of the {kinds[name]} task {name!r}; "
-            f"use one of {', '.join(known)}" + (", or set evaluation.group" if ranking.get(metric) else "")
+            f"training.early_stopping.metric: {metric!r} cannot be used for early stopping of the {kinds[name]} task "
+            f"{name!r}; use one of {', '.join(known)}" + (", or set evaluation.group" if ranking.get(metric) else "")
         )
 
 
@@ -165,12 +165,12 @@ def check_objective(experiment: Experiment) -> None:
             if task.loss_facts.can_be_negative:
                 raise ValueError(
                     f"model.objective.weighting: the loss `{task.loss}` of {name!r} can fall below zero, where "
-                    "`uncertainty` would raise its weight without end: use `fixed`"
+                    "`uncertainty` would raise its weight without limit: use `fixed`"
                 )
     trunk = experiment.model.trunk
     if trunk.needs_task_order and all(task.after is None for task in experiment.tasks):
         raise ValueError(
-            f"model.trunk: `{trunk.kind}` chains tasks along `after`, and no task has one: say which task comes after "
+            f"model.trunk: `{trunk.kind}` chains tasks along `after`, and no task sets it: say which task comes after "
             "which"
         )
     rule = experiment.model.core_rule
@@ -180,6 +180,6 @@ def check_objective(experiment: Experiment) -> None:
             raise ValueError(f"model.objective.gradients.core: no task is called {core!r}; {nearest(core, tasks)}")
         if tasks[core].weight == 0:
             raise ValueError(
-                f"model.objective.gradients: the core task {core!r} has the weight 0, so its gradient is nothing to go "
-                "by: name another as `core`, or use `gradients: {kind: sum}`"
+                f"model.objective.gradients: the core task {core!r} has the weight 0, so it has no gradient to follow: "
+                "set `core` to another task, or use `gradients: {kind: sum}`"
             )

@@ -1,6 +1,6 @@
 """How batches and workers fit the lanes of a feature table.
 
-Every lane gives the same number of rows to a batch, and every worker reads the same number of lanes.
+Every lane contributes the same number of rows to a batch, and every worker reads the same number of lanes.
 """
 
 from pipeline.errors import UserError
@@ -12,12 +12,12 @@ def possible_workers(lanes: int) -> list[int]:
 
 
 def batch_mistake(size: int, lanes: int) -> str | None:
-    """What is wrong with the rows of a global batch, and what would fit; None where they fit."""
+    """An error message about the size of a global batch, with a size that fits; None if it fits the lanes."""
     if size % lanes == 0:
         return None
     return (
-        f"{size} is not a multiple of table.lanes ({lanes}): every lane gives the same number of rows to a batch; "
-        f"use {max(size // lanes, 1) * lanes}"
+        f"{size} is not a multiple of table.lanes ({lanes}): every lane contributes the same number of rows to a "
+        f"batch; use {max(size // lanes, 1) * lanes}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Experiment file in, checked experiment out; every mistake told with its path in the file."""
+"""Reads and checks an experiment file. Every mistake is reported with its path in the file."""
 
 import json
 import re
@@ -15,21 +15,19 @@ from pipeline.errors import UserError
 
 
 class _ExperimentLoader(yaml.SafeLoader):
-    """The safe loader, except that a key given twice is an error instead of silently the last."""
+    """The safe loader, except that a duplicate key is an error: the safe loader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = []
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.append(key)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 1e-3 as a text, which nobody means in an experiment.
+# YAML 1.1 reads 1e-3 as a text; in an experiment it is always meant as a number.
 _ExperimentLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -71,16 +69,16 @@ def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
 
 
 def read_experiment(uri: str) -> Experiment:
-    """The resolved experiment that a run keeps in its folder.
+    """Reads the resolved experiment that a run keeps in its folder.
 
     Raises:
-        UserError: it cannot be read by this version.
+        UserError: this version cannot read it.
     """
     try:
         return parse_experiment(yaml.safe_load(storage.read_text(uri)), uri)
     except UserError as error:
         raise UserError(
-            f"{error}\nAnother version of Manygate has written it, or it was changed since: use that one for this run."
+            f"{error}\nIt was written by another version of Manygate, or changed since: use that version for this run."
         ) from None
 
 
@@ -131,9 +129,9 @@ def _index(node: list[Any], part: str, path: str) -> int:
 
 
 def describe_error(error: ErrorDetails) -> str:
-    """One line for one mistake: path, what was expected, what was found, the nearest valid name."""
+    """One line per mistake: path, what was expected, what was found, the nearest valid name."""
     location = list(error["loc"])
-    # Without the names of kinds, which are no keys of the file.
+    # Leaves out the names of kinds, which are not keys of the file.
     path = ".".join(str(part) for i, part in enumerate(location) if part not in _kinds_at(location[:i]))
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -154,7 +152,7 @@ def describe_error(error: ErrorDetails) -> str:
 
 
 def _sections_at(location: list[int | str]) -> list[type[BaseModel]]:
-    """The section classes that an error path leads to: one, or all kinds where it does not say which."""
+    """The section classes that an error path leads to: one, or those of all kinds if it does not name the kind."""
     sections: list[type[BaseModel]] = [Experiment]
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The logs, the scenarios that they come from and the tasks that they label."""
+"""The sections of the logs, of the scenarios and of the tasks."""
 
 import re
 from typing import Literal
@@ -16,21 +16,21 @@ Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
 class JoinConfig(Section):
-    """A small side table, one row a key, whose columns are added to every log row with that key."""
+    """A small side table, one row per key, whose columns are added to every log row with that key."""
 
     path: str
     key: str
 
 
 class LogsConfig(Section):
-    """Hive-partitioned Parquet: where it lies, how it is split, what is done with what cannot be used."""
+    """Hive-partitioned Parquet: where it is, how it is split, and how unusable rows and files are handled."""
 
     path: str
     partition: str
     joins: list[JoinConfig] = []
     splits: dict[str, tuple[PartitionValue, PartitionValue]]
     keys: list[str] = []
-    """Columns carried along unchanged, to name the rows of predictions. A row without one is quarantined."""
+    """Columns copied unchanged, to identify the rows of predictions. A row with a missing value is quarantined."""
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
     """The job fails when more than this share of the rows of a partition cannot be used."""
     unreadable_files: Literal["fail", "skip"] = "fail"
@@ -55,10 +55,10 @@ class LogsConfig(Section):
         return self
 
     def order(self, value: str) -> int | str:
-        """What a partition is compared and sorted by: a number where the split bounds are numbers.
+        """The sort key of a partition's value: a number if the split bounds are numbers.
 
         Raises:
-            UserError: it is not a number and should be.
+            UserError: the split bounds are numbers and the value is not.
         """
         if isinstance(next(iter(self.splits.values()))[0], str):
             return value
@@ -70,7 +70,7 @@ class LogsConfig(Section):
         return int(value)
 
     def split_of(self, value: str) -> str | None:
-        """The split that a partition lies in, if any."""
+        """The split that contains a partition, if any."""
         for split, (first, last) in self.splits.items():
             if first <= self.order(value) <= last:  # type: ignore[operator]
                 return split
@@ -89,12 +89,12 @@ class ScenarioConfig(Section):
     @model_validator(mode="after")
     def _distinct(self) -> "ScenarioConfig":
         if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"two scenarios of this level would both be called the same: {', '.join(self.labels)}")
+            raise ValueError(f"two scenarios of this level would have the same name: {', '.join(self.labels)}")
         return self
 
     @property
     def labels(self) -> list[str]:
-        """One printable label a scenario index, such as `tab=1`, and `tab=other` where others are kept."""
+        """One printable label per scenario index, such as `tab=1`, and `tab=other` if other values are kept."""
         return [f"{self.name}={v}" for v in self.values] + ([f"{self.name}=other"] if self.other == "keep" else [])
 
 
@@ -103,7 +103,7 @@ class _Target(Section):
     column: str
     kind: Literal["binary", "continuous"]
     after: str | None = None
-    """The task in the causal order that this one depends on."""
+    """The task earlier in the causal order that this task depends on."""
     scale: float = Field(default=1.0, gt=0)
     transform: Literal["identity", "log1p"] = "identity"
     weight: float = Field(default=1.0, ge=0)
@@ -112,7 +112,7 @@ class _Target(Section):
 class TaskConfig(LossConfig, _Target):
     """A target. A continuous one is trained as transform(column * scale).
 
-    The keys of its loss come from `LossConfig`, named first so that they stand last where a task is written out.
+    The keys of its loss come from `LossConfig`, the first base class, so that they come last in a dump of a task.
     """
 
     @property
@@ -129,15 +129,15 @@ class TaskConfig(LossConfig, _Target):
         return self
 
     def to_training_scale(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Labels as they are trained, transform(column * scale); not finite where a value has no place in float32."""
+        """Labels on the training scale, transform(column * scale); not finite where float32 cannot hold a value."""
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             scaled = values * self.scale
             return (np.log1p(scaled) if self.transform == "log1p" else scaled).astype(np.float32)
 
     def to_log_unit(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Labels or predictions on the training scale, back in the unit of the log's column; probabilities as they are.
+        """Converts labels or predictions from the training scale to the unit of the log's column.
 
-        The inverse of `to_training_scale`.
+        The inverse of `to_training_scale`. Probabilities are returned unchanged.
         """
         if self.kind == "binary":
             return values

@@ -1,4 +1,4 @@
-"""The optimizers that an experiment can name, and what is known of them without torch.
+"""The optimizers that an experiment can name, and the facts about them that need no torch.
 
 Their classes are in `pipeline/sharding/optimizers.py`, under the same names.
 """
@@ -12,7 +12,7 @@ class SparseOptimizer:
     """An optimizer of embedding tables, fused into backward."""
 
     on_cpu: bool = True
-    """Whether fbgemm has it on CPU; it has all of them on CUDA."""
+    """Whether fbgemm implements it on CPU; on CUDA it implements all of them."""
     takes_eps: bool = True
     state_bytes_per_weight: int = 0
     state_bytes_per_row: int = 0
@@ -23,7 +23,7 @@ class DenseOptimizer:
     """An optimizer of all other parameters."""
 
     fused_on: tuple[str, ...] | None = ("cpu", "cuda")
-    """Devices on which torch has one kernel for all that a step does to a parameter; None: its class has no `fused`."""
+    """Devices on which torch updates a parameter in one fused kernel; None: the class has no argument `fused`."""
 
 
 SPARSE_OPTIMIZERS = {
@@ -40,7 +40,7 @@ DENSE_OPTIMIZERS = {
     "sgd": DenseOptimizer(),
 }
 
-if TYPE_CHECKING:  # mypy cannot read a Literal that is made from a table
+if TYPE_CHECKING:  # mypy cannot read a Literal that is made from a dict
     SparseKind = str
     DenseKind = str
 else:

@@ -1,4 +1,4 @@
-"""The part of an experiment that decides its feature table.
+"""The part of an experiment that determines its feature table.
 
 Ray tasks get this instead of the whole experiment, whose model section would make every worker import PyTorch.
 """
@@ -15,7 +15,7 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 class TableExperiment(Section):
-    """Where a feature table is, and the sections that decide what is in it."""
+    """Where a feature table is, and the sections that determine its contents."""
 
     name: str = Field(pattern=RUN_NAME)
     output: str = "runs"

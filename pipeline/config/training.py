@@ -12,13 +12,13 @@ class TableConfig(Section):
     """How the feature table is laid out; fixed when it is made."""
 
     lanes: int = Field(default=64, ge=1)
-    """Parts that the rows of each partition are spread over: a power of two; workers must divide it."""
+    """Parts that the rows of each partition are spread over: a power of two that the number of workers divides."""
     seed: int = 0
     row_group_rows: int = Field(default=8192, ge=1)
     path: str | None = Field(default=None, min_length=1)
-    """Where the feature table lies; several experiments may share one. null: `table/` in the run's folder."""
+    """Folder or URI of the feature table, which experiments may share; null: `table/` in the run's folder."""
     encoders: Literal["fixed", "extend"] = "fixed"
-    """What new train partitions do to the vocabularies: nothing, or their new values get ids after those there are."""
+    """Effect of new train partitions on the vocabularies: none, or their new values get ids after the existing ones."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "TableConfig":
@@ -60,7 +60,7 @@ class EarlyStoppingConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One global batch a step, divided evenly over the workers, whatever their number."""
+    """One global batch per step, divided evenly among the workers, whatever their number."""
 
     global_batch_size: int = Field(default=4096, ge=1)
     epochs: int = Field(default=1, ge=1)
@@ -69,7 +69,7 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     loop: Literal["auto", "plain", "pipelined"] = "auto"
-    """Pipelined overlaps the exchange of ids with the step before, to the same results; auto does so on CUDA."""
+    """`pipelined` overlaps the exchange of ids with the previous step, with equal results; `auto` does so on CUDA."""
     sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
     dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -81,25 +81,25 @@ class TrainingConfig(Section):
     early_stopping: EarlyStoppingConfig | None = None
     log_every_steps: int = Field(default=20, ge=1)
     max_restarts: int = Field(default=3, ge=0)
-    """Times that Ray starts the workers again, from the last complete checkpoint, after one of them has died."""
+    """How often Ray restarts the workers from the last complete checkpoint after a worker has died."""
     hang_timeout_s: float | None = Field(default=1800, gt=0)
-    """Seconds without any progress after which workers that wait for each other end themselves; null: never."""
+    """Seconds without any progress after which workers that wait for each other exit; null: never."""
 
 
 class CheckpointConfig(Section):
-    """When to save and what to keep. The best checkpoint, where a metric names one, is always kept."""
+    """When to save and what to keep. The best checkpoint, if early stopping chooses one, is always kept."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, beside the one at the end; null: at the end of every epoch."""
+    """Steps between checkpoints, in addition to the one at the end; null: at the end of every epoch."""
     keep_last: int = Field(default=3, ge=1)
     keep_every: int | None = Field(default=None, ge=1)
-    """Keep, besides, every checkpoint whose step is a multiple of this."""
+    """Also keep every checkpoint whose step is a multiple of this number."""
     background: bool = True
-    """Train on while a copy of the state is written; false: write first, which needs no memory for a copy."""
+    """Continue training while a copy of the state is written; false: write first, which needs no memory for a copy."""
 
 
 class EvaluationConfig(Section):
-    """`group` names a key column: grouped AUC is the mean over its groups, weighted by rows."""
+    """`group` names a key column: grouped AUC is the mean of the AUC within its groups, weighted by rows."""
 
     group: str | None = None
     batch_size: int = Field(default=16384, ge=1)

@@ -1,4 +1,4 @@
-"""An evaluation as it is read again: the documents `evaluation-SPLIT.json`, of this version or an earlier one."""
+"""Reads evaluations: the documents `evaluation-SPLIT.json`, written by this version or an earlier one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pipeline.documents import Json, parse_document, read_document
 
 Cell = Mapping[str, float | int | None]
-"""Metrics and counts over some rows, by name. A metric that is None, or that is not there, is undefined."""
+"""Metrics and counts over some rows, by name. A metric that is None or missing is undefined."""
 
 ADVICE = "evaluate again with `manygate evaluate EXPERIMENT`"
 
@@ -23,7 +23,7 @@ class TaskEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One split. A key that only a newer version knows is left out: it changes nothing of what is read here."""
+    """One split. Keys that only newer versions know are ignored: they do not change the meaning of these."""
 
     rows: int
     tasks: dict[str, TaskEvaluation]
@@ -34,21 +34,21 @@ class Evaluation:
 
 
 def read_evaluation(uri: str) -> Evaluation | None:
-    """The evaluation in a file; None where there is none.
+    """The evaluation in a file; None if there is no file.
 
     Raises:
-        UserError: a newer version has written it, or it is something else.
+        UserError: a newer version has written it, or it is not an evaluation.
     """
-    return read_document(uri, Evaluation, ADVICE, way_over=_from_file)
+    return read_document(uri, Evaluation, ADVICE, upgrade=_from_file)
 
 
 def parse_evaluation(data: Json) -> Evaluation:
-    """What `SplitEvaluation` gives."""
-    return parse_document(data, Evaluation, "the evaluation", ADVICE, way_over=_from_file)
+    """The output of `SplitEvaluation` as an `Evaluation`."""
+    return parse_document(data, Evaluation, "the evaluation", ADVICE, upgrade=_from_file)
 
 
 def _from_file(data: Json) -> Json:
-    """In the file the metrics of a task are beside its other keys."""
+    """Moves the metrics of each task, which a file has beside the task's other keys, under `overall`."""
     return {**data, "tasks": {name: _task(task) for name, task in data.get("tasks", {}).items()}}
 
 

@@ -1,4 +1,4 @@
-"""Which experts the rows of a scenario use, and how much: sums while a split is predicted, means at the end."""
+"""The use of each expert by the rows of each scenario: sums while a split is predicted, means at the end."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from pipeline.sharding.module import StepOutput
 from pipeline.workers.worker import Worker
 
 UNIT = 2**30
-"""Shares are added as whole numbers of 1 / UNIT: exact, so workers and the order of rows change no bit."""
+"""Shares are added as multiples of 1 / UNIT. This is exact: workers and the order of rows change no bit."""
 
 Counts = NDArray[np.int64]
 
 
 class ExpertUse:
-    """Sums of this worker over its rows, kept a layer and a finest scenario: ``(finest, groups, experts)``."""
+    """Sums of this worker over its rows, per layer and finest scenario: ``(finest, groups, experts)``."""
 
     def __init__(self, tasks: list[str], scenarios: list[ScenarioConfig]) -> None:
         self._tasks = tasks
@@ -31,7 +31,7 @@ class ExpertUse:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> shares in units, rows that selected
 
     def add(self, output: StepOutput) -> None:
-        """Adds a batch; rows of weight 0 are padding and count nothing."""
+        """Adds a batch; rows of weight 0 are padding and are ignored."""
         finest = self._finest(output.scenarios)
         real = (output.weights > 0).long()
         if self._rows is None:
@@ -47,7 +47,7 @@ class ExpertUse:
 
         Returns:
             ``{LAYER: {"groups": [names], "weight": {CELL: [[mean share] * experts] * groups}, "selected": {CELL:
-            [[share of rows]]}}}``; empty on other workers. Groups are the tasks, or "all tasks" where they share a
+            [[share of rows]]}}}``; empty on other workers. Groups are the tasks, or "all tasks" if they share a
             gate; cells are "all" and every scenario that has rows. An expert is selected where its share is not 0.
         """
         gathered = worker.gather(

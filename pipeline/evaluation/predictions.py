@@ -1,4 +1,4 @@
-"""A split through the model: predictions of this worker, batch by batch."""
+"""Passes a split through the model: predictions of this worker, batch by batch."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -63,7 +63,7 @@ def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> Pre
 
 
 def group_ids(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """One number a value, the same on every worker: integers as they are, other values by a 64-bit hash."""
+    """One number per value, the same on every worker: integers unchanged, other values as 64-bit hashes."""
     if pa.types.is_integer(column.type):
         return column.to_numpy().astype(np.int64)
     return pd.util.hash_array(column.cast(pa.string()).to_pandas().to_numpy()).view(np.int64)

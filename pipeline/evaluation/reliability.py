@@ -1,4 +1,4 @@
-"""Reliability curves: what was predicted against what was observed, bin by bin."""
+"""Reliability curves: mean prediction and mean label, bin by bin."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ BINS = 15
 def reliability(labels: Array, predictions: Array, weights: Array, bins: int = BINS) -> dict[str, list[Any]]:
     """Mean prediction and mean label of bins of about equal weight, ascending.
 
-    Equal predictions are never parted: each distinct value goes as a whole to the bin that the middle of its weight
-    lies in. So there are fewer bins where there are fewer distinct values, or where one of them has much of the weight.
+    Equal predictions share a bin: each distinct value goes to the bin that contains the middle of its weight. There
+    are therefore fewer bins if there are few distinct values, or if one value has much of the weight.
 
     Args:
         labels: ``(rows,)``.
         predictions: ``(rows,)``, in the unit of the labels.
-        weights: ``(rows,)``; a row of weight 0 is not there.
-        bins: the most that there may be.
+        weights: ``(rows,)``; rows of weight 0 are ignored.
+        bins: maximum number of bins.
 
     Returns:
         ``{"predicted": means, "observed": means, "rows": counts}``, of equal length; empty without rows.
@@ -51,7 +51,7 @@ def reliability_of_tasks(
 ) -> dict[str, dict[str, dict[str, list[Any]]]]:
     """The curves of all tasks: ``{TASK: {CELL: curve}}``, the cells being "all" and every scenario that has rows.
 
-    The same bit by bit in whatever order the rows come. Takes what `evaluate` takes.
+    The same bit by bit for any order of the rows. Takes the same arguments as `evaluate`.
     """
     rows = predictions.valid().canonical()
     if not len(rows.weights):

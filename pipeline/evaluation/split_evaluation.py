@@ -49,18 +49,18 @@ class SplitEvaluation:
         """The evaluation, see `evaluate`, the same on every worker. Collective.
 
         Raises:
-            UserError: predictions are not finite; on every worker.
+            UserError: predictions are not finite; raised on every worker.
         """
         gathered = self._gather([batch.predictions for batch in self._batches()])
         return self._worker.on_first(lambda: self._evaluate(_joined(gathered)))
 
     def in_detail(self) -> dict[str, Any]:
-        """The evaluation with two more keys, which take time and room that a validation has no use for. Collective.
+        """The evaluation with two more keys, which a validation leaves out to save time and memory. Collective.
 
         `reliability` holds the curves of `reliability_of_tasks`, `experts` the means of `ExpertUse.total`.
 
         Raises:
-            UserError: predictions are not finite; on every worker.
+            UserError: predictions are not finite; raised on every worker.
         """
         use = ExpertUse([task.name for task in self._experiment.tasks], self._experiment.scenarios)
         parts = []

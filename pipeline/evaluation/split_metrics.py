@@ -1,4 +1,4 @@
-"""Predictions in, the `tasks` of evaluation-SPLIT.json out: every metric of every task, overall and per scenario."""
+"""Computes the `tasks` of evaluation-SPLIT.json: every metric of every task, overall and per scenario."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from pipeline.metrics.registry import (
 
 @dataclass
 class Predictions:
-    """What a model predicts for rows of a split, beside what there is to hold it against.
+    """Predictions of a model for rows of a split, with the labels and everything else that metrics need.
 
     A binary task's prediction is a probability, a continuous one's a value on the training scale.
     """
@@ -32,8 +32,8 @@ class Predictions:
     labels: NDArray[np.float32]  # (rows, tasks)
     predictions: NDArray[np.float32]  # (rows, tasks)
     weights: NDArray[np.float32]  # (rows,)
-    scenarios: NDArray[np.int32]  # (rows, levels), indices into Scenario.labels
-    groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: a user, say
+    scenarios: NDArray[np.int32]  # (rows, levels), indices into ScenarioConfig.labels
+    groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: users, for example
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
@@ -50,7 +50,7 @@ class Predictions:
         )
 
     def valid(self) -> "Predictions":
-        """The rows that count: padding has weight 0."""
+        """The rows without padding, which has weight 0."""
         return self._take(np.flatnonzero(self.weights > 0))
 
     def canonical(self) -> "Predictions":
@@ -75,7 +75,7 @@ class Predictions:
 
 
 def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]) -> dict[str, Any]:
-    """Exact metrics of all tasks, the same bit by bit in whatever order the rows come.
+    """Exact metrics of all tasks, the same bit by bit for any order of the rows.
 
     Args:
         predictions: all rows of the split, from all workers; rows of weight 0 are left out.
@@ -86,10 +86,10 @@ def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[
         ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}}}``;
         None means undefined. The scenarios are every label of every level, with or without rows, and with more than
         one level every combination that occurs ("tab=1/user=new"). `macro_auc` is the unweighted mean AUC over the
-        finest of them that have one, `scenarios_undefined` the number that have none.
+        finest scenarios where it is defined, `scenarios_undefined` the number of those where it is not.
 
     Raises:
-        UserError: a prediction is not finite, from which no metric could be told.
+        UserError: a prediction is not finite, so no metric can be computed.
     """
     rows = predictions.valid()
     _check_finite(rows, tasks)
@@ -158,7 +158,7 @@ def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str
 
 
 def _cell(rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.intp]) -> dict[str, float | int | None]:
-    """The metrics of a task on some rows, and the counts and means beside them."""
+    """The metrics of a task on some rows, with counts and means."""
     labels, predictions = rows.labels[members, column], rows.predictions[members, column]
     weights = rows.weights[members]
     cell: dict[str, float | int | None] = {
@@ -180,11 +180,11 @@ def _cell(rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.in
 
 
 def _over_scenarios(kind: TaskKind, cells: list[dict[str, float | int | None]]) -> dict[str, float | int | None]:
-    """The metrics that are made from those of the finest scenarios, and the numbers of scenarios left out."""
+    """The metrics computed from those of the finest scenarios, and the numbers of scenarios left out."""
     result: dict[str, float | int | None] = {}
     for metric in metrics_of(kind):
         if isinstance(metric, ScenarioMetric):
-            defined = [value for cell in cells if (value := cell[metric.of]) is not None]
+            defined = [value for cell in cells if (value := cell[metric.row_metric]) is not None]
             result[metric.name] = metric.function(defined) if defined else None
             result[metric.undefined_count] = len(cells) - len(defined)
     return result

@@ -1,7 +1,7 @@
-"""What the stages ask of a feature, whatever its kind.
+"""The interface between features of all kinds and the stages.
 
-A kind is one class: its keys in the experiment file, and all that follows from them. The methods are in the order in
-which a run comes to them: the logs, the first pass, the second pass, the model.
+A kind is one class: its keys in the experiment file, and everything that follows from them. The methods are in the
+order in which a run uses them: the logs, the first pass, the second pass, the model.
 """
 
 from abc import abstractmethod
@@ -27,37 +27,37 @@ ShardingType = Literal["table_wise", "column_wise", "row_wise", "table_row_wise"
 
 @dataclass(frozen=True)
 class EncodedColumn:
-    """A column of lane files, with what is counted of it for the manifest."""
+    """A column of lane files, with its counts for the manifest."""
 
     values: pa.Array
-    ids: int  # values in all, those that are missing included
-    missing: int  # nulls: of single values, or those dropped from lists
-    unknown: int | None  # ids outside the vocabulary; None for numbers, which have none
+    ids: int  # all values, including missing ones
+    missing: int  # nulls: single values that are null, or nulls dropped from lists
+    unknown: int | None  # ids outside the vocabulary; None for numbers, which have no vocabulary
 
     @classmethod
     def of_ids(cls, values: pa.Array, ids: NDArray[Any], missing: int, dropped: int = 0) -> "EncodedColumn":
         """A column of ids or of lists of ids.
 
         Args:
-            ids: all that are in the column.
-            missing: nulls that have an id in it.
-            dropped: nulls that have none.
+            ids: all ids in the column.
+            missing: nulls that have an id in the column.
+            dropped: nulls that have no id in the column.
         """
         return cls(values, len(ids) + dropped, missing + dropped, int(np.count_nonzero(ids == UNKNOWN_ID)))
 
 
 class BaseFeature(Section):
-    """A feature of any kind. The defaults are those of a feature that is not fitted and shares nothing."""
+    """A feature of any kind. The defaults fit a feature that needs no fitting and shares nothing."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     column: str
 
     outside_table: ClassVar[frozenset[str]] = frozenset()
-    """Keys that decide nothing in the feature table: they may change while a table lives."""
+    """Keys that do not affect the feature table: they may change while a table is in use."""
 
     @classmethod
     def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Its keys as a table's settings have them, with any value for each required key of `outside_table`."""
+        """The feature's keys from a table's settings, with some value for each required key of `outside_table`."""
         return settings
 
     # The logs and the other features
@@ -65,94 +65,94 @@ class BaseFeature(Section):
     @property
     @abstractmethod
     def accepts(self) -> ColumnTypes:
-        """Types that its column may have."""
+        """Types that the feature's column may have."""
 
     def uses(self, path: str) -> list[Use]:
-        """Every column that it reads.
+        """Every column that the feature reads.
 
         Args:
-            path: of the feature in the experiment file.
+            path: path of the feature in the experiment file.
         """
         return [Use(self.column, f"feature {self.name!r} ({path}.column)", self.accepts)]
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns that it reads."""
+        """Names of the columns that the feature reads."""
         return [use.column for use in self.uses("")]
 
     def check_references(self, path: str, features: Mapping[str, "BaseFeature"]) -> None:
-        """Checks what it says of other features, by name.
+        """Checks the feature's references to other features, by name.
 
         Raises:
-            ValueError: a reference does not hold.
+            ValueError: a reference is invalid.
         """
         return
 
     def check_id_kinds(self, path: str, features: Mapping[str, "BaseFeature"], kinds: Mapping[str, Kind]) -> None:
-        """Checks the ids in its columns against those of other features.
+        """Checks that the ids in the feature's columns fit those of other features.
 
         Args:
-            kinds: what the ids in each column are made of.
+            kinds: kind of the ids in each column.
 
         Raises:
-            UserError: they do not fit together.
+            UserError: the ids do not fit together.
         """
         return
 
-    # The first pass: which rows can be used, and what is counted of them
+    # The first pass: which rows can be used, and what is counted in them
 
     def is_judged(self, fractional: Collection[str]) -> bool:
-        """Whether rows can be unfit because of this feature.
+        """Whether this feature can make rows unusable.
 
         Args:
-            fractional: columns of ids that are floats somewhere.
+            fractional: columns of ids that are floats in at least one file.
         """
         return False
 
     def faults(self, rows: Rows) -> Iterable[tuple[NDArray[np.bool_], str]]:
-        """Which rows cannot be used, and why; asked only where `is_judged`."""
+        """Which rows cannot be used, and why; called only if `is_judged`."""
         return ()
 
     @property
     def vocabulary(self) -> VocabularyConfig | None:
-        """Of an encoder of its own that is a vocabulary, else None."""
+        """Settings of the feature's own vocabulary; None if it has none."""
         return None
 
     def seen_ids(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[IdArray, NDArray[np.int64]]:
-        """Values for the vocabulary in some rows, and how often each is seen; asked only where its encoder is one."""
+        """Values for the vocabulary in some rows, and how often each occurs; called only if there is a vocabulary."""
         raise NotImplementedError(f"features of kind {type(self).__name__} have no vocabulary")
 
     @property
     def summary(self) -> Summary | None:
-        """How an encoder of its own is fitted to numbers, else None."""
+        """How the feature's own encoder is fitted to numbers; None if it is not."""
         return None
 
     def seen_numbers(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Numbers for the summary in some rows, and how often each is seen; asked only where there is a summary."""
+        """Numbers for the summary in some rows, and how often each occurs; called only if there is a summary."""
         raise NotImplementedError(f"features of kind {type(self).__name__} have no summary")
 
     # The encoder
 
     @property
     def encoder_name(self) -> str:
-        """Name of the encoder that it is encoded by: its own name, or that of the feature that owns it."""
+        """Name of the feature's encoder: the name of this feature, or of the feature that owns the encoder."""
         return self.name
 
     @property
     @abstractmethod
     def encoder_kind(self) -> str:
-        """What kind of encoder its own is, for encoders.json."""
+        """Kind of the feature's own encoder, for encoders.json."""
 
     def encoder_values(self, kinds: Mapping[str, Kind]) -> Kind | None:
-        """What the ids that its own encoder takes are made of; None where it takes numbers."""
+        """Kind of the ids that the feature's own encoder takes; None if it takes numbers."""
         return None
 
     @abstractmethod
     def load_encoder(self, table: str, generation: int) -> Encoder:
-        """Its own encoder from the files of a feature table.
+        """Loads the feature's own encoder from the files of a feature table.
 
         Args:
-            generation: of the vocabularies.
+            generation: generation of the vocabularies.
         """
 
     # The second pass
@@ -160,11 +160,11 @@ class BaseFeature(Section):
     @property
     @abstractmethod
     def column_type(self) -> pa.DataType:
-        """Of its column in lane files, which has no nulls."""
+        """Type of the feature's column in lane files, which has no nulls."""
 
     @abstractmethod
     def encode_rows(self, encoder: Encoder, rows: Rows, order: NDArray[np.int64]) -> EncodedColumn:
-        """Its column of lane files for some rows, in the order given.
+        """The feature's column of lane files for some rows, in the given order.
 
         Raises:
             UserError: the rows do not fit into one column.
@@ -174,33 +174,33 @@ class BaseFeature(Section):
 
     @property
     def table_width(self) -> int | None:
-        """Width of the embedding table that it owns; None where it owns none."""
+        """Width of the embedding table that the feature owns; None if it owns no table."""
         return None
 
     def embedding_table(self, rows: Mapping[str, int]) -> EmbeddingTable | None:
-        """The embedding table that it owns.
+        """The embedding table that the feature owns.
 
         Args:
-            rows: of each table.
+            rows: number of rows of each table.
         """
         return None if self.table_width is None else EmbeddingTable(self.name, rows[self.name], self.table_width)
 
     @property
     def sharding_type(self) -> ShardingType | None:
-        """How the embedding table that it owns is to be cut; None: as the planner likes."""
+        """How to shard the embedding table that the feature owns; None: the planner decides."""
         return None
 
     @property
     def model_feature(self) -> Feature | None:
-        """The embedded feature of the model; None where it enters the model as one number."""
+        """The embedded feature of the model; None if the feature enters the model as one number."""
         return None
 
     @property
     def is_single_id(self) -> bool:
-        """Whether it is one id out of a column of ids, such as an item that behaviours can be compared with."""
+        """Whether the feature is one id per row, such as an item that behaviours can be compared with."""
         return False
 
     @property
     def may_be_shared(self) -> bool:
-        """Whether other features may take its embedding table with `shares`."""
+        """Whether other features may use its embedding table with `shares`."""
         return False

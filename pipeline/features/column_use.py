@@ -1,4 +1,4 @@
-"""How features see the log: which columns they use, and what those columns hold in some rows."""
+"""How features access the log: which columns they use, and the content of these columns in some rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class ColumnTypes:
 
     expected: str  # the types in words
     fits: Callable[[pa.DataType], bool]
-    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # of the ids in it, where it has ids
+    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # kind of the ids in the column, if it has ids
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Use:
     """One use of a column by the experiment."""
 
     column: str
-    user: str  # who uses it, with its path in the experiment file
+    user: str  # the part of the experiment that uses it, with its path in the experiment file
     types: ColumnTypes
 
 
@@ -33,7 +33,7 @@ class Rows(Protocol):
     def column(self, name: str) -> Column: ...
 
     def id_kind(self, name: str) -> Kind:
-        """What the ids in a column are made of, in the whole log."""
+        """Kind of the ids in a column, in the whole log."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Features whose ids are looked up in an embedding table: their own, or that of another feature."""
+"""Features whose ids are looked up in an embedding table: their own table, or the table of another feature."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from pipeline.features.vocabulary import VocabularyConfig
 from pipeline.section import Section, nearest
 
 MOST_ITEMS = 2**31 - 1
-"""Of a list column of one unit: offsets are int32."""
+"""Maximum number of items in a list column of one unit: offsets are int32."""
 
 
 class IdsConfig(Section):
-    """Where ids come from: exactly one of a vocabulary, or a number of hash buckets."""
+    """Source of the ids: exactly one of a vocabulary and a number of hash buckets."""
 
     vocabulary: VocabularyConfig | None = None
     hash: int | None = Field(default=None, ge=1)
@@ -36,7 +36,7 @@ class IdsConfig(Section):
 
 
 class EmbeddedFeature(BaseFeature):
-    """A feature whose ids are looked up in a table: its own (`ids` and `dim`), or that of the feature it `shares`."""
+    """A feature whose ids are looked up in its own table (`ids`, `dim`) or in that of the feature it `shares`."""
 
     ids: IdsConfig | None = None
     dim: int | None = Field(default=None, ge=1)
@@ -53,16 +53,16 @@ class EmbeddedFeature(BaseFeature):
     def _own_or_shared(self) -> "EmbeddedFeature":
         own = [self.ids is not None, self.dim is not None]
         if self.shares is None and not all(own):
-            raise ValueError("a feature with a table of its own needs `ids` and `dim`; or name another's with `shares`")
+            raise ValueError("a feature needs `ids` and `dim` for its own table, or `shares` to name another feature")
         if self.shares is not None and (any(own) or self.sharding is not None):
-            raise ValueError("`shares` takes the other feature's table: remove `ids`, `dim` and `sharding`")
+            raise ValueError("`shares` uses the other feature's table: remove `ids`, `dim` and `sharding`")
         return self
 
     def check_references(self, path: str, features: Mapping[str, BaseFeature]) -> None:
         owners = [name for name, feature in features.items() if feature.may_be_shared]
         if self.shares is not None and self.shares not in owners:
             raise ValueError(
-                f"{path}.shares: no feature with a table of its own is called {self.shares!r}; "
+                f"{path}.shares: no feature with its own table is called {self.shares!r}; "
                 + nearest(self.shares, owners)
             )
 
@@ -74,7 +74,7 @@ class EmbeddedFeature(BaseFeature):
             raise UserError(
                 f"{path}.shares: {self.name!r} has {KIND_IN_WORDS[kinds[self.column]]} in the column "
                 f"{self.column!r}, but {owner.name!r}, whose table it shares, has {KIND_IN_WORDS[kinds[owner.column]]} "
-                f"in {owner.column!r}. Convert one, or give {self.name!r} `ids` and `dim` of its own."
+                f"in {owner.column!r}. Convert one of them, or give {self.name!r} its own `ids` and `dim`."
             )
 
     @property
@@ -97,7 +97,7 @@ class EmbeddedFeature(BaseFeature):
         return kinds[self.column]
 
     def load_encoder(self, table: str, generation: int) -> Encoder:
-        assert self.ids is not None, "a feature that shares a table has no encoder of its own"
+        assert self.ids is not None, "a feature that shares a table does not own an encoder"
         if self.ids.hash is not None:
             return HashEncoder(self.ids.hash)
         return VocabularyEncoder(read_encoder(table, self.name, generation, ["value"])["value"].combine_chunks())
@@ -116,7 +116,7 @@ class ListFeature(EmbeddedFeature):
 
     @abstractmethod
     def read(self, values: pa.Array, kind: Kind) -> Lists:
-        """The ids in values of its column."""
+        """The ids in values of the feature's column."""
 
     def seen_ids(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[IdArray, NDArray[np.int64]]:
         column = rows.column(self.column)
@@ -125,7 +125,7 @@ class ListFeature(EmbeddedFeature):
 
     @property
     def column_type(self) -> pa.DataType:
-        # Parquet's name for an item: a schema that was read back is then the same to the last byte.
+        # Parquet's name for an item: a schema that is read back is then the same to the last byte.
         return pa.list_(pa.field("element", pa.int32()))
 
     def encode_rows(self, encoder: Encoder, rows: Rows, order: NDArray[np.int64]) -> EncodedColumn:

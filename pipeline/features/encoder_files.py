@@ -1,4 +1,4 @@
-"""The files that keep the state of encoders in a feature table."""
+"""The files that store the state of encoders in a feature table."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +11,7 @@ GENERATION = "generation-"
 
 
 def generation_folder(table: str, generation: int) -> str:
-    """Folder of the vocabularies of a generation. Other encoders never change and stay with the first."""
+    """Folder of the vocabularies of a generation. Other encoders never change and stay in the folder of the first."""
     folder = storage.join(table, ENCODERS)
     return folder if generation == 1 else storage.join(folder, f"{GENERATION}{generation:05d}")
 

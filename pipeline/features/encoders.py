@@ -16,11 +16,11 @@ FIRST_VALUE_ID = 2
 
 
 class Encoder(Protocol):
-    """Encodes each value by itself: (values,) in, (values,) out."""
+    """Encodes each value independently: (values,) in, (values,) out."""
 
     @property
     def rows(self) -> int | None:
-        """Rows of the embedding table that its ids belong to, MISSING_ID and UNKNOWN_ID included; None for numbers."""
+        """Rows of the embedding table of these ids, including MISSING_ID and UNKNOWN_ID; None for numbers."""
         ...
 
     def encode(self, values: pa.Array) -> NDArray[Any]: ...
@@ -63,7 +63,7 @@ class QuantileEncoder:
     """The bucket of a number: FIRST_VALUE_ID + number of edges up to it; null and NaN are MISSING_ID."""
 
     edges: NDArray[np.float64]
-    buckets: int  # more than there are edges, where the data had fewer distinct values than buckets
+    buckets: int  # may exceed the number of edges + 1, if the data had fewer distinct values than buckets
 
     @property
     def rows(self) -> int:
@@ -95,7 +95,7 @@ class StandardizeEncoder:
 
 
 def transformed(numbers: NDArray[np.float64], log1p: bool) -> NDArray[np.float64]:
-    """The numbers that moments are taken of. What log1p is not defined for gives NaN: such rows are quarantined."""
+    """The numbers whose moments are computed. Where log1p is undefined they are NaN: such rows are quarantined."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.log1p(numbers) if log1p else numbers
 

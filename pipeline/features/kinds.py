@@ -1,4 +1,4 @@
-"""The kinds of features: one line each."""
+"""The kinds of features: one line per kind."""
 
 from typing import Annotated, get_args
 

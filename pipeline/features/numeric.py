@@ -19,7 +19,7 @@ from pipeline.section import Section
 
 
 class EncodeConfig(Section):
-    """How a number enters: as the embedding of its quantile bucket, or standardised as it is."""
+    """How a number enters the model: as the embedding of its quantile bucket, or as its standardised value."""
 
     quantiles: int | None = Field(default=None, ge=2)
     standardize: Literal["identity", "log1p"] | None = None
@@ -47,7 +47,7 @@ class NumericFeature(BaseFeature):
     @model_validator(mode="after")
     def _dim_with_quantiles(self) -> "NumericFeature":
         if (self.encode.quantiles is None) != (self.dim is None):
-            raise ValueError("`dim` belongs to `quantiles` and to nothing else")
+            raise ValueError("`dim` is required with `quantiles` and not allowed without it")
         return self
 
     @property
@@ -64,7 +64,7 @@ class NumericFeature(BaseFeature):
         if self.encode.standardize == "log1p":
             yield (numbers <= -1)[column.rows], "value is -1 or less, outside log1p"
         if self.encode.standardize == "identity":
-            # The square of a larger one has no place in float64: the deviation would be infinite, and every value 0.
+            # The square of a larger number may overflow float64: the deviation would be infinite, and every value 0.
             yield (np.abs(numbers) > np.finfo(np.float32).max)[column.rows], "value is too large for float32"
 
     @property

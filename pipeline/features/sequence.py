@@ -12,7 +12,7 @@ from pipeline.features.values import Kind, Lists, as_lists
 
 
 class SequenceFeature(ListFeature):
-    """A behaviour: ids of a list column, oldest first, of which the last `max_length` are kept."""
+    """A behaviour: ids of a list column, oldest first; the last `max_length` are kept."""
 
     kind: Literal["sequence"]
     max_length: int = Field(ge=1)

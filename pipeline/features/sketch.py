@@ -12,31 +12,31 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 MAX_POINTS = 16384
-"""Points that a summary keeps. Data with no more distinct values than this is summarised exactly."""
+"""Maximum number of points in a summary. Data with no more distinct values than this is summarised exactly."""
 
-_MERGED_AT_ONCE = 64  # levels of merging, each of which costs accuracy, grow with the logarithm to this base
+_MERGED_AT_ONCE = 64  # the number of merge levels, each of which costs accuracy, grows with the logarithm to this base
 
 
 class Summary(Protocol):
-    """Fits an encoder to numbers: a part per unit of rows, and the parts of all units make the encoder's state."""
+    """Fits an encoder to numbers: one part per unit of rows; the parts are merged into the encoder's state."""
 
     @property
     def is_small(self) -> bool:
-        """Whether the parts of all units fit into one process; else each is a file until they are merged."""
+        """Whether the parts of all units fit into one process; if not, each is a file until they are merged."""
         ...
 
     @abstractmethod
     def of(self, numbers: NDArray[np.float64], weights: NDArray[np.int64]) -> pa.Table:
-        """The part of a unit, of numbers that each stand for `weights` rows; those of weight 0 are left out."""
+        """The part of a unit: each number represents `weights` rows; numbers of weight 0 are left out."""
 
     @abstractmethod
     def merge(self, parts: Iterable[pa.Table]) -> pa.Table:
-        """The encoder's state; it depends on the order of the parts."""
+        """The encoder's state, which depends on the order of the parts."""
 
 
 @dataclass(frozen=True)
 class QuantileSummary:
-    """Edges of buckets that have equal weight."""
+    """Edges of buckets of equal weight."""
 
     buckets: int
     is_small = False
@@ -69,23 +69,23 @@ class MomentsSummary:
 
 @dataclass(frozen=True)
 class Points:
-    """Distinct values in ascending order, with how often each was seen."""
+    """Distinct values in ascending order, and how often each was seen."""
 
     values: NDArray[np.float64]
     weights: NDArray[np.int64]
 
 
 def summarize(values: NDArray[np.float64], weights: NDArray[np.int64]) -> Points:
-    """Summarises numbers, of which none may be NaN; those of weight 0 are left out."""
+    """Summarises numbers; none may be NaN, and numbers of weight 0 are left out."""
     distinct, codes = np.unique(values[weights > 0], return_inverse=True)
     summed = np.bincount(codes, weights[weights > 0], minlength=len(distinct)).astype(np.int64)
     return _compress(Points(distinct, summed))
 
 
 def merge(summaries: Iterable[Points]) -> Points:
-    """Merges summaries in the order that they come, holding few of them at a time.
+    """Merges summaries in the given order, with only a few of them in memory at a time.
 
-    A compression moves a quantile by at most 1 / MAX_POINTS of the rows, so the whole by at most that times the
+    One compression moves a quantile by at most 1 / MAX_POINTS of the rows, so the total shift is at most that times the
     number of levels, which is 1 + log64(number of summaries).
     """
     merged = [_merge_few(group) for group in _groups(summaries)]
@@ -95,16 +95,16 @@ def merge(summaries: Iterable[Points]) -> Points:
 
 
 def bucket_edges(points: Points, buckets: int) -> NDArray[np.float64]:
-    """Values that part the data into buckets of equal weight, repeats left out; fewer for few distinct values.
+    """Values that divide the data into buckets of equal weight, without repeats; fewer for few distinct values.
 
     Edge i is the smallest value v with share(values <= v) >= i / buckets: numpy's quantile of method "inverted_cdf".
-    A value equal to an edge falls into the bucket above it.
+    A value equal to an edge belongs to the bucket above it.
     """
     if not len(points.values):
         return np.empty(0)
     cumulative = np.cumsum(points.weights)
     total = int(cumulative[-1])
-    # Whole numbers decide, so that no rounding of i / buckets moves an edge: cumulative * buckets >= i * total.
+    # Integer arithmetic, so that no rounding of i / buckets moves an edge: cumulative * buckets >= i * total.
     targets = -(-np.arange(1, buckets, dtype=np.int64) * total // buckets)
     return np.unique(points.values[np.searchsorted(cumulative, targets)])
 
@@ -119,7 +119,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], weights: NDArray[np.int64]) -> "Moments":
-        """Moments of numbers that each stand for `weights` rows; none may be NaN."""
+        """Moments of numbers that each represent `weights` rows; none may be NaN."""
         count = int(weights.sum())
         if count == 0:
             return cls(0, 0.0, 0.0)
@@ -140,7 +140,7 @@ class Moments:
     def deviation(self) -> float:
         """Standard deviation over all rows (ddof 0); 1 where all values are equal, so that dividing by it is safe."""
         deviation = (self.squares / self.count) ** 0.5 if self.count else 0.0
-        # Equal values leave a deviation of rounding errors, which would blow up any other value.
+        # With equal values the deviation consists of rounding errors, and would blow up any other value.
         return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
 
 
@@ -158,7 +158,7 @@ def _merge_few(summaries: list[Points]) -> Points:
 
 
 def _compress(points: Points) -> Points:
-    """Joins neighbours into at most MAX_POINTS of about equal weight, each at its largest value.
+    """Joins neighbouring points into at most MAX_POINTS of about equal weight, each at its largest value.
 
     The share of rows up to a remaining value is exact.
     """

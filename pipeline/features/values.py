@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Kind = Literal["int", "text"]
-"""What ids are made of. Booleans and floats that are whole numbers count as int."""
+"""The kind of ids. Booleans and floats that are whole numbers count as int."""
 
 KIND_IN_WORDS: dict[Kind, str] = {"int": "whole numbers", "text": "texts"}
 
@@ -22,9 +22,9 @@ _TWO_TO_63 = float(2**63)
 
 @dataclass(frozen=True)
 class Column:
-    """A column as some values and, for every row, which of them it has.
+    """A column as a list of values and, for every row, the index of its value.
 
-    Joined and text columns repeat few values in many rows: whatever is done to a value is done once.
+    Joined and text columns repeat few values in many rows: each value is processed only once.
     """
 
     values: pa.Array
@@ -32,10 +32,10 @@ class Column:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Column":
-        """One value a row; for a dictionary column, one value an entry of the dictionary."""
+        """One value per row; for a dictionary column, one value per dictionary entry."""
         if not pa.types.is_dictionary(column.type):
             return cls(column.combine_chunks(), np.arange(len(column), dtype=np.int32))
-        # Small codes, as int8, have no room for the dictionaries of several row groups together, or for null.
+        # Small codes such as int8 are too narrow for the joint dictionary of several row groups, or for null.
         wide = column.cast(pa.dictionary(pa.int32(), column.type.value_type))
         encoded = wide.unify_dictionaries().combine_chunks()
         values, codes = encoded.dictionary, encoded.indices
@@ -45,7 +45,7 @@ class Column:
         return cls(values, codes.to_numpy())
 
     def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many of some rows have each of the values."""
+        """How many of the given rows have each value."""
         return np.bincount(self.rows[rows], minlength=len(self.values))
 
 
@@ -55,7 +55,7 @@ class Lists:
 
     lengths: NDArray[np.int64]  # (lists,)
     items: IdArray  # (sum of lengths,)
-    dropped: NDArray[np.int64]  # (lists,) nulls that stood in each list
+    dropped: NDArray[np.int64]  # (lists,) number of nulls that were removed from each list
 
     def last(self, length: int) -> "Lists":
         """The last `length` items of each list."""
@@ -67,7 +67,7 @@ class Lists:
 
 
 def value_kind(type_: pa.DataType) -> Kind | None:
-    """What ids of this type are made of; None where it cannot hold ids (or holds nothing but nulls)."""
+    """Kind of the ids in a column of this type; None if it cannot hold ids (or holds only nulls)."""
     if pa.types.is_dictionary(type_):
         return "text" if is_text(type_.value_type) else None
     if is_text(type_):
@@ -90,7 +90,7 @@ def is_number(type_: pa.DataType) -> bool:
 
 
 def without_views(type_: pa.DataType) -> pa.DataType:
-    """The type to cast to before rows are taken, which Arrow cannot do with string_view and binary_view."""
+    """The type to cast to before `take`, which Arrow does not support for string_view and binary_view."""
     if pa.types.is_string_view(type_):
         return pa.large_string()
     if pa.types.is_binary_view(type_):
@@ -101,7 +101,7 @@ def without_views(type_: pa.DataType) -> pa.DataType:
 
 
 def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
-    """Ids of one kind, and which values cannot be ids because they are not whole numbers.
+    """Ids of one kind, and which values are not valid ids because they are not whole numbers.
 
     NaN is missing. An unsigned 64-bit integer keeps its bits, so that large hashes stay distinct.
     """
@@ -122,14 +122,14 @@ def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
 
 
 def ids_of(values: Sequence[int | str], kind: Kind) -> IdArray:
-    """Ids written by a person, as `as_ids` gives them: numbers from 2**63 on keep their bits."""
+    """Ids from the experiment file, in the form of `as_ids`: numbers from 2**63 on keep their bits."""
     if kind == "text":
         return pa.array(values, pa.large_string())
     return pa.array([int(value) % 2**64 for value in values], pa.uint64()).view(pa.int64())
 
 
 def not_utf8(values: pa.Array) -> NDArray[np.bool_]:
-    """Which values are texts whose bytes are not UTF-8; Parquet files hold them unchecked."""
+    """Which values are texts whose bytes are not UTF-8; Parquet files store texts unchecked."""
     wrong = np.zeros(len(values), dtype=bool)
     if not is_text(values.type):
         return wrong
@@ -159,7 +159,7 @@ def as_numbers(values: pa.Array) -> NDArray[np.float64]:
 def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
     """Lists of ids from a list column, or from text split at a separator; null is an empty list.
 
-    Parts of a text lose the blanks around them, and empty parts are left out.
+    Spaces around the parts of a text are removed, and empty parts are left out.
     """
     if pa.types.is_null(values.type):
         none = np.zeros(len(values), dtype=np.int64)
@@ -183,7 +183,7 @@ def _trimmed(texts: pa.Array) -> pa.Array:
     wrong = not_utf8(texts)
     if not wrong.any():
         return pc.utf8_trim_whitespace(texts)
-    # The kernel for Unicode's blanks stops at the first text that is not UTF-8.
+    # The kernel that trims Unicode whitespace fails at the first text that is not UTF-8.
     trimmed = pc.utf8_trim_whitespace(pc.if_else(pa.array(wrong), "", texts))
     return pc.if_else(pa.array(wrong), pc.ascii_trim_whitespace(texts), trimmed)
 
@@ -196,7 +196,7 @@ def _sums(flags: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.in
 
 
 def factorize(values: IdArray) -> tuple[NDArray[Any], IdArray]:
-    """Codes (-1 for null) and the distinct values that they stand for."""
+    """Codes (-1 for null) and the distinct values that they represent."""
     encoded = values.dictionary_encode()
     return encoded.indices.fill_null(-1).to_numpy(), encoded.dictionary
 
@@ -205,7 +205,7 @@ def count_values(values: list[IdArray], weights: list[NDArray[Any]]) -> pa.Table
     """Distinct values and the sum of their weights; nulls and values of weight 0 are left out.
 
     Returns:
-        Columns `value` and `count` (int64), in no particular but repeatable order.
+        Columns `value` and `count` (int64), in an unspecified but reproducible order.
     """
     # Encoding first and summing codes takes a quarter of the time of Arrow's group_by on text.
     encoded = pa.chunked_array(values).combine_chunks().dictionary_encode()
@@ -216,19 +216,19 @@ def count_values(values: list[IdArray], weights: list[NDArray[Any]]) -> pa.Table
 
 
 def hash_values(values: IdArray) -> NDArray[np.uint64]:
-    """A 64-bit hash of each value that is the same on every machine and in every run; values must not be null."""
-    import pandas as pd  # takes longer than all else that an experiment file needs, which is read by every command
+    """A 64-bit hash of each value, the same on every machine and in every run; values must not be null."""
+    import pandas as pd  # slow to import, and every command imports this module
 
     if pa.types.is_integer(values.type):
         return pd.util.hash_array(values.to_numpy())
     codes, distinct = factorize(values)
-    # The hash is one of bytes; as bytes, texts that are not UTF-8 have one too.
+    # The hash is computed from bytes, so texts that are not UTF-8 also have a hash.
     texts = distinct.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
     return pd.util.hash_array(texts.astype(object), categorize=False)[codes]
 
 
 def positions(values: IdArray, vocabulary: IdArray) -> NDArray[np.int64]:
-    """Where each value stands in a vocabulary of distinct values; -1 for a value that does not, and for null."""
+    """Index of each value in a vocabulary of distinct values; -1 for null and for values that are not in it."""
     codes, distinct = factorize(values)
     # The hash table is built over the smaller side: a vocabulary can be far larger than a unit.
     if len(distinct) < len(vocabulary):

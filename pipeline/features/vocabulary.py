@@ -1,9 +1,9 @@
-"""Vocabularies: counted a unit at a time, merged a range of hashes at a time, so that memory stays bounded.
+"""Vocabularies: counted one unit at a time, merged one hash range at a time, so that memory stays bounded.
 
-The first fit is the extension of an empty vocabulary. Where vocabularies are to be extended later, the counts of values
-that are too rare for an id lie beside them, so that they go on adding up:
+The first fit is the extension of an empty vocabulary. If vocabularies will be extended later, the counts of values that
+are still too rare for an id are stored beside them, so that later days add to these counts:
 
-encoders/NAME.parquet, encoders/rare/NAME/range-00000.parquet, ...             as they were fitted
+encoders/NAME.parquet, encoders/rare/NAME/range-00000.parquet, ...             after the first fit
 encoders/generation-00002/NAME.parquet, encoders/generation-00002/rare/...     after the first extension
 """
 
@@ -22,25 +22,25 @@ from pipeline.features.values import IdArray, Kind, count_values, hash_values, p
 from pipeline.section import Section
 
 UNITS_PER_RANGE = 16
-"""Units whose distinct values fit into the memory of one merge."""
+"""Number of units whose distinct values fit into the memory of one merge."""
 
-_ROWS_AT_ONCE = 2**22  # partial counts that are held before they are summed
+_ROWS_AT_ONCE = 2**22  # partial counts in memory before they are summed
 
 
 class VocabularyConfig(Section):
-    """Values of the training split get an id each; values seen less than `min_count` times share the unknown id."""
+    """Each value of the training split gets an id; values seen less than `min_count` times share the unknown id."""
 
     min_count: int = Field(default=1, ge=1)
     max_size: int | None = Field(default=None, ge=1)
 
 
 def range_count(units: int) -> int:
-    """Hash ranges that values are spread over; one for small data."""
+    """Number of hash ranges over which values are spread; one for small data."""
     return max(1, -(-units // UNITS_PER_RANGE))
 
 
 def write_partial(path: str, counts: pa.Table, ranges: int) -> None:
-    """Writes the value counts of a unit, one row group a range."""
+    """Writes the value counts of a unit, one row group per range."""
     filesystem, path = storage.prepare_file(path)
     with pq.ParquetWriter(path, counts.schema, filesystem=filesystem, compression="lz4") as writer:
         for part in _split_by_hash(counts, ranges):
@@ -67,10 +67,10 @@ def merge_range(
     """Sums the counts of one range over all units.
 
     Args:
-        known: the vocabulary so far.
+        known: the current vocabulary.
 
     Returns:
-        The counts of values that have an id or may get one; and of those that are too rare.
+        The counts of values that have an id or may get one, and the counts of values that are too rare.
     """
     merged: list[pa.Table] = []
     limit = _ROWS_AT_ONCE
@@ -103,18 +103,18 @@ def _values(table: pa.Table) -> IdArray:
 
 
 def _room(known: pa.Table, settings: VocabularyConfig) -> int | None:
-    """How many values may still get an id; None: any number."""
+    """How many more values may get an id; None: any number."""
     return None if settings.max_size is None else settings.max_size - len(known)
 
 
 def best_first(counts: pa.Table, max_size: int | None) -> pa.Table:
-    """The most frequent values; of equally frequent ones the smaller first, so that ids never depend on chance."""
+    """The most frequent values; equally frequent values in ascending order, so that ids never depend on chance."""
     ordered = counts.sort_by([("count", "descending"), ("value", "ascending")])
     return ordered if max_size is None else ordered.slice(0, max_size)
 
 
 def extended(known: pa.Table, counts: pa.Table, settings: VocabularyConfig) -> pa.Table:
-    """A vocabulary (value, id, count) with counts added: values without an id get the next ones, best first."""
+    """A vocabulary (value, id, count) with counts added: values without an id get the next ids, most frequent first."""
     at = positions(_values(counts), _values(known))
     sums = _counts(known).copy()
     sums[at[at >= 0]] += _counts(counts)[at >= 0]
@@ -125,14 +125,14 @@ def extended(known: pa.Table, counts: pa.Table, settings: VocabularyConfig) -> p
 
 
 def write_vocabulary(table: str, name: str, generation: int, state: pa.Table, settings: VocabularyConfig) -> None:
-    """Writes a vocabulary. When it is full no other value will get an id: the counts of rare ones go."""
+    """Writes a vocabulary. When it is full, no other value will get an id: the counts of rare values are deleted."""
     write_encoder(table, name, state, generation)
     if len(state) == settings.max_size:
         storage.delete_folder(_rare_folder(table, name, generation))
 
 
 def write_rare(table: str, name: str, generation: int, number: int, counts: pa.Table) -> None:
-    """Writes the counts of a range's values without an id; a range without any gets no file."""
+    """Writes the counts of the values of a range that have no id; if there are none, writes no file."""
     if len(counts):
         write_partial(storage.join(_rare_folder(table, name, generation), f"range-{number:05d}.parquet"), counts, 1)
 
@@ -148,7 +148,7 @@ def count_rows(path: str) -> int:
 
 
 def read_partials(paths: list[str]) -> pa.Table:
-    """All counts in some files, one after the other."""
+    """All counts in the given files, concatenated."""
     resolved = [storage.resolve(path) for path in paths]
     return pa.concat_tables([pq.read_table(path, filesystem=fs, partitioning=None) for fs, path in resolved])
 

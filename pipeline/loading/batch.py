@@ -1,4 +1,4 @@
-"""What a training step takes."""
+"""The input of a training step."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ from pipeline.documents import KNOWN_KEYS_ONLY
 
 @dataclass(frozen=True)
 class Position:
-    """Where reading goes on: batch number `step` of epoch number `epoch`, both from 0, of the global batches."""
+    """The global batch to read next: number `step` of epoch number `epoch`, both counted from 0."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -32,9 +32,9 @@ class Batch(Pipelineable):
     scenarios: Tensor  # (batch, levels) int64
     weights: Tensor  # (batch,) float32, 0 for padding
     weight_total: Tensor  # scalar: weight of the global batch divided by the number of workers
-    noise_keys: Tensor  # (batch,) int64: what a row's random draws are keyed by, the same on any number of workers
-    position: Position  # the one that comes after this batch
-    keys: pa.Table | None = None  # key columns, read only where they are asked for
+    noise_keys: Tensor  # (batch,) int64: keys of the rows' random draws, the same for any number of workers
+    position: Position  # of the batch after this one
+    keys: pa.Table | None = None  # key columns, read only if requested
 
     @property
     def rows(self) -> int:

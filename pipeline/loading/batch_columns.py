@@ -13,7 +13,7 @@ from pipeline.table.manifest import KEY, LABEL, SCENARIO
 
 @dataclass(frozen=True)
 class BatchColumns:
-    """Which columns of a feature table make a Batch, in the order of its tensors."""
+    """The columns of a feature table that make up a Batch, in the order of its tensors."""
 
     ids: tuple[str, ...]
     sequences: tuple[str, ...]
@@ -24,7 +24,7 @@ class BatchColumns:
 
     @property
     def read(self) -> list[str]:
-        """Names of the columns as they stand in lane files."""
+        """Names of the columns in lane files."""
         return [
             *self.ids,
             *self.sequences,
@@ -37,9 +37,9 @@ class BatchColumns:
 
 @dataclass(frozen=True)
 class LaneRows:
-    """The next rows of every lane of a worker: `steps` batches of `rows_per_lane` rows of each lane in turn.
+    """The next rows of every lane of a worker: `steps` batches of `rows_per_lane` rows of each lane.
 
-    Where a lane has ended, rows of zeros and empty lists stand.
+    A lane that has ended is padded with rows of zeros and empty lists.
     """
 
     lanes: list[list[WindowRows]]
@@ -52,17 +52,17 @@ class LaneRows:
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows that each lane still has."""
+        """Number of rows from the table in each lane."""
         return np.array([sum(map(len, pieces)) for pieces in self.lanes])
 
     @property
-    def places(self) -> np.ndarray:
-        """Where each row stands among those of its lane, ``(steps, 1, rows_per_lane)``."""
+    def row_numbers(self) -> np.ndarray:
+        """Number of each row among the rows of its lane, ``(steps, 1, rows_per_lane)``."""
         return np.arange(self.steps * self.rows_per_lane).reshape(self.steps, 1, self.rows_per_lane)
 
     def is_real(self) -> np.ndarray:
-        """Whether each row is one of the table, ``(steps, batch_rows)``."""
-        return (self.places < self.counts[:, None]).reshape(self.steps, -1)
+        """Whether each row is from the table and not padding, ``(steps, batch_rows)``."""
+        return (self.row_numbers < self.counts[:, None]).reshape(self.steps, -1)
 
     def gather(self, column: str, out: np.ndarray) -> None:
         """Gathers a column of numbers into ``(steps, batch_rows)``."""
@@ -103,7 +103,7 @@ class LaneLists:
 
 
 class KeyedColumns:
-    """Columns of ids, single ones and lists, as the KeyedJaggedTensors of batches."""
+    """Columns of single ids and of lists of ids, as the KeyedJaggedTensors of batches."""
 
     def __init__(self, names: tuple[str, ...], lists: frozenset[str], rows: LaneRows) -> None:
         self._names = list(names)
@@ -114,13 +114,13 @@ class KeyedColumns:
         for name, place in self._place.items():
             rows.gather(name, self._singles[:, place])
         self._lists = {name: rows.gather_lists(name) for name in names if name in lists}
-        # Of single ids padding has one too. Where there are no lists, all batches share their lengths.
+        # Padding rows also hold one id for single-valued features. Without lists, all batches have the same lengths.
         self._lengths = np.ones((rows.steps if self._lists else 1, len(names), rows.batch_rows), np.int32)
         for name, lanes in self._lists.items():
             column = self._lengths[:, self._names.index(name)]
-            for lane, mine in enumerate(lanes):
+            for lane, lane_lists in enumerate(lanes):
                 start = lane * rows.rows_per_lane
-                lengths = np.diff(mine.offsets).reshape(rows.steps, -1)
+                lengths = np.diff(lane_lists.offsets).reshape(rows.steps, -1)
                 column[:, start : start + rows.rows_per_lane] = lengths
 
     def batch(self, step: int) -> KeyedJaggedTensor | None:
@@ -137,28 +137,28 @@ class KeyedColumns:
 
     def _values(self, step: int) -> np.ndarray:
         if not self._lists:
-            return self._singles[step].reshape(-1)  # as it lies
+            return self._singles[step].reshape(-1)  # already in the right order
         start, stop = step * self._rows.rows_per_lane, (step + 1) * self._rows.rows_per_lane
         parts: list[np.ndarray] = []
         for name in self._names:
             if name in self._place:
                 parts.append(self._singles[step, self._place[name]])
             else:
-                parts += [mine.values[mine.offsets[start] : mine.offsets[stop]] for mine in self._lists[name]]
+                parts += [lane.values[lane.offsets[start] : lane.offsets[stop]] for lane in self._lists[name]]
         return np.concatenate(parts, dtype=np.int32)
 
 
 class ColumnBlock:
-    """What the batches of some rows hold."""
+    """The columns of a block of batches."""
 
     def __init__(self, columns: BatchColumns, lists: frozenset[str], rows: LaneRows, no_keys: pa.Table) -> None:
         """Gathers all columns.
 
         Args:
             columns: of the batches.
-            lists: those of them that hold lists.
+            lists: names of the columns that hold lists.
             rows: of the batches.
-            no_keys: one row of the key columns, of nulls, which stands for padding.
+            no_keys: one row of nulls in the key columns, used for padding rows.
         """
         self.is_real = rows.is_real()
         self._ids = KeyedColumns(columns.ids, lists, rows)
@@ -204,7 +204,7 @@ def _key_rows(names: tuple[str, ...], rows: LaneRows, is_real: np.ndarray, no_ke
     """Key columns of all rows of all batches, one batch after the other."""
     counts = rows.counts
     starts = np.cumsum(counts) - counts
-    at = (starts[:, None] + rows.places).reshape(rows.steps, -1)
+    at = (starts[:, None] + rows.row_numbers).reshape(rows.steps, -1)
     index = pa.array(np.where(is_real, at, counts.sum()).reshape(-1))
     columns = {}
     for name in names:

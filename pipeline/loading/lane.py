@@ -15,7 +15,7 @@ from pipeline.loading.order import RowGroup, Shuffle, Window, epoch_windows, win
 
 @dataclass(frozen=True)
 class WindowRows:
-    """Some of the rows of a window, in the order in which they are to be read."""
+    """Some of the rows of a window, in reading order."""
 
     others: pa.Table  # all other columns of the whole window, in one chunk each
     numbers: dict[str, np.ndarray]  # columns of numbers without nulls of the whole window
@@ -24,16 +24,16 @@ class WindowRows:
 
     @staticmethod
     def of(table: pa.Table, order: np.ndarray | None) -> "WindowRows":
-        """All rows of a window, in the order given or as they stand."""
+        """All rows of a window, in the given order; None keeps the order of the table."""
         numbers, others = {}, []
         for name, column in zip(table.column_names, table.columns, strict=True):
             is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
             if not is_number or column.null_count:
                 others.append(name)
                 continue
-            # All of a column at once: it fits into a cache, where later bits of all columns in turn would not.
+            # Permutes a whole column at once: one column fits into a cache, pieces of all columns in turn would not.
             values = column.combine_chunks().to_numpy()
-            # Not values[order], which would keep the interpreter to itself: other threads have work too.
+            # Not values[order], which would hold the interpreter lock while other threads have work to do.
             numbers[name] = values if order is None else values.take(order, mode="clip")
         rest = table.select(others).combine_chunks()
         return WindowRows(rest if order is None else rest.take(pa.array(order)), numbers, 0, len(table))
@@ -42,7 +42,7 @@ class WindowRows:
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> "WindowRows":
-        """The rows from `start` to `stop`, counted from the first of these."""
+        """The rows from `start` to `stop`, counted from the first row here."""
         return replace(self, start=self.start + start, stop=self.start + stop)
 
     def number(self, column: str) -> np.ndarray:
@@ -56,9 +56,9 @@ class WindowRows:
 
 
 class LaneStream:
-    """Gives a lane's rows in the order of one epoch, from any row on, without reading what lies before.
+    """A lane's rows in the order of one epoch, from any row on, without reading the rows before it.
 
-    While a window is used the next one is read: two of them are in memory.
+    While a window is used, the next window is read: two windows are in memory.
     """
 
     def __init__(
@@ -128,17 +128,17 @@ class LaneStream:
 
         try:
             tables = storage.read_again(uri, read)
-        except storage.StoreError:  # says nothing about the file
+        except storage.StoreError:  # the store failed: the file may be sound
             raise
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"Cannot read {path} of the feature table {self._table}: {' '.join(str(error).split())}. Train "
-                "again if it was just made anew; else make it so with `manygate preprocess EXPERIMENT --overwrite`."
+                f"Cannot read {path} of the feature table {self._table}: {' '.join(str(error).split())}. If "
+                "the table has just been replaced, train again; else run `manygate preprocess EXPERIMENT --overwrite`."
             ) from error
         for group, rows in zip(groups, tables, strict=True):
             if rows.num_rows != group.rows:
                 raise UserError(
-                    f"{path} of the feature table {self._table} was changed: row group {group.index} has "
-                    f"{rows.num_rows} rows, the manifest says {group.rows}. Make the table again."
+                    f"{path} of the feature table {self._table} has been changed: row group {group.index} has "
+                    f"{rows.num_rows} rows, but {group.rows} in the manifest. Make the table again."
                 )
         return list(zip(groups, tables, strict=True))

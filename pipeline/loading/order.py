@@ -1,4 +1,4 @@
-"""The order of samples: pure arithmetic on the manifest, the same on every worker and for every number of them.
+"""The order of samples: pure arithmetic on the manifest, the same on every worker and for every number of workers.
 
 A lane's rows of one epoch are its row groups in a seeded order, cut into windows of neighbouring groups, each window's
 rows permuted. Global batch `s` takes rows `s * g` to `(s + 1) * g` of that order from every lane.
@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.table.manifest import Manifest
 
-_NOISE = 1  # keeps these generators apart from those of the order
+_NOISE = 1  # makes the generators of noise keys differ from those of the order
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How far and from which seed rows are shuffled."""
+    """Seed and range of the shuffle."""
 
     seed: int
     window_rows: int  # of one lane
@@ -62,7 +62,7 @@ def lane_rows(manifest: Manifest, split: str) -> list[int]:
 
 
 def epoch_windows(groups: list[RowGroup], shuffle: Shuffle | None, epoch: int, lane: int) -> list[Window]:
-    """The windows of one lane in one epoch; without shuffle, a window a row group in the order of the table."""
+    """The windows of one lane in one epoch; without shuffle, one window per row group, in table order."""
     if shuffle is None:
         return [Window(number, (group,)) for number, group in enumerate(groups)]
     order = np.random.default_rng([shuffle.seed, epoch, lane]).permutation(len(groups))
@@ -82,7 +82,7 @@ def window_permutation(window: Window, shuffle: Shuffle, epoch: int, lane: int) 
 
 
 def steps_per_epoch(lanes: list[int], rows_per_lane: int) -> int:
-    """Global batches of an epoch: as many as the longest lane fills, the shorter ones padded."""
+    """Global batches per epoch: as many as the longest lane fills. Shorter lanes are padded."""
     return -(-max(lanes) // rows_per_lane)
 
 
@@ -94,8 +94,10 @@ def global_weight(lanes: list[int], rows_per_lane: int, step: int) -> int:
 def noise_keys(
     seed: tuple[int, int], epoch: int, lanes: list[int], first_row: int, steps: int, rows_per_lane: int
 ) -> np.ndarray:
-    """What the random draws of rows are keyed by: ``(steps, lanes, rows_per_lane)`` int64, for rows of lanes from
-    `first_row` on. The numbers of a row follow from seed, epoch, lane and its place there, however many workers."""
+    """Keys of the rows' random draws, ``(steps, lanes, rows_per_lane)`` int64, for rows of lanes from `first_row` on.
+
+    The key of a row depends on the seed, the epoch, the lane and the row's number in the lane, not on the workers.
+    """
     bases = [np.random.default_rng([*seed, epoch, lane, _NOISE]).integers(2**62) for lane in lanes]
     rows = first_row + np.arange(steps * rows_per_lane).reshape(steps, 1, rows_per_lane)
     return np.array(bases, dtype=np.int64)[:, None] + rows

@@ -1,11 +1,11 @@
-"""Reading ahead in a thread, so that a step does not wait for its batch."""
+"""Reads ahead in a thread, so that a step does not wait for its batch."""
 
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
-DEPTH = 4  # batches held ready
+DEPTH = 4  # batches kept ready
 
 _END = object()
 
@@ -21,8 +21,8 @@ def prefetch(
     iterator ends the thread.
 
     Args:
-        batches: an iterator that nobody else uses.
-        prepare: done to each batch in the thread, such as pinning its memory.
+        batches: an iterator that nothing else uses.
+        prepare: applied to each batch in the thread, such as pinning its memory.
     """
     ready: queue.Queue = queue.Queue(maxsize=DEPTH)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Feature table to batches: one worker's share of every global batch."""
+"""Reads a feature table as batches: one worker's share of every global batch."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,17 +48,17 @@ class Reader:
             table: folder or URI of the feature table.
             manifest: of that table.
             split: name of the split.
-            columns: what a batch holds.
+            columns: the columns of a batch.
             global_batch_size: rows of a global batch, a multiple of the lanes.
-            rank: this worker.
-            workers: all workers; they must divide the lanes.
+            rank: number of this worker.
+            workers: number of workers, which must divide the lanes.
             seed: of the order of rows and of their noise; None reads in the order of the table.
             shuffle_rows: rows over all lanes that are shuffled together.
-            first_step: steps of the run before those of this split, which keep the noise of its rows apart.
+            first_step: steps that the run made before it began this split; gives its rows different noise.
 
         Raises:
-            UserError: the workers do not divide the lanes, the batch size is no multiple of them, or the split is
-                not in the table or has no rows.
+            UserError: the workers do not divide the lanes, the batch size is not a multiple of the lanes, or the
+                split is not in the table or has no rows.
         """
         check_division(manifest.lanes, workers, global_batch_size)
         self._table = table
@@ -96,9 +96,9 @@ class Reader:
                 for lane, groups in zip(self._lanes, self._groups, strict=True)
             ]
             step = position.step
-            steps_a_block = max(1, BLOCK_ROWS // (g * len(self._lanes)))
+            steps_per_block = max(1, BLOCK_ROWS // (g * len(self._lanes)))
             while step < self.steps_per_epoch:
-                steps = min(steps_a_block, self.steps_per_epoch - step)
+                steps = min(steps_per_block, self.steps_per_epoch - step)
                 rows = LaneRows([stream.take(steps * g) for stream in streams], steps, g)
                 block = ColumnBlock(self._columns, self._lists, rows, self._no_keys)
                 yield from self._cut(block, Position(position.epoch, step), steps)
@@ -129,7 +129,7 @@ class Reader:
 
 
 def null_keys(table: str, manifest: Manifest, split: str, columns: BatchColumns) -> pa.Table:
-    """One row of the key columns, of nulls; their types are read from a file of the split."""
+    """One row of nulls in the key columns, whose types are read from a file of the split."""
     if not columns.keys:
         return pa.table({})
     path = next(file.path for p in manifest.split(split) for lane in p.lanes for file in lane)

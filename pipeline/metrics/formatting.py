@@ -1,7 +1,7 @@
-"""How numbers are written for people: log lines, tables in a terminal and the report write them alike."""
+"""How numbers are written for people: the same in log lines, in terminal tables and in the report."""
 
 UNDEFINED = "-"
-"""What stands for a metric without a value."""
+"""Shown in place of a metric without a value."""
 UNDEFINED_BECAUSE = "undefined: no rows, only one class, or constant values"
 
 NUMBER = ".4f"

@@ -1,7 +1,7 @@
 """Weighted metrics of one task on one set of rows, exact and vectorised: O(rows log rows), sums in float64.
 
-Functions of rows take arrays ``(rows,)`` and give None where their metric is undefined: never 0, 0.5 or NaN.
-A weight of k means the same as the row k times over; a weight of 0 means that the row is not there.
+Functions of rows take arrays ``(rows,)`` and return None where their metric is undefined: never 0, 0.5 or NaN.
+A row of weight k counts as k copies of the row; a row of weight 0 is ignored.
 
 Products are summed with ``np.sum``, never with ``np.dot``: BLAS may add in another order on another machine or with
 another number of threads, and the same rows in the same order should give the same bits.
@@ -14,14 +14,14 @@ Array = NDArray[np.floating] | NDArray[np.integer]
 Float64 = NDArray[np.float64]
 
 PROBABILITY_EPSILON = float(np.finfo(np.float32).eps)
-"""Probabilities are float32, in which a saturated sigmoid is exactly 0 or 1: log loss keeps this far from both."""
+"""Probabilities are float32, in which a saturated sigmoid is exactly 0 or 1: log loss keeps this distance from both."""
 
 
 def auc(labels: Array, scores: Array, weights: Array) -> float | None:
     """Area under the ROC curve: the share of (positive, negative) pairs that the scores put in the right order.
 
     ``AUC = sum_ij w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (P N)`` over positives i and negatives j of total weights
-    P and N; a tie counts half, as in scikit-learn. None when a class has no weight. Labels are 0 or 1.
+    P and N; a tie counts half, as in scikit-learn. None if a class has no weight. Labels are 0 or 1.
     """
     return grouped_auc(labels, scores, weights, np.zeros(len(labels), np.int8))[0]
 
@@ -31,7 +31,7 @@ def grouped_auc(
 ) -> tuple[float | None, int, int]:
     """AUC within each group (a user, say), averaged over groups by their weight: ``sum_g W_g AUC_g / sum_g W_g``.
 
-    Only groups with both classes have an AUC; the others are skipped. All groups are done in one sort.
+    Only groups with both classes have an AUC; the others are skipped. All groups are computed with one sort.
 
     Returns:
         The mean, None when no group has both classes; the number of groups used; the number skipped.
@@ -67,7 +67,7 @@ def grouped_auc(
 def log_loss(labels: Array, probabilities: Array, weights: Array) -> float | None:
     """``-sum w (y ln p + (1 - y) ln(1 - p)) / sum w`` in nats, p clipped to ``[eps, 1 - eps]`` of float32.
 
-    Defined with one class too; None without rows. scikit-learn clips float32 probabilities in the same way.
+    Also defined with only one class; None without rows. scikit-learn clips float32 probabilities in the same way.
     """
     if not _any(weights):
         return None
@@ -78,7 +78,7 @@ def log_loss(labels: Array, probabilities: Array, weights: Array) -> float | Non
 def calibration(labels: Array, predictions: Array, weights: Array) -> float | None:
     """Predicted over observed, ``sum w yhat / sum w y``: 1 is right on average, above 1 is too high.
 
-    For either kind of task. None when what was observed sums to zero, as without positives.
+    For either kind of task. None if the labels sum to zero, for example without positives.
     """
     observed = float(np.sum(weights.astype(np.float64) * labels))
     return float(np.sum(weights.astype(np.float64) * predictions)) / observed if observed else None
@@ -107,10 +107,10 @@ def mae(labels: Array, predictions: Array, weights: Array) -> float | None:
 
 
 def nrmse(labels: Array, predictions: Array, weights: Array) -> float | None:
-    """``RMSE / std(y)``, the standard deviation being that of the rows themselves (divided by sum w).
+    """``RMSE / std(y)``, with the standard deviation of the rows themselves (divided by sum w).
 
-    1 is what the constant mean(y) gets. HTLNet publishes NRMSE without its normaliser: this one is a reconstruction
-    that fits the published numbers better than mean(y). None for constant labels.
+    The constant mean(y) gets 1. The HTLNet paper publishes NRMSE without its normaliser: this one is a reconstruction
+    that fits the published numbers better than mean(y) does. None for constant labels.
     """
     if _constant(labels, weights):
         return None
@@ -118,7 +118,7 @@ def nrmse(labels: Array, predictions: Array, weights: Array) -> float | None:
 
 
 def nmae(labels: Array, predictions: Array, weights: Array) -> float | None:
-    """``MAE / mean |y - mean(y)|``: 1 is what the constant mean(y) gets.
+    """``MAE / mean |y - mean(y)|``: the constant mean(y) gets 1.
 
     The normaliser is a reconstruction, as for `nrmse`. None for constant labels.
     """
@@ -148,9 +148,9 @@ def normalised_gini(labels: Array, predictions: Array, weights: Array) -> float 
 
     Gini(y, s) is twice the area between the diagonal and the Lorenz curve, which adds up the rows' shares of sum(w y)
     in descending order of s. Tied rows share a straight piece of the curve, so that their
-    order does not matter. Summed by parts that area is, but for a factor that the ratio loses,
-    ``sum w (y - mean(y)) rank(s)`` with the ranks of `spearman`, which is what is computed. For labels 0 and 1 it is
-    ``2 AUC - 1``. None for constant labels; constant predictions order nothing and get 0.
+    order does not matter. The code computes ``sum w (y - mean(y)) rank(s)`` with the ranks of `spearman`: by summation
+    by parts this is the area up to a factor, which cancels in the ratio. For labels 0 and 1 the result is
+    ``2 AUC - 1``. None for constant labels; constant predictions get 0.
     """
     if _constant(labels, weights):
         return None
@@ -183,7 +183,7 @@ def _any(weights: Array) -> bool:
 
 
 def _constant(values: Array, weights: Array) -> bool:
-    """Whether the rows that count have one value, or are none. By comparison: a rounded variance is rarely 0."""
+    """Whether the rows of positive weight share one value, or there are none. A rounded variance is rarely 0."""
     values = values[weights > 0]
     return not len(values) or bool(values.min() == values.max())
 

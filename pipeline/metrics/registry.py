@@ -1,4 +1,4 @@
-"""Every metric, once: what computes it, which values are better, and where it is shown.
+"""All metrics in one list: what computes each, which values are better, and where it is shown.
 
 The experiment's checks, the evaluation, early stopping, the log lines of training, the report and comparisons all take
 their metrics from `METRICS`. Needs neither torch nor any stage of the pipeline.
@@ -23,20 +23,20 @@ ALL_ROWS = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What holds for every metric. The classes below differ in what they are computed from."""
+    """The properties of every metric. The classes below differ in what they are computed from."""
 
     name: str
     """Its key in an evaluation, and in `training.early_stopping.metric`."""
     heading: str
-    """Of its column in a table."""
+    """The heading of its column in a table."""
     kinds: tuple[TaskKind, ...]
-    """The tasks that have it."""
+    """The kinds of task that have it."""
     better: Literal["higher", "lower", "one"]
-    """Which values are better. One whose best value is one does not rank models."""
+    """Which values are better. A metric whose best value is 1 does not rank models."""
     in_log_lines: bool = False
-    """Whether the line that training prints for a validation has it."""
+    """Whether training prints it in the line for a validation."""
     on_page: bool = False
-    """Whether the tables of the report have it; those of the terminal have all."""
+    """Whether the tables of the report show it; those in the terminal show all metrics."""
 
     @property
     def ranks(self) -> bool:
@@ -56,19 +56,19 @@ class GroupMetric(Metric):
     """Computed within groups of rows, where the experiment has an `evaluation.group`."""
 
     function: Callable[[Array, Array, Array, NDArray[np.integer]], tuple[float | None, int, int]]
-    """Labels, predictions, weights and groups to the value, the number of groups used and the number skipped."""
+    """From labels, predictions, weights and groups to the value, the number of groups used and the number skipped."""
     counts: tuple[str, str]
     """The keys of these two numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioMetric(Metric):
-    """Computed from a row metric of every scenario. A task has it for all rows together and for no single scenario."""
+    """Computed from a row metric of every scenario. A task has it for all rows together, but not per scenario."""
 
     function: Callable[[list[float]], float]
-    """Values of the scenarios that have one, at least one, to the value."""
-    of: str
-    """The row metric."""
+    """From the defined values of the scenarios, of which there is at least one, to the value."""
+    row_metric: str
+    """Name of the row metric."""
     undefined_count: str
     """The key of the number of scenarios that have no value."""
 
@@ -108,7 +108,7 @@ _ALL: tuple[Metric, ...] = (
         kinds=("binary",),
         better="higher",
         function=functions.unweighted_mean,
-        of="auc",
+        row_metric="auc",
         undefined_count="scenarios_undefined",
     ),
     RowMetric(
@@ -152,7 +152,7 @@ _ALL: tuple[Metric, ...] = (
 METRICS = {metric.name: metric for metric in _ALL}
 
 PRIMARY: dict[TaskKind, str] = {"binary": "auc", "continuous": "rmse"}
-"""What models are compared by, per kind of task."""
+"""The metric that models are compared by, per kind of task."""
 
 
 def metrics_of(kind: TaskKind) -> list[Metric]:
@@ -161,7 +161,7 @@ def metrics_of(kind: TaskKind) -> list[Metric]:
 
 
 def column_metrics(kind: TaskKind) -> list[Metric]:
-    """The same without those over scenarios: what all rows and every scenario have a value of."""
+    """The same without those over scenarios: the metrics of all rows together and of each single scenario."""
     return [metric for metric in metrics_of(kind) if not isinstance(metric, ScenarioMetric)]
 
 
@@ -172,11 +172,11 @@ def ranking_metric(metric: str) -> Metric:
         UserError: there is no such metric, or it does not rank models.
     """
     found = METRICS.get(metric.rpartition(".")[2])
-    known = ", ".join(name for name, one in METRICS.items() if one.ranks)
+    known = ", ".join(name for name, entry in METRICS.items() if entry.ranks)
     if found is None:
         raise UserError(f"There is no metric {metric!r}; use TASK.METRIC with one of {known}.")
     if not found.ranks:
-        raise UserError(f"{metric!r} says nothing about the order of models; use one of {known}.")
+        raise UserError(f"{metric!r} does not rank models; use one of {known}.")
     return found
 
 

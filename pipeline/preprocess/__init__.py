@@ -1,1 +1,1 @@
-"""Logs in, feature table out: in tasks of Ray."""
+"""Converts logs to a feature table, in Ray tasks."""

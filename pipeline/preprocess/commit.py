@@ -1,4 +1,4 @@
-"""Commits: a partition counts once its record is written, the table once its manifest is."""
+"""Commits: a partition is complete when its record is written, the table when its manifest is written."""
 
 import logging
 from collections import Counter
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionRecord]) -> None:
-    """Warns of partitions whose files in the log are not those that were read. Partitions may leave the log."""
+    """Warns about partitions whose log files have changed since they were read. Partitions may leave the log."""
     watched = [record for record in records if record.log_files is not None]
     partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
-    for record, there in zip(watched, list_all_files(logs, partitions), strict=True):
-        changes = _file_changes(record.log_files or {}, there)
-        if there and changes:
+    for record, now in zip(watched, list_all_files(logs, partitions), strict=True):
+        changes = _file_changes(record.log_files or {}, now)
+        if now and changes:
             logger.warning(
                 "%s=%s: its files in the log have changed since they were read (%s), and the feature table does not "
-                "have the change. To take it in, delete %s and run again, or make the whole table again with "
+                "contain the change. To include it, delete %s and run again, or rebuild the whole table with "
                 "--overwrite.",
                 logs.partition,
                 record.partition.value,
@@ -48,10 +48,10 @@ def _file_changes(before: dict[str, int], now: dict[str, int]) -> str:
 
 
 def delete_superseded_partitions(logs: LogsConfig, table: str, made_with: str) -> None:
-    """Deletes what no manifest names any more: partitions of other settings, or made again in another split.
+    """Deletes partitions that no manifest names any more: made with other settings, or rebuilt in another split.
 
-    A partition that is in no split now is kept: its range may come back. A record goes before its files, so that it
-    never stands for files that are gone; files without a record go whenever they are found.
+    A partition that is now in no split is kept: a later split may include it again. A record is deleted before its
+    files, so that a record never names missing files; files without a record are deleted whenever they are found.
     """
     kept, splits = set(), set(logs.splits)
     for record in read_records(table, made_with):
@@ -72,9 +72,9 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
     """Transforms partitions and commits each as soon as its last unit is done.
 
     Args:
-        shared: what all tasks share.
+        shared: data that all tasks share.
         found: the partitions.
-        made_with: of the table's settings, for the records.
+        made_with: `TableSettings.made_with` of the table, for the records.
 
     Raises:
         UserError: a file cannot be read, or too many rows of a partition cannot be used.
@@ -108,7 +108,7 @@ class _OpenPartition:
         self._found = found
         self.units = cut_units(found)
         self._results: dict[int, dict[str, Any]] = {}
-        self._unreadable: set[str] = set()  # files of which a unit could not be read
+        self._unreadable: set[str] = set()  # files with at least one unreadable unit
         self._done = 0
 
     @property
@@ -116,7 +116,7 @@ class _OpenPartition:
         return self._done == len(self.units)
 
     def clear(self) -> None:
-        """Deletes what a job that was killed may have left."""
+        """Deletes files that a killed job may have left."""
         partition = self._found.partition
         for folder in (
             lane_folder(self._plan, partition.split, partition.value),
@@ -125,10 +125,10 @@ class _OpenPartition:
             storage.delete_folder(storage.join(self._plan.table, folder))
 
     def add(self, unit: Unit, done: Done) -> None:
-        """Takes the result of a unit.
+        """Adds the result of a unit.
 
         Raises:
-            UserError: its file cannot be read, and the experiment wants to fail then.
+            UserError: its file cannot be read, and `unreadable_files` is `fail`.
         """
         self._done += 1
         if done.unreadable is None:
@@ -149,7 +149,7 @@ class _OpenPartition:
         write_record(self._plan.table, PartitionRecord(record, self._made_with, self._found.sizes))
 
     def _drop_damaged_files(self) -> None:
-        """A file is taken whole or not at all: deletes what its readable units gave."""
+        """Deletes the output of the readable units of damaged files: a file is used whole or not at all."""
         for unit in self.units:
             if unit.file in self._unreadable and unit.number in self._results:
                 quarantined = f"{quarantine_folder(self._plan, unit.partition)}/{unit.name}.parquet"
@@ -184,22 +184,22 @@ class _OpenPartition:
             return
         logs = self._plan.sections.logs
         reasons = "; ".join(f"{reason} ({rows:,})" for reason, rows in list(record.reasons.items())[:3])
-        told = (
+        message = (
             f"{record.quarantined:,} of {record.rows_read:,} rows of {logs.partition}={record.value} cannot be used: "
             f"{reasons}"
         )
         if record.quarantined <= logs.max_quarantined * record.rows_read:
-            logger.warning("%s", told)
+            logger.warning("%s", message)
             return
         raise UserError(
-            f"{told}. That is more than logs.max_quarantined ({logs.max_quarantined:g} of the rows) allows. Look at "
-            f"them in {storage.join(self._plan.table, quarantine_folder(self._plan, record.value))}, then mend the "
+            f"{message}. That is more than logs.max_quarantined ({logs.max_quarantined:g} of the rows) allows. Look at "
+            f"them in {storage.join(self._plan.table, quarantine_folder(self._plan, record.value))}, then fix the "
             "log or the experiment, or raise logs.max_quarantined."
         )
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
+    for part in counts:
+        total.update(part)
     return dict(total)  # `asdict` cannot copy a Counter

@@ -1,4 +1,4 @@
-"""What lies in the log folder: partitions, the split each belongs to, files, their schemas and row groups."""
+"""The content of the log folder: partitions and their splits, files with their schemas and row groups."""
 
 import logging
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises for a damaged file; the last for column names that are not UTF-8."""
+"""The exceptions that pyarrow raises for a damaged file; the last one for column names that are not UTF-8."""
 
-_FOOTERS_AT_ONCE = 16  # footers are small reads: latency decides, not bandwidth
+_FOOTERS_AT_ONCE = 16  # footers are small, so reading them is limited by latency, not by bandwidth
 
 
 @dataclass(frozen=True)
 class LogFile:
-    """A Parquet file of the log, known by its footer."""
+    """A Parquet file of the log, described by its footer."""
 
     path: str  # relative to the log folder
     group_rows: list[int]  # rows of each row group
@@ -40,7 +40,7 @@ class LogPartition:
 
 @dataclass(frozen=True)
 class DiscoveredPartitions:
-    """Partitions of the log: those in a split, in order, and the values of those in none."""
+    """Partitions of the log: the partitions in a split, in order, and the values of the partitions in no split."""
 
     partitions: list[LogPartition]
     ignored: list[str]
@@ -48,28 +48,28 @@ class DiscoveredPartitions:
 
 @dataclass(frozen=True)
 class PartitionFiles:
-    """The files of a partition; those that cannot be read only where the experiment skips them."""
+    """The files of a partition; `unreadable` is empty unless the experiment skips unreadable files."""
 
     partition: LogPartition
     files: list[LogFile]
     unreadable: list[str]
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, those that cannot be read included
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, including unreadable files
 
 
 def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) -> DiscoveredPartitions:
-    """Lists partition folders and gives each to its split.
+    """Lists partition folders and assigns each to its split.
 
     Args:
-        committed: partitions that the feature table has already; they may have left the log.
+        committed: partitions that are already in the feature table; they may have left the log.
 
     Raises:
-        UserError: the folder is missing, it has no partition folders, one of them cannot be compared with the
-            split bounds, or a split has none.
+        UserError: the folder is missing, it has no partition folders, a partition cannot be compared with the
+            split bounds, or a split has no partition.
     """
     if not storage.is_folder(logs.path):
         raise UserError(
             f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
-            f"{logs.partition}=VALUE below it; correct logs.path, which is taken from the working directory."
+            f"{logs.partition}=VALUE below it; correct logs.path, which is relative to the working directory."
         )
     listed = _below(logs.path, recursive=False)
     names = sorted(listed)
@@ -77,15 +77,15 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     values = [n.removeprefix(prefix) for n in names if n.startswith(prefix) and listed[n].type == fs.FileType.Directory]
     if not values and not committed:
         raise UserError(
-            f"logs.partition: {storage.absolute(logs.path)} has no folders {prefix}VALUE; it has: {compact(names)}. "
-            "Correct logs.path or logs.partition."
+            f"logs.partition: {storage.absolute(logs.path)} has no folders {prefix}VALUE; it contains: "
+            f"{compact(names)}. Correct logs.path or logs.partition."
         )
     split_of = {value: logs.split_of(value) for value in values}
     known = {p.value: p.split for p in committed} | {v: s for v, s in split_of.items() if s is not None}
     for split, (first, last) in logs.splits.items():
         if split not in known.values():
             raise UserError(
-                f"logs.splits.{split}: no partition lies between {first} and {last}. "
+                f"logs.splits.{split}: no partition is between {first} and {last}. "
                 f"The log has {logs.partition} = {compact(sorted(values, key=logs.order))}: change the range."
             )
     partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
@@ -97,19 +97,19 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
 
 
 def compact(values: list[str]) -> str:
-    """A list for a message: whole when short, else its ends and its length."""
+    """A list for a message: in full if it is short, otherwise its first and last values and its length."""
     if len(values) <= 8:
         return ", ".join(values) or "nothing"
-    return f"{', '.join(values[:3])}, ..., {values[-1]} ({len(values)} in all)"
+    return f"{', '.join(values[:3])}, ..., {values[-1]} ({len(values)} in total)"
 
 
 def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[PartitionFiles]:
-    """Reads the footers of all files of some partitions.
+    """Reads the footers of all files of the given partitions.
 
-    A partition folder without Parquet files is left out with a warning: its data may still come.
+    A partition folder without Parquet files is left out with a warning: its data may still arrive.
 
     Raises:
-        UserError: a file cannot be read (unless `unreadable_files: skip`), or there are no files at all.
+        UserError: a file cannot be read (unless `unreadable_files: skip`), or no partition has a readable file.
     """
     listed = list_all_files(logs, partitions)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
@@ -127,29 +127,29 @@ def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[Partiti
             logger.warning("%s=%s has no Parquet files yet: left out.", logs.partition, partition.value)
     if partitions and not any(p.files for p in found):
         raise UserError(
-            f"logs.path: no readable Parquet file (*.parquet) lies in the {len(partitions)} partition folders below "
-            f"{storage.absolute(logs.path)} that are to be read. Correct logs.path."
+            f"logs.path: found no readable Parquet file (*.parquet) in the {len(partitions)} partition folders to read "
+            f"below {storage.absolute(logs.path)}. Correct logs.path."
         )
     return found
 
 
 def report_unreadable(logs: LogsConfig, path: str, error: str) -> None:
-    """Warns of a file that is skipped.
+    """Warns about a file that is skipped.
 
     Raises:
-        UserError: the experiment wants to fail instead.
+        UserError: `unreadable_files` is `fail`.
     """
     if logs.unreadable_files == "skip":
         logger.warning("Skipped the file %s, which cannot be read: %s", path, error)
         return
     raise UserError(
         f"The log file {storage.join(storage.absolute(logs.path), path)} cannot be read: {error}. "
-        "Write it again, or set logs.unreadable_files=skip to go on without it."
+        "Rewrite it, or set logs.unreadable_files=skip to continue without it."
     )
 
 
 def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dict[str, int]]:
-    """For each partition its files, sorted, relative to the log folder, with their bytes."""
+    """The files of each partition with their sizes in bytes, sorted by path; paths are relative to the log folder."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         return list(pool.map(lambda partition: _list_files(logs, partition), partitions))
 
@@ -157,7 +157,7 @@ def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dic
 def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
     """Parquet files below a partition folder.
 
-    What is hidden, or lies in a hidden folder such as the `_temporary` of a job that is writing, is not data.
+    Hidden files, and files in a hidden folder such as the `_temporary` of a running job, are not data.
     """
     folder = f"{logs.partition}={partition.value}"
     found = {
@@ -171,10 +171,10 @@ def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
 
 
 def _below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
-    """What lies below a folder, by path relative to it.
+    """Everything below a folder, by path relative to it.
 
     Raises:
-        UserError: a name is not UTF-8, or a folder may not be read.
+        UserError: a name is not UTF-8, or a folder cannot be listed.
     """
     filesystem, root = storage.resolve(folder)
     try:
@@ -182,17 +182,17 @@ def _below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
         return {info.path[len(root) :].lstrip("/"): info for info in found}
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{storage.absolute(folder)} holds something whose name is not UTF-8: {error.object!r}. "
+            f"{storage.absolute(folder)} contains something whose name is not UTF-8: {error.object!r}. "
             "Rename it, or move it away."
         ) from None
     except OSError as error:
         raise UserError(
-            f"The folder {storage.absolute(folder)} cannot be listed: {one_line(error)}. Check who may read it."
+            f"The folder {storage.absolute(folder)} cannot be listed: {one_line(error)}. Check its permissions."
         ) from error
 
 
 def _read_footer(log: str, path: str) -> LogFile | str:
-    """The file, or why it cannot be read."""
+    """The file, or the reason why it cannot be read."""
     filesystem, root = storage.resolve(log)
     try:
         with pq.ParquetFile(f"{root}/{path}", filesystem=filesystem) as file:

@@ -1,4 +1,4 @@
-"""The encoders of a feature table: their index, and all of them as its features load them."""
+"""The encoders of a feature table: loading all of them, their table sizes, and deleting superseded ones."""
 
 from pipeline import storage
 from pipeline.config.table_experiment import TableExperiment
@@ -8,7 +8,7 @@ from pipeline.table.encoder_index import EncoderIndex
 
 
 def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
-    """Deletes vocabularies of other generations than the committed one."""
+    """Deletes the vocabularies of all generations except the committed one."""
     folder = storage.join(table, ENCODERS)
     current = generation_folder(table, index.generation)
     for name in storage.list_folder(folder):
@@ -22,11 +22,11 @@ def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
 
 
 def load_encoders(sections: TableExperiment, table: str, generation: int) -> dict[str, Encoder]:
-    """All encoders, by the name of the feature that owns them."""
+    """All encoders, by the name of the feature that owns each."""
     owners = [feature for feature in sections.features if feature.encoder_name == feature.name]
     return {feature.name: feature.load_encoder(table, generation) for feature in owners}
 
 
 def table_sizes(encoders: dict[str, Encoder]) -> dict[str, int]:
-    """Rows of each embedding table, the missing and the unknown id included."""
+    """Rows of each embedding table, including the missing id and the unknown id."""
     return {name: encoder.rows for name, encoder in encoders.items() if encoder.rows is not None}

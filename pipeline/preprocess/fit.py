@@ -1,7 +1,7 @@
-"""The first pass: encoders are fitted on the rows of the train split that can be used, or vocabularies extended.
+"""The first pass: fits encoders on the usable rows of the train split, or extends vocabularies.
 
 each unit: counts of values, summaries of numbers  ->  TABLE/work
-each vocabulary and hash range: merged             ->  TABLE/work
+each hash range of each vocabulary: merged counts  ->  TABLE/work
 each encoder                                       ->  TABLE/encoders; encoders.json is written last and commits them
 """
 
@@ -40,21 +40,21 @@ WORK = "work"
 
 @dataclass(frozen=True)
 class FitTask:
-    """What the tasks of this pass share."""
+    """Data that the tasks of this pass share."""
 
     plan: PreprocessPlan
-    generation: int  # of the vocabularies that are made; of the first also numbers are fitted
+    generation: int  # of the new vocabularies; encoders of numbers are fitted only in generation 1
     ranges: int
-    known: dict[str, pa.Table]  # the vocabularies so far; only merging needs them
-    rare: dict[str, list[str]]  # files with the counts so far of values without an id
-    units: list[str]  # names of the partial results, in the order that they are merged in
+    known: dict[str, pa.Table]  # the current vocabularies; only merging needs them
+    rare: dict[str, list[str]]  # files with the current counts of values without an id
+    units: list[str]  # names of the partial results, in merge order
 
 
 def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None:
     """Fits all encoders on the partitions of the train split and commits them.
 
     Raises:
-        UserError: a file cannot be read, or none of the split can.
+        UserError: a file cannot be read, or the whole split has no readable rows.
     """
     sections, table = plan.sections, plan.table
     storage.delete_folder(storage.join(table, WORK))
@@ -65,9 +65,7 @@ def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None
     if known or summaries(sections):
         names, parts = _count(fit, units)
         if not names:
-            raise UserError(
-                "logs.splits.train: its partitions have no rows that can be read, so nothing can be fitted."
-            )
+            raise UserError("logs.splits.train: its partitions have no readable rows, so nothing can be fitted.")
         _merge(replace(fit, known=known, units=names))
         for name, summary in summaries(sections).items():
             if summary.is_small:
@@ -83,10 +81,10 @@ def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None
 def extend_encoders(
     plan: PreprocessPlan, index: EncoderIndex, counted: list[str], partitions: list[PartitionFiles]
 ) -> None:
-    """Gives ids to values of new train partitions that have none, after the ids that exist, and commits them.
+    """Assigns the next free ids to values of new train partitions that have no id yet, and commits them.
 
     Args:
-        counted: partitions that the vocabularies have counted before.
+        counted: partitions that are already counted in the vocabularies.
 
     Raises:
         UserError: a file cannot be read.
@@ -116,14 +114,14 @@ def extend_encoders(
 
 
 def encoder_index(plan: PreprocessPlan, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """What encoders.json says of each encoder: its kind, what its ids are made of, rows of its embedding table."""
+    """The entry of each encoder in encoders.json: its kind, the kind of its ids, rows of its embedding table."""
     index: dict[str, dict[str, Any]] = {}
     for feature in plan.sections.features:
         if feature.encoder_name != feature.name:
             continue
         values = feature.encoder_values(plan.sources.kinds)
-        made_of = {} if values is None else {"values": values}
-        index[feature.name] = {"kind": feature.encoder_kind, **made_of, "rows": sizes.get(feature.name)}
+        id_kind = {} if values is None else {"values": values}
+        index[feature.name] = {"kind": feature.encoder_kind, **id_kind, "rows": sizes.get(feature.name)}
     return index
 
 
@@ -140,14 +138,14 @@ def summaries(sections: TableExperiment) -> dict[str, Summary]:
 
 
 def _id_kind(plan: PreprocessPlan, name: str) -> Kind:
-    """What the values of a vocabulary are made of."""
+    """Kind of the values of a vocabulary."""
     kind = next(f for f in plan.sections.features if f.name == name).encoder_values(plan.sources.kinds)
-    assert kind is not None, "a vocabulary has values"
+    assert kind is not None, "a vocabulary contains ids"
     return kind
 
 
 def _count(fit: FitTask, units: list[Unit]) -> tuple[list[str], list[dict[str, pa.Table]]]:
-    """First step: what each unit gives. The names of the units that could be read, and the small summaries of each."""
+    """First step: counts each unit. Returns the names of the readable units, and the small summaries of each."""
     by_unit: dict[str, dict[str, pa.Table]] = {}
     file_of = {_partial_name(unit): unit.file for unit in units}
     unreadable: set[str] = set()
@@ -161,20 +159,20 @@ def _count(fit: FitTask, units: list[Unit]) -> tuple[list[str], list[dict[str, p
                 unreadable.add(unit.file)
             else:
                 by_unit[_partial_name(unit)] = done.result["summaries"]
-    # In the order of the units, whatever order they finished in, so that sums come out the same to the last bit.
+    # In the order of the units, not the order in which they finished, so that sums are equal to the last bit.
     names = [name for name in file_of if file_of[name] not in unreadable]
     return names, [by_unit[name] for name in names]
 
 
 def _split_rare(fit: FitTask) -> None:
-    """Earlier counts are cut into the ranges of this run, as if they were those of more units."""
+    """Splits earlier counts into the ranges of this run, as if they were the counts of more units."""
     items = [{"name": name, "number": i} for name, files in fit.rare.items() for i in range(len(files))]
     for _ in run_tasks(split_rare, items, fit):
         pass
 
 
 def split_rare(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
-    """Cuts a file of earlier counts into the ranges of this run; a task."""
+    """Splits a file of earlier counts into the ranges of this run; a Ray task."""
     name, number = item["name"], item["number"]
     target = _work_file(fit.plan, "counts", name, f"rare-{number:05d}")
     vocabulary.write_partial(target, vocabulary.read_partials([fit.rare[name][number]]), fit.ranges)
@@ -195,7 +193,7 @@ def _merge(fit: FitTask) -> None:
 
 
 def fit_columns(plan: PreprocessPlan) -> set[str]:
-    """Columns that the first pass reads: those that decide about rows, and those of fitted encoders."""
+    """Columns that the first pass reads: those that decide whether a row is usable, and those of fitted encoders."""
     sections, counted = plan.sections, vocabularies(plan.sections)
     columns = {task.column for task in sections.tasks} | {scenario.column for scenario in sections.scenarios}
     columns |= set(sections.logs.keys)
@@ -207,7 +205,7 @@ def fit_columns(plan: PreprocessPlan) -> set[str]:
 
 
 def count_unit(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
-    """Counts one unit; a task of Ray.
+    """Counts one unit; a Ray task.
 
     Raises:
         Unreadable: the file is damaged.
@@ -233,7 +231,7 @@ def count_unit(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
 
 
 def merge_part(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
-    """Merges one hash range of a vocabulary, or the summaries of a number, over all units; a task."""
+    """Merges one hash range of a vocabulary, or the summaries of a number, over all units; a Ray task."""
     plan, name = fit.plan, item["name"]
     if "range" not in item:
         summary = summaries(plan.sections)[name]
@@ -253,7 +251,7 @@ def merge_part(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
 
 
 def finish_vocabulary(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
-    """Puts the ranges of a vocabulary into one order and gives ids; a task."""
+    """Merges the ranges of a vocabulary into one order and assigns ids; a Ray task."""
     paths = [_work_file(fit.plan, "merged", item["name"], f"range-{i:05d}") for i in range(fit.ranges)]
     _finish(fit, item["name"], vocabulary.read_partials(paths))
     return {}

@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExistingTable:
-    """A feature table as the job finds it."""
+    """A feature table in the state in which the job finds it."""
 
     sections: TableExperiment
     path: str
-    earlier: TableSettings | None  # None where none was begun, or it is to be overwritten
-    settings: TableSettings  # that it is to have; the earlier ones where they mean the same
-    records: list[PartitionRecord]  # all complete partitions, those that do not belong to it any more included
+    earlier: TableSettings | None  # None if there is no table yet, or it will be overwritten
+    settings: TableSettings  # the settings it will have; the earlier ones if they have the same meaning
+    records: list[PartitionRecord]  # all complete partitions, including those that no longer belong to the table
 
     @property
     def made_with(self) -> str:
@@ -67,42 +67,42 @@ def _find_table(sections: TableExperiment, path: str, earlier: TableSettings | N
 def preprocess(
     experiment: Experiment, table: str, overwrite: bool = False, connect: Callable[[], None] = lambda: None
 ) -> Manifest:
-    """Makes the feature table of an experiment, or continues one: partitions that it has are kept.
+    """Makes the feature table of an experiment, or continues it and keeps its complete partitions.
 
-    Partitions that are now in another split are made again from the logs, and all of them where scenarios or tasks
-    were added.
+    Partitions that have moved to another split are rebuilt from the logs. If scenarios or tasks were added, all
+    partitions are rebuilt.
 
     Args:
         table: folder or URI of the feature table.
-        overwrite: delete a table that is there first, once the logs are known to be fit.
-        connect: connects to Ray, where that is not done; called only when the logs are fit and there is work.
+        overwrite: delete an existing table first, after the logs have been checked.
+        connect: connects to Ray if necessary; called only after the logs have been checked, and only if there is work.
 
     Raises:
-        UserError: the logs do not fit the experiment (nothing is written then), the table was made with other
-            settings, a file cannot be read, or too many rows cannot be used.
+        UserError: the logs do not fit the experiment (in this case nothing is written), the table was made with
+            other settings, a file cannot be read, or too many rows cannot be used.
     """
     path = storage.absolute(table)
     sections = experiment.table_experiment
-    there = _find_table(sections, path, None if overwrite else read_settings(path))
-    if there.earlier is not None and there.earlier is not there.settings:
-        grown = check_may_continue(path, there.earlier, there.settings)
-        logger.info("the experiment has gained %s: all partitions are made again", grown)
-    committed = [record.partition for record in there.committed]
+    existing = _find_table(sections, path, None if overwrite else read_settings(path))
+    if existing.earlier is not None and existing.earlier is not existing.settings:
+        grown = check_may_continue(path, existing.earlier, existing.settings)
+        logger.info("the experiment has gained %s: all partitions are rebuilt", grown)
+    committed = [record.partition for record in existing.committed]
     found = find_partitions(sections.logs, [LogPartition(p.split, p.value) for p in committed])
     known = {partition.value for partition in committed}
     files = read_files(sections.logs, [partition for partition in found.partitions if partition.value not in known])
-    _check_moves(there, files)
-    _tell_of_left_out(there, found, files)
+    _check_moves(existing, files)
+    _report_left_out(existing, found, files)
     in_log = {partition.value for partition in found.partitions}
-    warn_of_late_files(sections.logs, path, [r for r in there.committed if r.partition.value in in_log])
+    warn_of_late_files(sections.logs, path, [r for r in existing.committed if r.partition.value in in_log])
     if files:
         plan = make_preprocess_plan(sections, path, [file for partition in files for file in partition.files])
         connect()
-        _run(plan, there, files)
-    made = _find_table(sections, path, there.settings)
+        _run(plan, existing, files)
+    made = _find_table(sections, path, existing.settings)
     manifest = _make_manifest(made, found)
     if _finished(path) == manifest:
-        logger.info("the feature table has all partitions of the logs: nothing to do")
+        logger.info("the feature table is complete: nothing to do")
     else:
         check_no_split_is_empty(sections.logs, manifest)
         write_manifest(path, manifest)
@@ -115,7 +115,7 @@ def _finished(table: str) -> Manifest | None:
 
 
 def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
-    """Raises UserError where a partition is to move to another split, and the logs do not have it."""
+    """Raises UserError if a partition must move to another split, but is no longer in the logs."""
     logs, column, made_with = table.sections.logs, table.sections.logs.partition, table.made_with
     done, to_make = {r.partition.value for r in table.committed}, {f.partition.value for f in files}
     for partition in (record.partition for record in table.records if record.made_with == made_with):
@@ -125,36 +125,36 @@ def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
         if value not in to_make:
             raise UserError(
                 f"logs.splits moves {column}={value} from `{split}` to `{wanted}`, but {storage.absolute(logs.path)} "
-                "has no files of it to make it again from. Bring them back, or change the range."
+                "has no files to rebuild it from. Restore the files, or change the range."
             )
-        logger.info("%s=%s moves from `%s` to `%s`: it is made again", column, value, split, wanted)
+        logger.info("%s=%s moves from `%s` to `%s`: it is rebuilt", column, value, split, wanted)
 
 
-def _tell_of_left_out(table: ExistingTable, found: DiscoveredPartitions, files: list[PartitionFiles]) -> None:
-    """Says which complete partitions the manifest will not have: those in no split, and those whose logs are gone."""
+def _report_left_out(table: ExistingTable, found: DiscoveredPartitions, files: list[PartitionFiles]) -> None:
+    """Logs which complete partitions the manifest will not name: those in no split, and those whose logs are gone."""
     column, made_with = table.sections.logs.partition, table.made_with
     named = {r.partition.value for r in table.committed} | {f.partition.value for f in files}
     others = [record for record in table.records if record.partition.value not in named]
     aside = dict.fromkeys(record.partition.value for record in others if record.made_with == made_with)
     if aside:
-        logger.info("in the feature table, but in no split now, so left out of its manifest: %s", ", ".join(aside))
+        logger.info("in the feature table, but now in no split, so left out of its manifest: %s", ", ".join(aside))
     lost = {r.partition.value: r.partition.kept for r in others if r.made_with != made_with}
     rows = [f"{column}={value} ({kept:,} rows)" for value, kept in lost.items() if value not in found.ignored]
     if rows:
-        told = ", ".join(rows)
-        logger.warning("gone from the feature table, as the logs no longer have them to be made again: %s", told)
+        lost_rows = ", ".join(rows)
+        logger.warning("removed from the feature table, because the logs to rebuild them are gone: %s", lost_rows)
 
 
 def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]) -> None:
-    """Fits or extends the encoders, where that is due, and transforms the partitions."""
+    """Fits or extends the encoders if necessary, and transforms the partitions."""
     index = None if table.earlier is None else read_index(plan.table)
     train = [partition for partition in files if partition.partition.split == "train"]
     if index is not None:
         _check_kinds(plan, index)
     elif table.records:
         raise UserError(
-            f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that they were "
-            "encoded by: make it again with --overwrite."
+            f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that describes "
+            "their encoders: rebuild it with --overwrite."
         )
     elif not any(cut_units(partition) for partition in train):
         raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
@@ -180,7 +180,7 @@ def _committed_index(table: str) -> EncoderIndex:
 
 
 def _extend(plan: PreprocessPlan, table: ExistingTable, index: EncoderIndex, train: list[PartitionFiles]) -> None:
-    """Extends the vocabularies by train partitions that they have not counted, where the experiment wants that."""
+    """Extends the vocabularies with train partitions not yet counted, if `table.encoders` is `extend`."""
     counted = index.counted
     if counted is None:
         counted = [record.partition.value for record in table.records if record.partition.split == "train"]
@@ -188,11 +188,11 @@ def _extend(plan: PreprocessPlan, table: ExistingTable, index: EncoderIndex, tra
     if new and plan.sections.table.encoders == "extend":
         extend_encoders(plan, index, counted, new)
     else:
-        logger.info("the encoders that exist are used")
+        logger.info("using the existing encoders")
 
 
 def _delete_manifest_of(table: str, files: list[PartitionFiles]) -> None:
-    """A partition that is made again where it lies leaves the table unfinished meanwhile."""
+    """Deletes the manifest if it names a partition that is rebuilt in place: the table is unfinished meanwhile."""
     manifest = _finished(table)
     again = {(f.partition.split, f.partition.value) for f in files}
     if manifest is not None and any((p.split, p.value) in again for p in manifest.partitions):
@@ -200,20 +200,20 @@ def _delete_manifest_of(table: str, files: list[PartitionFiles]) -> None:
 
 
 def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
-    """Gives a table without partitions of these settings the settings and columns that it is to have.
+    """Writes the new settings and columns of a table that has no partitions with these settings yet.
 
-    The columns may be torn by a kill: they count when the first partition is committed.
+    A killed job may leave an incomplete columns file: it is not used before the first partition is committed.
     """
     storage.delete_file(storage.join(plan.table, MANIFEST))
-    for record in table.records:  # early ones get to say what they were made with, which is not known afterwards
+    for record in table.records:  # early records lack `made_with`, which cannot be derived later
         write_record(plan.table, record)
     storage.write_json(storage.join(plan.table, SETTINGS), table.settings.document)
     _write_columns(plan)
 
 
 def _begin(plan: PreprocessPlan, settings: TableSettings) -> None:
-    """Clears the folder, and writes what later runs are held against: the settings last."""
-    for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is none
+    """Clears the folder and writes the columns and then the settings, which later runs are checked against."""
+    for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is not taken for a table
         storage.delete_file(storage.join(plan.table, name))
     storage.delete_folder(plan.table)
     storage.create_folder(plan.table)
@@ -227,14 +227,14 @@ def _write_columns(plan: PreprocessPlan) -> None:
 
 
 def _delete_superseded(table: ExistingTable) -> None:
-    """Deletes what the manifest does not lead to any more. A job that is killed before leaves it to the next one."""
+    """Deletes files that the manifest does not refer to. If a job is killed before this, the next job deletes them."""
     storage.delete_folder(storage.join(table.path, WORK))
     delete_superseded_encoders(table.path, _committed_index(table.path))
     delete_superseded_partitions(table.sections.logs, table.path, table.made_with)
 
 
 def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
-    """Raises UserError where nothing of a split is left to train on or to evaluate."""
+    """Raises UserError if a split has no rows left."""
     for split in logs.splits:
         partitions = [partition for partition in manifest.partitions if partition.split == split]
         if sum(partition.kept for partition in partitions) == 0:
@@ -242,23 +242,23 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
                 f"logs.splits.{split}: no row is left of its {sum(p.rows_read for p in partitions):,} rows in "
                 f"{len(partitions)} partitions ({sum(p.quarantined for p in partitions):,} quarantined, "
                 f"{sum(p.filtered for p in partitions):,} filtered out, "
-                f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range or mend the log."
+                f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range or fix the log."
             )
 
 
 def _check_kinds(plan: PreprocessPlan, index: EncoderIndex) -> None:
-    """New partitions must have the kind of ids that the encoders were fitted on."""
+    """Checks that new partitions have the kind of ids that the encoders were fitted on."""
     features = {feature.name: feature for feature in plan.sections.features}
     for name, encoder in index.encoders.items():
         if "values" in encoder and (kind := features[name].encoder_values(plan.sources.kinds)) != encoder["values"]:
             raise UserError(
                 f"feature {name!r}: the new partitions have ids of kind {kind}, but the encoder in {plan.table} was "
-                f"fitted on {encoder['values']}. Convert the new partitions, or make the table again with --overwrite."
+                f"fitted on {encoder['values']}. Convert the new partitions, or rebuild the table with --overwrite."
             )
 
 
 def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
-    """The plan with the columns that the table has; keys of new partitions must fit into them."""
+    """The plan with the existing columns of the table; the keys of new partitions must fit into them."""
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     earlier = pq.read_schema(path, filesystem=filesystem)
     for old, new in zip(earlier, plan.schema, strict=True):
@@ -269,7 +269,7 @@ def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
         if fits != old.type:
             raise UserError(
                 f"{old.name!r} is {new.type} in the new partitions, but {old.type} in the feature table {plan.table}. "
-                "Convert the new partitions, or make the table again with --overwrite."
+                "Convert the new partitions, or rebuild the table with --overwrite."
             )
     return replace(plan, schema=earlier)
 

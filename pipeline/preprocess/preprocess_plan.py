@@ -1,4 +1,4 @@
-"""The plan of a run: the experiment bound to the columns of its logs. Made and checked before anything is written."""
+"""The plan of a run: the experiment bound to the columns of its logs, checked before anything is written."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from pipeline.table.manifest import KEY, LABEL, SCENARIO, TableColumn
 
 @dataclass(frozen=True)
 class PreprocessPlan:
-    """All that a unit of work needs to know; sent to the workers once."""
+    """Everything that a unit of work needs; sent to the workers once."""
 
     sections: TableExperiment
-    log: str  # folder or URI, the same in every working directory
+    log: str  # folder or URI, independent of the working directory
     table: str
     sources: Sources
     sides: list[SideTable]
@@ -29,7 +29,7 @@ def make_preprocess_plan(sections: TableExperiment, table: str, files: list[LogF
     """Binds the experiment to its logs and loads the side tables.
 
     Raises:
-        UserError: a column or side table is missing or unfit, see `find_sources` and `load_side_table`.
+        UserError: a column or side table is missing or unusable, see `find_sources` and `load_side_table`.
     """
     joins = sections.logs.joins
     schemas = [read_side_schema(join, f"logs.joins.{i}") for i, join in enumerate(joins)]
@@ -53,7 +53,7 @@ def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[Si
 
 
 def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.Schema:
-    """Columns of the lane files: features, labels, scenarios, keys. None has nulls; keys may, where rows are padded."""
+    """Columns of lane files: features, labels, scenarios, keys. Only the keys are nullable: null in padding rows."""
     columns = {feature.name: feature.column_type for feature in sections.features}
     columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
     columns |= {SCENARIO + scenario.name: pa.int32() for scenario in sections.scenarios}
@@ -62,12 +62,12 @@ def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.S
 
 
 def columns_in_words(schema: pa.Schema) -> list[TableColumn]:
-    """The columns of lane files as the manifest lists them."""
+    """The columns of lane files, in the form used by the manifest."""
     return [TableColumn(field.name, type_in_words(field.type)) for field in schema]
 
 
 def type_in_words(type_: pa.DataType) -> str:
-    """An Arrow type without the names of inner fields, floats with their width: `list<int32>`, `float32`."""
+    """Name of an Arrow type without the names of inner fields; floats with their width: `list<int32>`, `float32`."""
     if pa.types.is_list(type_):
         return f"list<{type_in_words(type_.value_type)}>"
     return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(type_), str(type_))

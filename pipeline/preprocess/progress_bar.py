@@ -1,4 +1,4 @@
-"""Progress of a pass: a bar on a terminal, a line every so often elsewhere."""
+"""Progress of a pass: a bar on a terminal, otherwise a log line at intervals."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressBar:
-    """Counts rows of one pass; use as a context."""
+    """Counts the rows of one pass; a context manager."""
 
     def __init__(self, what: str, rows: int) -> None:
         self._what = what
@@ -35,7 +35,7 @@ class ProgressBar:
             logger.info("%s: %s rows in %.1f s", self._what, f"{self._done:,}", seconds)
 
     def add(self, rows: int) -> None:
-        """Rows that one more task has finished."""
+        """Adds the rows of a finished task."""
         self._done += rows
         if self._bar is not None:
             self._bar.update(rows)

@@ -1,4 +1,4 @@
-"""Which rows of a unit can be used, which are quarantined and why, which are filtered out."""
+"""Decides which rows of a unit are kept, which are quarantined and why, and which are filtered out."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ _KEPT, _FILTERED = 0, -1
 
 @dataclass
 class Verdict:
-    """What becomes of each row. A row that is wrong in several ways has the first reason only."""
+    """The decision about each row. A row with several faults has only the first reason."""
 
     codes: NDArray[np.int16]  # (rows,) 0 kept, -1 filtered, n quarantined for reasons[n - 1]
     reasons: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Verdict:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Row numbers of the rows that can be used."""
+        """Row numbers of the usable rows."""
         return np.flatnonzero(self.codes == _KEPT)
 
     @property
@@ -60,7 +60,7 @@ def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdic
         _judge_label(verdict, task, rows)
     for key in sections.logs.keys:
         column = rows.column(key)
-        # NaN is missing, as it is where ids or labels are floats.
+        # NaN counts as missing, as in ids and labels that are floats.
         missing = column.values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
         verdict.reject(missing[column.rows], f"key {key}: value is missing")
         verdict.reject(not_utf8(column.values)[column.rows], f"key {key}: text is not UTF-8")
@@ -81,7 +81,7 @@ _NO_SCENARIO = -1
 
 
 def scenario_codes(scenario: ScenarioConfig, sources: Sources, rows: UnitRows) -> NDArray[np.int32]:
-    """Scenario index of each row: the value's place in `values`, their number for any other, -1 for none."""
+    """Scenario index of each row: index of the value in `values`; len(values) for other values; -1 for no value."""
     column = rows.column(scenario.column)
     kind = sources.kinds[scenario.column]
     ids, _ = as_ids(column.values, kind)
@@ -92,10 +92,10 @@ def scenario_codes(scenario: ScenarioConfig, sources: Sources, rows: UnitRows) -
 def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows) -> None:
     column = rows.column(task.column)
     numbers = as_numbers(column.values)
-    who = f"task {task.name}"
+    source = f"task {task.name}"
 
     def reject(wrong: NDArray[Any], reason: str) -> None:
-        verdict.reject(wrong[column.rows], f"{who}: {reason}")
+        verdict.reject(wrong[column.rows], f"{source}: {reason}")
 
     reject(np.isnan(numbers), "label is missing")
     reject(np.isinf(numbers), "label is infinite")

@@ -1,4 +1,4 @@
-"""The feature table of a run, with the experiment that made it beside it and a summary for a person."""
+"""Makes the feature table of a run, saves the experiment beside it, and summarises the result."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from pipeline.table.settings import check_may_overwrite
 
 
 def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[], None]) -> str:
-    """Makes or continues the run's feature table and saves the resolved experiment in its folder; gives a summary.
+    """Makes or continues the run's feature table and saves the resolved experiment in its folder; returns a summary.
 
     Args:
-        experiment: of the run.
-        overwrite: make the table anew.
+        experiment: the experiment of the run.
+        overwrite: rebuild the table from the start.
         connect: connects to Ray, see `preprocess`.
 
     Raises:
@@ -32,7 +32,7 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
 
 
 def summary(manifest: Manifest, table: str, seconds: float) -> str:
-    """What was made, in a few lines."""
+    """A summary of the table, in a few lines."""
     lines = [f"Feature table: {table} ({seconds:.1f} s)"]
     for split in dict.fromkeys(partition.split for partition in manifest.partitions):
         partitions = manifest.split(split)

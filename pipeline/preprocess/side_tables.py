@@ -1,4 +1,4 @@
-"""Side tables: small, one row a key, whole in memory; their columns join every log row with that key."""
+"""Side tables: small, one row per key, kept in memory; their columns are joined to every log row with that key."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ from pipeline.section import nearest
 
 @dataclass(frozen=True)
 class SideTable:
-    """A side table, in the parts that the experiment uses."""
+    """A side table, limited to the columns that the experiment uses."""
 
     key: str
     key_kind: Kind
     keys: IdArray  # distinct, no nulls
-    columns: dict[str, pa.Array]  # in the order of keys
+    columns: dict[str, pa.Array]  # in the order of `keys`
 
 
 def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
@@ -32,7 +32,7 @@ def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
         where: the path of the join in the experiment file, for errors.
 
     Raises:
-        UserError: the file is missing or not Parquet, or has no such key.
+        UserError: the file is missing or not Parquet, or lacks a usable key column.
     """
     if not storage.exists(join.path):
         raise UserError(f"{where}.path: there is no file {storage.absolute(join.path)}. Correct the path.")
@@ -42,7 +42,7 @@ def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
     if schema.names.count(join.key) > 1:
         raise UserError(
             f"{where}.key: {join.path} has {schema.names.count(join.key)} columns {join.key!r}: it is not clear which "
-            "is meant. Write it again with one of them."
+            "one is meant. Rewrite the file with only one of them."
         )
     if value_kind(schema.field(join.key).type) is None:
         raise UserError(
@@ -53,10 +53,10 @@ def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
 
 
 def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTable:
-    """Loads the columns of a side table that are used.
+    """Loads the key and the given columns of a side table.
 
     Raises:
-        UserError: the table cannot be read, or a key stands in it twice.
+        UserError: the table cannot be read, a key is not a whole number, or a key is repeated.
     """
     table = _read(join, where, [join.key, *(c for c in columns if c != join.key)])
     kind = value_kind(table.schema.field(join.key).type)
@@ -75,14 +75,14 @@ def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTab
     if len(repeated):
         example = _printable(repeated[0]["values"])
         raise UserError(
-            f"{where}: {len(repeated)} values of the key {join.key!r} stand more than once in {join.path}, "
-            f"for example {example}. A side table has one row a key: remove the repeats."
+            f"{where}: {len(repeated)} values of the key {join.key!r} appear more than once in {join.path}, "
+            f"for example {example}. A side table has one row per key: remove the duplicates."
         )
     return SideTable(join.key, kind, keys, {c: _plain(table[c]).filter(known) for c in columns})
 
 
 def _printable(value: pa.Scalar) -> str:
-    """A key for a message, which is no UTF-8 perhaps."""
+    """A key for a message; the key may not be valid UTF-8."""
     if pa.types.is_integer(value.type):
         return str(value.as_py())
     return "'" + value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace") + "'"
@@ -95,17 +95,17 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(join: JoinConfig, where: str, columns: list[str]) -> pa.Table:
-    """Some columns of a side table; with none, an empty table that has all of them."""
+    """Some columns of a side table; if `columns` is empty, an empty table with all columns."""
     filesystem, path = storage.resolve(join.path)
     try:
         dataset = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None, page_checksum_verification=True)
         for fragment in dataset.fragments:
-            # Arrow would fill a column that a file lacks with nulls.
+            # If a file lacks a column, Arrow would fill it with nulls.
             lacking = set(columns) - set(fragment.physical_schema.names)
             if lacking:
                 raise UserError(
                     f"{where}.path: the file {fragment.path} has no column {min(lacking)!r}, though other files of "
-                    f"{join.path} have it. Write that file again with the column."
+                    f"{join.path} have it. Rewrite that file with the column."
                 )
         return dataset.read(columns) if columns else dataset.schema.empty_table()
     except UNREADABLE as error:

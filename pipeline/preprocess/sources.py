@@ -1,4 +1,4 @@
-"""Which columns the experiment uses, where each comes from, and whether its type fits its use."""
+"""Finds the columns that the experiment uses, and checks that the type of each fits its use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from pipeline.section import nearest
 
 @dataclass(frozen=True)
 class Sources:
-    """Where columns come from, and what the ids in them are made of."""
+    """Where columns come from, and the kind of the ids in them."""
 
-    side: dict[str, int]  # column -> index of the side table; a column that is not here is in the log
-    kinds: dict[str, Kind]  # of every column of ids
-    fractional: set[str]  # columns of ids that are floats somewhere, which pandas makes of integers with nulls
-    keys: dict[str, pa.DataType]  # types of the key columns, as wide as all files need
+    side: dict[str, int]  # column -> index of its side table; all other columns are in the log
+    kinds: dict[str, Kind]  # kind of every column of ids
+    fractional: set[str]  # columns of ids that are floats in some file: pandas writes integers with nulls as floats
+    keys: dict[str, pa.DataType]  # types of the key columns, wide enough for all files
 
     def in_log(self, column: str) -> bool:
         return column not in self.side
@@ -30,7 +30,7 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
     """Finds and checks every column that the experiment uses.
 
     Raises:
-        UserError: a column is missing, stands in two places, or has a type that does not fit its use.
+        UserError: a column is missing, exists in two places, or has a type that does not fit its use.
     """
     log_columns = list(dict.fromkeys(name for file in files for name in file.schema.names))
     side: dict[str, int] = {}
@@ -59,7 +59,7 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
 
 
 def uses(sections: TableExperiment) -> Iterator[Use]:
-    """Every use of a column: join keys, features, scenarios, labels, keys."""
+    """Every use of a column, by join keys, features, scenarios, labels and keys."""
     for i, join in enumerate(sections.logs.joins):
         yield Use(join.key, f"the join (logs.joins.{i}.key)", IDS)
     for i, feature in enumerate(sections.features):
@@ -73,12 +73,12 @@ def uses(sections: TableExperiment) -> Iterator[Use]:
 
 
 def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: list[pa.Schema]) -> int | None:
-    """Index of the side table that has the column; None for the log, which every join key comes from."""
+    """Index of the side table that has the column; None for the log. Join keys always come from the log."""
     joins = sections.logs.joins
     if use.column in {join.key for join in joins}:
         if use.column not in log_columns:
             raise UserError(
-                f"The log has no column {use.column!r}, which {use.user} names; {nearest(use.column, log_columns)}"
+                f"The log has no column {use.column!r}, which {use.user} uses; {nearest(use.column, log_columns)}"
             )
         return None
     joined = [i for i, schema in enumerate(sides) if use.column in schema.names]
@@ -86,64 +86,64 @@ def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: li
     if not places:
         known = dict.fromkeys([*log_columns, *(name for schema in sides for name in schema.names)])
         where = "Neither the log nor a side table has" if joins else "The log does not have"
-        raise UserError(f"{where} a column {use.column!r}, which {use.user} names; {nearest(use.column, known)}")
+        raise UserError(f"{where} a column {use.column!r}, which {use.user} uses; {nearest(use.column, known)}")
     if len(places) > 1:
         raise UserError(
-            f"The column {use.column!r}, which {use.user} names, stands in {' and in '.join(places)}: it is not clear "
-            "which is meant. Rename it in one of them."
+            f"The column {use.column!r}, which {use.user} uses, is in {' and in '.join(places)}: it is not clear "
+            "which one is meant. Rename it in one of them."
         )
     return joined[0] if joined else None
 
 
 def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
-    """Checks the column in every place; gives the kind of its ids, where it has any."""
+    """Checks the column in all its files; returns the kind of its ids, if it has ids."""
     kinds: dict[Kind, str] = {}
     for place, schema in schemas:
         if use.column not in schema.names:
             raise UserError(
-                f"{place[0].upper()}{place[1:]} has no column {use.column!r}, which {use.user} names, though other "
-                f"files have it; {nearest(use.column, schema.names)}. Write that file again with the column."
+                f"{place[0].upper()}{place[1:]} has no column {use.column!r}, which {use.user} uses, though other "
+                f"files have it; {nearest(use.column, schema.names)}. Rewrite that file with the column."
             )
         if schema.names.count(use.column) > 1:
             raise UserError(
                 f"{place[0].upper()}{place[1:]} has {schema.names.count(use.column)} columns {use.column!r}, which "
-                f"{use.user} names: it is not clear which is meant. Write that file again with one of them."
+                f"{use.user} uses: it is not clear which one is meant. Rewrite that file with only one of them."
             )
         type_ = schema.field(use.column).type
-        if pa.types.is_null(type_):  # nothing but nulls: what pandas writes for an empty column
+        if pa.types.is_null(type_):  # only nulls: pandas writes this type for an empty column
             continue
         if not use.types.fits(type_):
             raise UserError(
-                f"The column {use.column!r}, which {use.user} names, is {type_} in {place}; expected "
-                f"{use.types.expected}. Name another column, or convert this one."
+                f"The column {use.column!r}, which {use.user} uses, is {type_} in {place}; expected "
+                f"{use.types.expected}. Use another column, or convert this one."
             )
         kind = use.types.kind(type_)
         if kind is not None:
             kinds.setdefault(kind, f"{type_} in {place}")
     if len(kinds) > 1:
         raise UserError(
-            f"The column {use.column!r}, which {use.user} names, is {' but '.join(kinds.values())}. "
+            f"The column {use.column!r}, which {use.user} uses, is {' but '.join(kinds.values())}. "
             "Ids must be whole numbers everywhere or texts everywhere: convert one of them."
         )
-    # A column of nothing but nulls has no values that could be of either kind.
+    # A column with only nulls has no values that could be of the wrong kind.
     return next(iter(kinds), use.types.kind(pa.int64()) or use.types.kind(pa.list_(pa.int64())))
 
 
 def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
-    """The type that holds the column of all files."""
+    """The type that can hold the column of all files."""
     plain = [pa.schema([pa.field(use.column, _decoded(schema.field(use.column).type))]) for _, schema in schemas]
     try:
         return pa.unify_schemas(plain, promote_options="permissive").field(0).type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         found = ", ".join(dict.fromkeys(str(schema.field(0).type) for schema in plain))
         raise UserError(
-            f"The column {use.column!r}, which {use.user} names, has types that do not go together in the files of "
-            f"the log: {found}. Convert them to one type."
+            f"The column {use.column!r}, which {use.user} uses, has incompatible types in the files of the log: "
+            f"{found}. Convert them to one type."
         ) from None
 
 
 def _decoded(type_: pa.DataType) -> pa.DataType:
-    """The type that a column has once it is read as plain values."""
+    """The type of a column that is read as plain values."""
     return without_views(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
@@ -153,8 +153,8 @@ def _check_scenario_values(sections: TableExperiment, kinds: dict[str, Kind]) ->
         wrong = [value for value in scenario.values if isinstance(value, int) != (kind == "int")]
         if wrong:
             raise UserError(
-                f"scenarios.{i}.values: the column {scenario.column!r} holds {KIND_IN_WORDS[kind]}, but {wrong[0]!r} "
-                "is not one: write the values as they are in the log."
+                f"scenarios.{i}.values: the column {scenario.column!r} contains {KIND_IN_WORDS[kind]}, but "
+                f"{wrong[0]!r} is of another kind: write the values as they are in the log."
             )
         wide = [value for value in scenario.values if isinstance(value, int) and not -(2**63) <= value < 2**64]
         if wide:

@@ -1,4 +1,4 @@
-"""Runs a function over many small descriptions of work with Ray: the only module of this stage that imports it."""
+"""Runs a function on many small work items with Ray: the only module of this stage that imports Ray."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from pipeline.errors import UserError
 from pipeline.preprocess.units import Unreadable
 
 Item = dict[str, Any]
-"""What one task works on; plain JSON."""
+"""The work of one task, as plain JSON."""
 
-TASKS_A_CPU = 4
-"""Tasks that are handed to Ray for each CPU that the cluster has, so that none waits for the next."""
+TASKS_PER_CPU = 4
+"""Tasks submitted to Ray per CPU of the cluster, so that no CPU waits for its next task."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Done:
 
     item: Item
     result: dict[str, Any]
-    unreadable: str | None  # why its file cannot be read; the result is empty then
+    unreadable: str | None  # why its file cannot be read; in this case the result is empty
 
 
 def run_tasks(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], shared: Any) -> Iterator[Done]:
-    """Runs ``task(item, shared)`` for every item, each in one Ray task, and yields results as they finish.
+    """Runs ``task(item, shared)`` for every item, each in its own Ray task, and yields results as they finish.
 
     Args:
-        task: a function of a module. It may run twice when a machine is lost.
+        task: a module-level function. It may run twice if a machine is lost.
         shared: sent to each machine once; Arrow data in it is not copied for each worker.
 
     Raises:
-        UserError: as the task raised it. (Ray would wrap it, so mistakes travel as results.)
+        UserError: as raised by the task. (Ray would wrap it, so the task returns such errors as results.)
     """
     if not items:
         return
@@ -43,7 +43,7 @@ def run_tasks(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], sh
     left = iter(items)
     try:
         while True:
-            room = TASKS_A_CPU * int(ray.cluster_resources().get("CPU", 1)) - len(waiting)
+            room = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)) - len(waiting)
             for item in islice(left, max(room, 0)):
                 waiting[_perform.remote(reference, item)] = item
             if not waiting:

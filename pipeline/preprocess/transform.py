@@ -1,4 +1,4 @@
-"""The second pass: the rows of a unit, judged, encoded, shuffled and dealt to the lanes."""
+"""The second pass: the rows of a unit are checked, encoded, shuffled and distributed over the lanes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.table.manifest import KEY
 
 @dataclass(frozen=True)
 class Transform:
-    """What the tasks of this pass share."""
+    """Data that the tasks of this pass share."""
 
     plan: PreprocessPlan
     encoders: dict[str, Encoder]
@@ -29,7 +29,7 @@ class Transform:
 
 @dataclass
 class IdCounts:
-    """How many ids a unit has a feature, and how many of them are unknown or missing."""
+    """Number of ids per feature in a unit, and how many of them are unknown or missing."""
 
     ids: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
@@ -43,10 +43,10 @@ class IdCounts:
 
 
 def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
-    """Transforms one unit and writes its files; a task of Ray.
+    """Transforms one unit and writes its files; a Ray task.
 
     Returns:
-        Fields of `Partition`, for this unit alone; `lanes` as given by `write_lanes`.
+        Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`.
 
     Raises:
         Unreadable: the file is damaged.
@@ -73,7 +73,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 
 
 def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> tuple[pa.Table, IdCounts]:
-    """The columns of lane files for some rows of a unit, in the order given."""
+    """The columns of lane files for some rows of a unit, in the given order."""
     plan, counts = shared.plan, IdCounts()
     columns: list[pa.Array] = []
     for feature in plan.sections.features:
@@ -98,6 +98,6 @@ def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[n
     except pa.ArrowInvalid as error:
         raise UserError(
             f"The key {key!r} is {column.values.type} in the log file {rows.file}, but {type_} in the feature table, "
-            f"as it was in other files, and not every value fits: {one_line(error)}. Write that column with one type "
+            f"because of other files, and not every value fits: {one_line(error)}. Write that column with one type "
             "in all files."
         ) from error

@@ -1,4 +1,4 @@
-"""Units of work: some consecutive row groups of a log file, small enough for one worker's memory."""
+"""Units of work: consecutive row groups of a log file, small enough for the memory of one worker."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,12 +15,12 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.sources import uses
 
 UNIT_ROWS = 2**20
-"""Rows of a unit, at most; a row group is never cut. The default of pyarrow's writer makes one row group a unit."""
+"""Maximum rows of a unit; row groups are never split. By default pyarrow writes row groups of this size."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive row groups of a log file. (partition, number) names it in the feature table."""
+    """Consecutive row groups of a log file; (partition, number) identifies the unit in the feature table."""
 
     split: str
     partition: str
@@ -44,7 +44,7 @@ class Unreadable(Exception):
 
 
 def cut_units(found: PartitionFiles) -> list[Unit]:
-    """Cuts the files of a partition, in order of their path, into numbered units."""
+    """Splits the files of a partition, in the order of their paths, into numbered units."""
     units: list[Unit] = []
     for file in found.files:
         groups: list[int] = []
@@ -60,7 +60,7 @@ def cut_units(found: PartitionFiles) -> list[Unit]:
 
 
 class UnitRows:
-    """The rows of a unit, by column, with side tables joined."""
+    """The rows of a unit by column, with side tables joined."""
 
     def __init__(self, plan: PreprocessPlan, unit: Unit, columns: set[str]) -> None:
         """Reads some columns of the unit.
@@ -74,7 +74,7 @@ class UnitRows:
         self._log = _read(plan, unit, columns)
 
     def column(self, name: str) -> Column:
-        """A column of the log, or else of a side table; null where the side table lacks the row's key."""
+        """A column of the log or of a side table; null where the side table lacks the row's key."""
         side = self._plan.sources.side.get(name)
         if side is None:
             return Column.of(self._log[name])
@@ -82,12 +82,12 @@ class UnitRows:
         return Column(self._plan.sides[side].columns[name].take(joined.values), joined.rows)
 
     def id_kind(self, name: str) -> Kind:
-        """What the ids in a column are made of, in the whole log."""
+        """Kind of the ids in a column, in the whole log."""
         return self._plan.sources.kinds[name]
 
     @cached_property
     def _joins(self) -> list[Column]:
-        """For each side table: the rows of it that are used (null: no such key), and which of them each row has."""
+        """For each side table: the rows that are used (null: no such key), and the index into them per log row."""
         joins = []
         for side in self._plan.sides:
             keys = Column.of(self._log[side.key])
@@ -105,10 +105,10 @@ def _read(plan: PreprocessPlan, unit: Unit, columns: set[str]) -> pa.Table:
 
 
 def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]) -> pa.Table:
-    """Reads columns of a unit, all of them where `columns` is None.
+    """Reads columns of a unit; all columns if `columns` is None.
 
     Args:
-        encoded: columns that may be read as dictionaries, each text once instead of once a row.
+        encoded: columns that may be read as dictionaries: each text once instead of once per row.
 
     Raises:
         Unreadable: the file is damaged.
@@ -118,7 +118,7 @@ def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem)
         if unit.groups[-1] >= metadata.num_row_groups:
-            raise Unreadable("it was written anew while the job was running")
+            raise Unreadable("it was rewritten while the job was running")
         texts = [name for name in _repetitive_texts(metadata, unit.groups) if name in encoded]
         with pq.ParquetFile(
             path, filesystem=filesystem, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
@@ -137,10 +137,10 @@ def _without_views(table: pa.Table) -> pa.Table:
 
 
 def _repetitive_texts(metadata: pq.FileMetaData, groups: list[int]) -> list[str]:
-    """Text columns that are stored as dictionaries in all of some row groups.
+    """Text columns that are stored as dictionaries in all of the given row groups.
 
-    Where a writer gave up on a dictionary and stored plain texts, rebuilding one while reading takes twice as long as
-    reading plainly. Codes take less than 4 bytes a value, beside a dictionary of 1 MiB; plain texts take more.
+    If the writer stopped using a dictionary and stored plain texts, building a dictionary while reading takes twice as
+    long as reading plain texts. Codes take less than 4 bytes per value, plus a dictionary of 1 MiB; texts take more.
     """
     texts = {field.name for field in metadata.schema.to_arrow_schema() if is_text(field.type)}
     for group in groups:

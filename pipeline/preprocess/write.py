@@ -1,4 +1,4 @@
-"""Lane files and quarantine files of one unit. Names and content follow from the unit alone."""
+"""Lane files and quarantine files of one unit. Their names and content depend only on the unit."""
 
 import hashlib
 from itertools import count
@@ -17,7 +17,7 @@ QUARANTINE = "quarantine"
 
 
 def unit_generator(seed: int, unit: Unit) -> np.random.Generator:
-    """Random numbers that depend on the table's seed, the partition and the unit, and on nothing else."""
+    """A random generator that depends only on the table's seed, the partition and the unit."""
     digest = hashlib.sha256(f"{seed}/{unit.partition}/{unit.number}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest))
 
@@ -25,11 +25,11 @@ def unit_generator(seed: int, unit: Unit) -> np.random.Generator:
 def deal(
     rows: NDArray[np.int64], lanes: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spreads rows over lanes at random.
+    """Distributes rows over lanes at random.
 
     Returns:
-        The rows in a new order, and how many of them, from the front, each lane takes. The lengths differ by one at
-        most; which lanes get one more is random, so that lanes stay even over many units.
+        The rows in a new order, and the number of consecutive rows of each lane. The numbers differ by at most one;
+        which lanes get one more row is random, so that lanes stay balanced over many units.
     """
     lengths = np.full(lanes, len(rows) // lanes)
     lengths[(generator.integers(lanes) + np.arange(len(rows) % lanes)) % lanes] += 1
@@ -39,10 +39,10 @@ def deal(
 def write_lanes(
     plan: PreprocessPlan, unit: Unit, table: pa.Table, lengths: NDArray[np.int64]
 ) -> list[tuple[int, str, int, int]]:
-    """Writes consecutive rows to one file a lane; a lane without rows gets none.
+    """Writes consecutive rows to one file per lane; a lane without rows gets no file.
 
     Returns:
-        Lane, path relative to the feature table, rows, bytes of each file.
+        Lane, path relative to the feature table, rows and bytes of each file.
     """
     folder = lane_folder(plan, unit.split, unit.partition)
     encodings = byte_streams(table.schema)
@@ -59,7 +59,7 @@ def write_lanes(
                 stream,
                 row_group_size=plan.sections.table.row_group_rows,
                 compression="lz4",
-                use_dictionary=False,  # ids hardly repeat inside a small row group
+                use_dictionary=False,  # ids rarely repeat within a small row group
                 column_encoding=encodings,
             )
             files.append((lane, path, rows, int(stream.tell())))
@@ -68,8 +68,10 @@ def write_lanes(
 
 
 def byte_streams(schema: pa.Schema) -> dict[str, str]:
-    """The encoding of columns of 32 bits: first bytes together, then second ones. The upper bytes of ids are mostly
-    alike, so that files are smaller, and written and read faster, than with whole values one after the other."""
+    """The encoding of 32-bit columns, BYTE_STREAM_SPLIT: the k-th bytes of all values are stored together.
+
+    The upper bytes of ids are mostly equal, so files are smaller and faster to write and read than with plain encoding.
+    """
     encodings = {}
     for field in schema:
         is_list = pa.types.is_list(field.type)
@@ -80,13 +82,13 @@ def byte_streams(schema: pa.Schema) -> dict[str, str]:
 
 
 def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> None:
-    """Writes rejected rows as they stand in the log, with their file, row number and reason.
+    """Writes rejected rows unchanged from the log, with their file, row number and reason.
 
     Args:
         rows: row numbers in the unit, ascending.
-        reasons: one a row.
+        reasons: one reason per row.
     """
-    # A second look at the file: only now are the columns needed that no feature uses.
+    # Reads the file a second time, because only quarantine files need the columns that no feature uses.
     bad = read_unit(plan.log, unit, None, set()).take(pa.array(rows))
     added: dict[str, Any] = {
         "file": pa.array([unit.file] * len(rows)),
@@ -102,19 +104,19 @@ def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], 
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names with a number behind those that stood before: most readers refuse a file that has a name twice."""
+    """Makes names unique by adding a number to repeated names: most readers refuse duplicate column names."""
     distinct: list[str] = []
     for name in names:
         tries = (name if n == 1 else f"{name}_{n}" for n in count(1))
-        distinct.append(next(one for one in tries if one not in distinct))
+        distinct.append(next(candidate for candidate in tries if candidate not in distinct))
     return distinct
 
 
 def quarantine_folder(plan: PreprocessPlan, partition: str) -> str:
-    """Relative to the feature table."""
+    """Path relative to the feature table."""
     return f"{QUARANTINE}/{plan.sections.logs.partition}={partition}"
 
 
 def lane_folder(plan: PreprocessPlan, split: str, partition: str) -> str:
-    """Relative to the feature table."""
+    """Path relative to the feature table."""
     return f"{split}/{plan.sections.logs.partition}={partition}"

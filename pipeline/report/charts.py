@@ -1,8 +1,8 @@
 """The charts of a run's report: numbers in, Plotly figures out, grouped into panels that share a legend.
 
-A figure has no title, legend or text colour of its own. The page gives them, so that they wrap on a narrow screen and
-follow light and dark mode; what is coloured here is legible on both. Labels come from files and are escaped, because
-Plotly reads a label as HTML.
+Figures have no title, legend or text colour. The page adds these, so that they wrap on a narrow screen and follow
+light and dark mode; the colours that are chosen here are legible in both modes. Labels come from files and are
+escaped, because Plotly reads a label as HTML.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ COLOURS = (
 DASHES = ("solid", "dash", "dot")
 GREY = "#7a8698"
 FAINT = "rgba(128,128,128,0.22)"
-SHADES = [[0, "rgba(59,125,216,0.03)"], [1, "rgba(59,125,216,0.7)"]]  # text of either mode is legible on the darkest
+SHADES = [[0, "rgba(59,125,216,0.03)"], [1, "rgba(59,125,216,0.7)"]]  # text of both modes is legible on the darkest
 SHOWN_AT_FIRST = 8
 LONGEST_LABEL = 22
 LABEL_WIDTH, EXPERT_WIDTH = 150, 20
@@ -48,7 +48,7 @@ GRADIENTS = {
 
 @dataclass(frozen=True)
 class Key:
-    """How a label's line looks in every chart of a panel; its entry in the legend, which shows and hides it."""
+    """The look of a label's line in every chart of a panel. Its entry in the legend shows and hides the line."""
 
     label: str
     colour: str
@@ -68,7 +68,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Panel:
-    """Charts side by side, with one legend for all of them where there is more than one key."""
+    """Charts side by side, with one legend for all of them if there is more than one key."""
 
     charts: list[Chart]
     keys: list[Key] = field(default_factory=list)
@@ -77,16 +77,16 @@ class Panel:
 
 
 def learning_curves(records: Sequence[MetricsRecord], stopping_metric: str | None) -> list[Panel]:
-    """A loss a task while training; then AUC or RMSE a task, while training and of the validations.
+    """The loss of each task while training; then AUC or RMSE of each task, while training and in validations.
 
     Args:
         records: the lines of metrics.jsonl.
-        stopping_metric: what the best checkpoint goes by; without it, each chart's own metric marks its best step.
+        stopping_metric: chooses the best checkpoint; without it, each chart's own metric marks its best step.
     """
     train = [record for record in records if record["kind"] == "train"]
     valid = [record for record in records if record["kind"] == "valid"]
     tasks = (train or valid)[-1]["tasks"]
-    cells: dict[str, tuple[str, ...]] = {ALL_ROWS: ()} if valid else {}  # and where they stand in a task's metrics
+    cells: dict[str, tuple[str, ...]] = {ALL_ROWS: ()} if valid else {}  # cell -> path in a task's metrics
     cells |= {
         cell: ("scenarios", cell) for record in valid for task in tasks for cell in record["tasks"][task]["scenarios"]
     }
@@ -117,7 +117,7 @@ def best_step(valid: Sequence[MetricsRecord], metric: str) -> int | None:
 
 
 def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[Any]]]]) -> Panel:
-    """A chart a task, a curve a scenario; takes what `reliability_of_tasks` gives."""
+    """One chart per task, one curve per scenario; takes the output of `reliability_of_tasks`."""
     keys = keys_of(cell for cells in reliability.values() for cell in cells)
     charts = []
     for task, cells in reliability.items():
@@ -145,9 +145,9 @@ def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[
 
 
 def expert_maps(experts: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
-    """A panel a layer, a heat map a group; takes what `ExpertUse.total` gives.
+    """One panel per layer, one heat map per group; takes the output of `ExpertUse.total`.
 
-    Where every row selects every expert, a map of how often they are selected would say nothing and is left out.
+    If every row selects every expert, the map of how often they are selected is left out.
     """
     panels = []
     for layer, use in experts.items():
@@ -175,7 +175,7 @@ class DiagnosticPanels:
 
 
 def diagnostic_panels(records: Sequence[MetricsRecord]) -> DiagnosticPanels:
-    """Lines of every diagnostic, by name: ``kl/LAYER/PART``, ``noise``, ``gradient_*/TASK``, and whatever there is."""
+    """Lines of every diagnostic, by name: ``kl/LAYER/PART``, ``noise``, ``gradient_*/TASK``, and any others."""
     train = [record for record in records if record["kind"] == "train"]
     names = dict.fromkeys(name for record in train for name in record.get("diagnostics", {}))
     groups: dict[str, dict[str, Line]] = {}
@@ -195,7 +195,7 @@ def diagnostic_panels(records: Sequence[MetricsRecord]) -> DiagnosticPanels:
 
 
 def comparison_charts(comparison: Mapping[str, Any]) -> Panel:
-    """A chart a task: each variant's mean over all rows, and one point a seed; takes what compare.json holds."""
+    """One chart per task: each variant's mean over all rows, and one point per seed; takes the data of compare.json."""
     charts = []
     variants: Mapping[str, Any] = comparison["variants"]
     for task, metric in comparison["metric_of_task"].items():
@@ -213,7 +213,7 @@ def comparison_charts(comparison: Mapping[str, Any]) -> Panel:
             y=[y for _, y in points],
             mode="markers",
             marker={"color": GREY, "size": 7, "opacity": 0.7},
-            hovertemplate="a seed: " + template,
+            hovertemplate="one seed: " + template,
         )
         figure.add_scatter(
             x=[cell["mean"] for _, cell in rows],
@@ -228,12 +228,12 @@ def comparison_charts(comparison: Mapping[str, Any]) -> Panel:
 
 
 def keys_of(labels: Iterable[str]) -> dict[str, Key]:
-    """A key a label. All rows together have the first colour and the widest line; the first few labels are shown."""
+    """One key per label. All rows together get the first colour and the widest line. The first labels are shown."""
     keys = {}
     for number, label in enumerate(dict.fromkeys(labels)):
-        round_, place = divmod(number, len(COLOURS) - 1)  # the last colour is kept for what is not compared
+        cycle, index = divmod(number, len(COLOURS) - 1)  # the last colour is kept for lines that are not compared
         width = 3.0 if label == ALL_ROWS else 1.5
-        keys[label] = Key(label, COLOURS[place], DASHES[round_ % len(DASHES)], width, number < SHOWN_AT_FIRST)
+        keys[label] = Key(label, COLOURS[index], DASHES[cycle % len(DASHES)], width, number < SHOWN_AT_FIRST)
     return keys
 
 
@@ -243,13 +243,13 @@ def _diagnostics(charts: Mapping[str, Mapping[str, Line]]) -> Panel:
     panel = Panel([], list(keys.values()))
     for title, lines in charts.items():
         figure = _line_chart([(keys[label], line) for label, line in lines.items()])
-        figure.update_yaxes(rangemode="tozero")  # where all is 0, as conflicts may be, the line lies on the axis
+        figure.update_yaxes(rangemode="tozero")  # if all values are 0, as conflicts may be, the line is on the axis
         panel.charts.append(Chart(title, figure))
     return panel
 
 
 def _series(records: Iterable[MetricsRecord], *path: str) -> Line:
-    """Steps and the numbers below these keys, where there is one."""
+    """The numbers under these keys, with their steps; records without such a number are skipped."""
     steps, values = [], []
     for record in records:
         found: Any = record
@@ -278,7 +278,7 @@ def _add_line(figure: go.Figure, key: Key, line: Line, markers: bool) -> None:
         x=line[0],
         y=line[1],
         name=_text(key.label),
-        meta=key.label,  # by which the page's legend finds it
+        meta=key.label,  # the page's legend finds the line by it
         mode="lines+markers" if markers else "lines",
         line=_stroke(key.colour, key.dash) | {"width": key.width},
         marker={"size": 3 + key.width},
@@ -287,7 +287,7 @@ def _add_line(figure: go.Figure, key: Key, line: Line, markers: bool) -> None:
 
 
 def _heat_map(values: Mapping[str, list[list[float]]], group: int, darkest: float) -> go.Figure:
-    """Rows are scenarios, columns experts, the values' percentages are written in the cells."""
+    """Rows are scenarios, columns are experts; the cells show the values as percentages."""
     cells = [cell[group] for cell in values.values()]
     experts = [f"{number}" for number in range(1, len(cells[0]) + 1)]
     lines = max(label.count("/") for label in values) + 1
@@ -314,7 +314,7 @@ def _heat_map(values: Mapping[str, list[list[float]]], group: int, darkest: floa
 
 
 def _label_rows(figure: go.Figure, labels: list[str]) -> None:
-    """Names for rows 0, 1, ... from top to bottom. As numbers, because two labels may be cut to the same text."""
+    """Labels rows 0, 1, ... from top to bottom. Rows are numbers, because two labels may be cut to the same text."""
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(len(labels))),
@@ -326,7 +326,7 @@ def _label_rows(figure: go.Figure, labels: list[str]) -> None:
 
 
 def _text(label: str) -> str:
-    """A label as Plotly should read it; of the entities it knows only these."""
+    """Escapes a label for Plotly, which knows only the entities for &, < and >."""
     return escape(label, quote=False)
 
 
@@ -341,7 +341,7 @@ def _figure(height: int, x_title: str, y_title: str | None = None) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=False,
         hovermode="closest",
-        dragmode=False,  # or a finger on a chart could not scroll the page
+        dragmode=False,  # otherwise a finger on a chart could not scroll the page
         hoverlabel={"bgcolor": "#27313f", "bordercolor": "#27313f", "font": {"color": "#ffffff"}},
         xaxis=axis | {"title": {"text": x_title, "standoff": 6}},
         yaxis=axis | ({"title": {"text": y_title, "standoff": 6}} if y_title else {}),

@@ -1,6 +1,6 @@
-"""Evaluations of many models and seeds in, one comparison out: noise, differences, negative transfer.
+"""Compares evaluations of many models and seeds: noise, differences, negative transfer.
 
-Pure functions of what `evaluate` gives. A cell is "all" or the label of a scenario, such as "tab=1".
+Pure functions of the output of `evaluate`. A cell is "all" or the label of a scenario, such as "tab=1".
 """
 
 import math
@@ -19,7 +19,7 @@ Values = dict[int, float | None]  # seed -> value
 
 CONFIDENCE = 0.95
 REFERENCE = "reference"
-"""What the reference is called beside the variants."""
+"""The name of the reference in the table of variants."""
 BETTER, WORSE, NEGATIVE = "▲", "▼", "†"
 
 
@@ -28,11 +28,12 @@ def compare(
 ) -> dict[str, Any]:
     """Compares variants with the first of them, the baseline, and with a reference.
 
-    A value that is undefined with one seed makes its cell undefined (None) and unmarked. Differences are paired by
-    seed; one exceeds noise when the two-sided 95% t interval of its mean leaves out 0, which needs two common seeds.
+    A value that is undefined with any seed makes its cell undefined (None) and unmarked. Differences are paired by
+    seed; a difference exceeds noise if the two-sided 95% t interval of its mean excludes 0, which needs two common
+    seeds.
 
     Args:
-        variants: evaluations of each variant by seed; of the baseline there is at least one.
+        variants: evaluations of each variant by seed; the baseline has at least one.
         reference: evaluations of single-scenario, single-task models, by task and cell and by seed.
 
     Returns:
@@ -40,8 +41,8 @@ def compare(
         [...], "tasks": {TASK: {CELL: {...}}}}}, "reference": {TASK: {CELL: {"mean", "std", "values"}}} or None}``.
         A cell of a variant has metric, mean, std (of the sample; None with one seed) and values in the order of its
         seeds; `difference` (variant - baseline, None for the baseline), `beyond_noise`, and `better`: whether the
-        difference, beyond noise or not, is for the better. `transfer` is the mean of variant - reference, signed so
-        that more is better whatever the metric: below 0 it is negative transfer.
+        difference, beyond noise or not, is an improvement. `transfer` is the mean of variant - reference, signed so
+        that higher is better for every metric: below 0 it is negative transfer.
     """
     baseline = next(iter(variants))
     first = next(iter(variants[baseline].values()))
@@ -70,7 +71,7 @@ def compare(
 
 
 def _compared(own: Values, base: Values, reference: Values, metric: str) -> dict[str, Any]:
-    """One cell of a variant, beside the baseline and the reference; empty values stand for one that is not there."""
+    """One cell of a variant, compared with the baseline and the reference; values are empty where one is missing."""
     difference, beyond_noise = paired_difference(own, base)
     transfer, transfer_beyond_noise = paired_difference(own, reference)
     return {
@@ -87,8 +88,8 @@ def _compared(own: Values, base: Values, reference: Values, metric: str) -> dict
 def paired_difference(values: Values, others: Values) -> tuple[float | None, bool | None]:
     """The mean of value - other over the seeds that both have, and whether it exceeds noise.
 
-    It does when ``|mean| > t(0.975, n - 1) * std / sqrt(n)`` of the n differences. None where there is no common
-    seed or a value is undefined; the second is None with one common seed too, which tells nothing about noise.
+    It does if ``|mean| > t(0.975, n - 1) * std / sqrt(n)`` of the n differences. Both are None if there is no
+    common seed or a value is undefined; the second is also None with one common seed, which shows nothing about noise.
     """
     pairs = [(values[seed], others[seed]) for seed in sorted(values.keys() & others.keys())]
     differences = [value - other for value, other in pairs if value is not None and other is not None]
@@ -131,10 +132,10 @@ def _by_task(references: dict[tuple[str, str], Values]) -> dict[str, Any]:
 
 
 def format_comparison(comparison: dict[str, Any], scenarios: Sequence[str]) -> str:
-    """The comparison as Markdown that is aligned for a terminal: a block a task, a line a variant, a column a cell.
+    """The comparison as Markdown, aligned for a terminal: one block per task, with variants as lines, cells as columns.
 
     Args:
-        comparison: what `compare` gives.
+        comparison: the output of `compare`.
         scenarios: labels of the columns beside "all".
     """
     columns = [ALL_ROWS, *scenarios]
@@ -146,8 +147,8 @@ def _format_task(comparison: dict[str, Any], task: str, metric: str, columns: li
     lines = [["", *(column.replace("|", "\\|") for column in columns)]]
     for name, variant in comparison["variants"].items():
         if variant["seeds"]:
-            done, asked = len(variant["seeds"]), len(comparison["seeds"])
-            label = name if done == asked else f"{name} ({done} of {asked} seeds)"
+            done, total = len(variant["seeds"]), len(comparison["seeds"])
+            label = name if done == total else f"{name} ({done} of {total} seeds)"
             lines.append([label, *(_format_cell(variant["tasks"][task].get(column)) for column in columns)])
     if comparison["reference"] is not None:
         cells = comparison["reference"].get(task, {})
@@ -178,20 +179,20 @@ def _short(value: float) -> str:
 def _legend(comparison: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, comparison["seeds"]))
     if len(comparison["seeds"]) < 2:
-        return f"One seed ({seeds}): how much is noise is not known, and nothing is marked."
+        return f"One seed ({seeds}): the noise is unknown, so nothing is marked."
     lines = [
         f"Mean ± standard deviation over {len(comparison['seeds'])} seeds ({seeds}). {BETTER} better and {WORSE} worse "
         f"than {comparison['baseline']}, beyond noise."
     ]
     if comparison["reference"] is not None:
         lines.append(
-            f"{NEGATIVE} negative transfer: worse, beyond noise, than the reference, a model of that scenario and that "
-            "task alone."
+            f"{NEGATIVE} negative transfer: worse, beyond noise, than the reference, a model for that scenario and "
+            "that task alone."
         )
     lines.append(
-        "Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference leaves out 0.\n"
-        "That is the noise of training alone: the test rows are the same for all seeds, and a small scenario may lean "
-        "one way by the rows it has.\n"
-        "Where nothing differs, 1 cell in 20 is marked all the same: among many cells some marks come by chance."
+        "Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference excludes 0.\n"
+        "This is only the noise of training: the test rows are the same for all seeds, and the rows of a small "
+        "scenario may favour one model by chance.\n"
+        "Even without any real difference, 1 cell in 20 is marked: among many cells, some marks appear by chance."
     )
     return "\n".join(lines)

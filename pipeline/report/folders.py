@@ -1,4 +1,4 @@
-"""A feature table or a checkpoint in words, for a terminal."""
+"""Describes a feature table or a checkpoint, for a terminal."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from pipeline.table.manifest import Manifest, Partition, read_manifest
 
 
 def describe_checkpoint(saved: Checkpoint) -> str:
-    """A checkpoint in words: the position of its run, what made it, what it belongs to."""
+    """Describes a checkpoint: the position of its run, how it was made, and its table and model."""
     state = saved.state()
     progress, experiment, table = state.progress, state.experiment, state.table
     training, model = experiment.training, experiment.model
@@ -20,7 +20,7 @@ def describe_checkpoint(saved: Checkpoint) -> str:
         f"(global batches of {training.global_batch_size} rows)",
         f"  saved by {state.workers} workers with {state.threads} threads each, seed {training.seed}",
         f"  feature table {table.fingerprint[:12]}, {table.lanes} lanes, "
-        f"{len(progress.span.partitions)} train partitions",
+        f"{len(progress.window.partitions)} train partitions",
         f"  model bottom {model.bottom.kind}, trunk {model.trunk.kind}, head {model.head.kind}",
         "  versions " + ", ".join(f"{name} {version}" for name, version in state.versions.items()),
     ]
@@ -33,7 +33,7 @@ def describe_checkpoint(saved: Checkpoint) -> str:
 
 
 def describe_table(path: str) -> str:
-    """A feature table in words: splits and partitions, rows and what became of them, lanes, tables, columns.
+    """Describes a feature table: splits and partitions, rows kept and left out, lanes, tables, columns.
 
     Raises:
         UserError: there is no finished feature table.
@@ -77,7 +77,7 @@ def _rows(partitions: list[Partition]) -> str:
 
 
 def describe_quarantine(manifest: Manifest) -> list[str]:
-    """Why rows were quarantined, the most frequent reason first, and files that were skipped."""
+    """The reasons for quarantine, the most frequent first, and files that were skipped."""
     reasons: Counter[str] = Counter()
     for partition in manifest.partitions:
         reasons.update(partition.reasons)
@@ -94,12 +94,12 @@ def describe_lanes(manifest: Manifest) -> list[str]:
         rows = [sum(file.rows for p in partitions for file in p.lanes[lane]) for lane in range(manifest.lanes)]
         longest, shortest = max(rows), min(rows)
         uneven = (longest - shortest) / longest if longest else 0.0
-        lines.append(f"  {split}: {shortest:,} to {longest:,} rows a lane ({uneven:.2%} uneven)")
+        lines.append(f"  {split}: {shortest:,} to {longest:,} rows per lane ({uneven:.2%} uneven)")
     return lines
 
 
 def describe_shares(manifest: Manifest) -> list[str]:
-    """A feature's ids that are outside its vocabulary or missing, split by split."""
+    """The shares of each feature's ids that are outside its vocabulary or missing, by split."""
     splits = splits_of(manifest)
     lines = ["Ids outside the vocabulary / missing, of all ids"]
     for feature in dict.fromkeys(name for partition in manifest.partitions for name in partition.ids):

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs no network: what lies in the run's folder, in words, tables and charts."""
+"""A run as one HTML page that needs no network: the contents of the run's folder as text, tables and charts."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -29,31 +29,29 @@ TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What lies in a run's folder."""
+    """The contents of a run's folder."""
 
     experiment: Experiment
     experiment_text: str
-    records: list[
-        MetricsRecord
-    ]  # train and valid lines, in the order of their steps; none where models were only compared
+    records: list[MetricsRecord]  # train and valid lines by step; empty if models were only compared
     evaluations: dict[str, Evaluation]  # by split, test before valid before others
     comparison: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A heading, how to read what is below it, and that."""
+    """A heading, a note on how to read the section, and its tables and charts."""
 
     anchor: str
     title: str
     note: str
     tables: list[ReportTable] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
-    command: str = ""  # to type, where the content is missing
+    command: str = ""  # to run if the content is missing
 
 
 def write_report(folder: str) -> str:
-    """Writes `report.html` into a run's folder and gives its path or URI.
+    """Writes `report.html` into a run's folder and returns its path or URI.
 
     Raises:
         UserError: the folder holds no run that was trained.
@@ -64,7 +62,7 @@ def write_report(folder: str) -> str:
 
 
 def read_run(folder: str) -> ReportedRun:
-    """Reads a run; evaluations and a comparison only where they are there.
+    """Reads a run, with its evaluations and its comparison if they exist.
 
     Raises:
         UserError: it was never trained, or has not reached its first log line, and nothing was compared.
@@ -82,7 +80,7 @@ def read_run(folder: str) -> ReportedRun:
 
 
 def render(run: ReportedRun) -> str:
-    """The page. Whatever comes from the run's files is escaped; scripts and styles are inline."""
+    """The page. All text from the run's files is escaped; scripts and styles are inline."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -101,7 +99,7 @@ def render(run: ReportedRun) -> str:
 
 
 def headline(run: ReportedRun) -> dict[str, str]:
-    """What the run is and how good, by label."""
+    """The kind of model and the main results, by label."""
     model = run.experiment.model
     facts = {"Steps": f"{run.records[-1]['step']:,}"} if run.records else {}
     facts |= {"Bottom": model.bottom.kind, "Trunk": model.trunk.kind, "Head": model.head.kind}
@@ -118,7 +116,7 @@ def headline(run: ReportedRun) -> dict[str, str]:
 
 
 def sections(run: ReportedRun) -> list[ReportSection]:
-    """The sections that the run has something for, in the order of the page; metrics are always among them."""
+    """The sections that the run has data for, in the order of the page. The section of metrics is always included."""
     diagnostics = charts.diagnostic_panels(run.records)
     stopping = run.experiment.training.early_stopping
     possible = [
@@ -126,7 +124,7 @@ def sections(run: ReportedRun) -> list[ReportSection]:
         ReportSection(
             "learning",
             "Learning curves",
-            "Loss and AUC while training are means since the log line before; validations measure the whole valid "
+            "Loss and AUC while training are means since the previous log line; validations measure the whole valid "
             "split, over all rows and by scenario. A dashed line marks the best validation"
             + (f" by {stopping.metric}." if stopping else " of each task."),
             panels=charts.learning_curves(run.records, stopping.metric if stopping else None) if run.records else [],
@@ -134,8 +132,9 @@ def sections(run: ReportedRun) -> list[ReportSection]:
         ReportSection(
             "calibration",
             "Calibration",
-            "Each point is a bin of about equally many rows: the mean prediction across, the mean label up, on the "
-            "training scale. On the dashed diagonal predictions are right on average; below it they are too high.",
+            "Each point is a bin; all bins have about the same number of rows. The horizontal axis is the mean "
+            "prediction, the vertical axis the mean label, on the training scale. On the dashed diagonal predictions "
+            "are right on average; below it they are too high.",
             panels=_of_splits(
                 {split: of.reliability for split, of in run.evaluations.items()},
                 lambda curves: [charts.reliability_curves(curves)],
@@ -144,30 +143,31 @@ def sections(run: ReportedRun) -> list[ReportSection]:
         ReportSection(
             "experts",
             "Use of the experts",
-            "A row is a scenario, a column an expert that its rows can use (of ple first the task's own and then the "
-            "shared ones, of hmoe the task's own); numbers are percentages, means over the scenario's rows of the log. "
-            "Where two rows differ, the scenarios have experts of their own; where they are alike, they share them.",
+            "Each row is a scenario, each column an expert that it can use (for ple first the task's own experts and "
+            "then the shared ones, for hmoe the task's own experts). Numbers are percentages, averaged over the "
+            "scenario's rows of the log. Where two rows differ, the scenarios use different experts; where they are "
+            "alike, the scenarios share experts.",
             panels=_of_splits({split: of.experts for split, of in run.evaluations.items()}, charts.expert_maps),
         ),
         ReportSection(
             "auxiliary",
             "Auxiliary losses",
-            "KL divergences of the selected experts' gates: to the gate of an expert of that scenario (or task) alone, "
-            "and to that of one which all share. They fall as experts find their part. The noise is the standard "
-            "deviation of what is added to the gates.",
+            "KL divergences of the selected experts' gates: to the gate of an expert that only that scenario (or task) "
+            "uses, and to the gate of an expert that all share. They fall as experts find their roles. The noise is "
+            "the standard deviation of the noise that is added to the gates.",
             panels=diagnostics.auxiliary,
         ),
         ReportSection(
             "gradients",
             "Gradients of the tasks",
-            "At the shared embedding, means since the log line before. A cosine below 0 is a conflict: a step that "
+            "At the shared embedding; means since the previous log line. A cosine below 0 is a conflict: a step that "
             "helps this task harms the core task.",
             panels=diagnostics.gradients,
         ),
         ReportSection(
             "diagnostics",
             "Other diagnostics",
-            "Whatever else the model tells about itself while it trains: means since the log line before.",
+            "The other values that the model reports while it trains: means since the previous log line.",
             panels=diagnostics.other,
         ),
         _comparison(run.comparison),
@@ -181,14 +181,14 @@ def _metrics(evaluations: Mapping[str, Evaluation]) -> ReportSection:
     title = "Metrics"
     if not evaluations:
         return ReportSection(
-            "metrics", title, "This run was not evaluated yet:", command="manygate evaluate EXPERIMENT"
+            "metrics", title, "This run has not been evaluated yet:", command="manygate evaluate EXPERIMENT"
         )
     tables = []
     for split, evaluation in evaluations.items():
         for table in report_tables.metric_tables(evaluation):
             tables.append(replace(table, title=f"{table.title}, {split} split"))
     note = (
-        "Green is better than over all rows, orange worse; the greatest difference of a column is the darkest. "
+        "Green is better than over all rows, orange is worse; the largest difference in a column is the darkest. "
         "Calibration is predicted / observed, best near 1."
     )
     if len(evaluations) > 1:
@@ -197,7 +197,7 @@ def _metrics(evaluations: Mapping[str, Evaluation]) -> ReportSection:
             for split, of in evaluations.items()
         )
     if any(table.has_undefined for table in tables):
-        note += f" {UNDEFINED} is {UNDEFINED_BECAUSE}."
+        note += f" {UNDEFINED} means {UNDEFINED_BECAUSE}."
     return ReportSection("metrics", title, note, tables=tables)
 
 
@@ -205,29 +205,25 @@ def _comparison(comparison: Mapping[str, Any] | None) -> ReportSection:
     if comparison is None:
         return ReportSection("comparison", "Comparison", "")
     seeds, split = comparison["seeds"], comparison["split"]
-    note = (
-        f"Over all rows and by scenario of the {split} split. In the charts a point is a seed and a diamond the mean. "
-    )
+    note = f"Over all rows and by scenario of the {split} split. In the charts a point is a seed, a diamond the mean. "
     if len(seeds) < 2:
-        note += (
-            f"Below a value is its difference to {comparison['baseline']}; with one seed nobody knows what is noise."
-        )
+        note += f"Below a value is its difference from {comparison['baseline']}; with one seed the noise is unknown."
     else:
         note += (
-            f"Mean ± standard deviation over {len(seeds)} seeds, and below it the difference to "
-            f"{comparison['baseline']}: green is better and orange worse by more than noise, bold is beyond noise."
+            f"Mean ± standard deviation over {len(seeds)} seeds, and below it the difference from "
+            f"{comparison['baseline']}: green is better and orange is worse, beyond noise; bold is beyond noise."
         )
     tables = report_tables.comparison_tables(comparison)
-    told = [text for table in tables for row in table.rows.values() for cell in row for text, _ in cell.below]
-    if any(text.startswith("transfer") for text in told):
+    texts = [text for table in tables for row in table.rows.values() for cell in row for text, _ in cell.below]
+    if any(text.startswith("transfer") for text in texts):
         note += (
-            " Transfer is the gain over the reference, a model of that scenario and task alone; below 0 it is a loss."
+            " Transfer is the gain over the reference, a model for that scenario and task alone; below 0 it is a loss."
         )
     return ReportSection("comparison", "Comparison", note, tables, [charts.comparison_charts(comparison)])
 
 
 def _of_splits(details: Mapping[str, Any], draw: Callable[[Any], list[Panel]]) -> list[Panel]:
-    """Panels of what the evaluations have beside metrics, by split; the earliest evaluations have none."""
+    """Panels of the details of evaluations, by split; evaluations of early versions have no details."""
     panels = []
     for split, detail in details.items():
         for panel in draw(detail) if detail else []:
@@ -240,7 +236,7 @@ def _last_part(uri: str) -> str:
 
 
 def _records(text: str) -> list[MetricsRecord]:
-    """The train and valid lines; one that a kill has cut off is left out."""
+    """The train and valid lines; a line that a kill has cut off is left out."""
     records = []
     for line in text.splitlines():
         try:

@@ -12,14 +12,14 @@ from pipeline.report.comparison import REFERENCE
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
 DARKEST = 0.45
 SMALL = 0.02
-"""A column is not shaded fully for differences below this share of the overall value."""
+"""A column whose differences are all below this share of the overall value is not shaded fully."""
 
 
 @dataclass(frozen=True)
 class ReportCell:
-    """One number: its text, how strongly it is shaded as better (or worse, below 0), and lines below it.
+    """One number: its text, its shade (above 0 for better, below 0 for worse), and lines below it.
 
-    A line below is sure where it is beyond noise.
+    Each line below has a flag: whether it is beyond noise.
     """
 
     text: str
@@ -42,21 +42,21 @@ class ReportTable:
 
 
 def metric_tables(evaluation: Evaluation) -> list[ReportTable]:
-    """A table a task: all rows, then each scenario, shaded by the difference to all rows."""
+    """One table per task: all rows, then each scenario, shaded by the difference from all rows."""
     return [_metric_table(name, task) for name, task in evaluation.tasks.items()]
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
-    """A table a task: a row a variant, a column a scenario; takes what compare.json holds.
+    """One table per task, with one row per variant and one column per scenario; takes the data of compare.json.
 
-    Variants that have no seed yet are left out.
+    Variants without a finished seed are left out.
     """
-    tables, asked = [], len(comparison["seeds"])
+    tables, total = [], len(comparison["seeds"])
     variants = {}
     for name, variant in comparison["variants"].items():
         done = len(variant.get("seeds", comparison["seeds"]))
         if done:
-            variants[name if done == asked else f"{name} ({done} of {asked} seeds)"] = variant["tasks"]
+            variants[name if done == total else f"{name} ({done} of {total} seeds)"] = variant["tasks"]
     if comparison.get("reference"):
         variants[REFERENCE] = comparison["reference"]
     for task, metric in comparison["metric_of_task"].items():
@@ -72,7 +72,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
 
 
 def heading(metric: Metric) -> str:
-    """The heading of a metric's column, with the direction that is better."""
+    """The heading of a metric's column, with an arrow to the better values."""
     return f"{metric.heading} {ARROWS[metric.better]}"
 
 
@@ -92,7 +92,7 @@ def _metric_table(name: str, task: TaskEvaluation) -> ReportTable:
 
 
 def _shades(metric: Metric, task: TaskEvaluation) -> dict[str, float]:
-    """How much better or worse each scenario is than all rows, the greatest difference being the darkest."""
+    """How much better or worse each scenario is than all rows, with the darkest shade for the largest difference."""
     all_rows = task.overall[metric.name]
     differences = {label: _better_by(metric, cell.get(metric.name), all_rows) for label, cell in task.scenarios.items()}
     if not differences or all_rows is None:

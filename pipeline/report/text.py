@@ -15,7 +15,7 @@ COUNTS: dict[TaskKind, dict[str, str]] = {
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """One aligned block a task: a headline, then a line for all rows and one for each scenario.
+    """One aligned block per task: a headline, then one line for all rows and one per scenario.
 
     Scenario labels are cut where the table would otherwise be wider than 110 columns.
     """
@@ -50,12 +50,12 @@ def _headline(name: str, task: TaskEvaluation) -> str:
 
 def _over_scenarios(metric: ScenarioMetric, overall: Cell) -> str:
     undefined = overall.get(metric.undefined_count)
-    note = f", {undefined} without one left out" if undefined else ""
+    note = f" ({undefined} undefined, left out)" if undefined else ""
     return f"{metric.heading} {format_value(overall.get(metric.name))}{note}"
 
 
 def shorten(label: str, width: int) -> str:
-    """Cut in the middle: labels of a combination differ at both ends."""
+    """Cuts a label in the middle: labels of combinations differ at both ends."""
     if len(label) <= width:
         return label
     end = (width - 1) // 2

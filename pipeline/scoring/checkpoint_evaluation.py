@@ -12,14 +12,14 @@ from pipeline.workers.worker import Worker
 
 
 def evaluation_file(experiment: Experiment, split: str) -> str:
-    """Where the evaluation of a split is."""
+    """Path or URI of the evaluation of a split."""
     return storage.join(experiment.folder, f"evaluation-{split}.json")
 
 
 def evaluate_on_worker(
     worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str
 ) -> dict[str, Any] | None:
-    """Evaluates on this worker; the first one writes and returns the result, the others return None."""
+    """Evaluates on this worker. The first worker writes and returns the result, the others return None."""
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)

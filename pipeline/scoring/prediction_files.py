@@ -1,7 +1,7 @@
 """A checkpoint's predictions of a split as a folder of Parquet files, one per worker, with keys and labels.
 
 Columns: the key columns, one column per scenario level, and for every task `label_TASK` and `prediction_TASK`: a
-probability, or a value in the unit of the log's own column.
+probability, or a value in the unit of the log's column.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ from pipeline.scoring.restored_model import restored_model
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.worker import Worker
 
-DONE = "_predictions.json"  # written last: all rows are there. Readers of a Parquet folder skip names with "_"
+DONE = "_predictions.json"  # written last. Readers of a Parquet folder skip names that begin with "_"
 
 
 def clear_unfinished(output: str) -> None:
-    """Deletes what a prediction that was killed has left.
+    """Deletes the files that an interrupted prediction has left.
 
     Raises:
-        UserError: the folder holds finished predictions, or something else.
+        UserError: the folder holds finished predictions, or other files.
     """
     names = storage.list_folder(output)
     if any(not (name.startswith("part-") and name.endswith(".parquet")) for name in names):
@@ -37,7 +37,7 @@ def clear_unfinished(output: str) -> None:
 def predict_on_worker(
     worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str, output: str
 ) -> int | None:
-    """Writes this worker's file; the first worker returns the rows of all, the others None."""
+    """Writes this worker's file; the first worker returns the number of all rows, the others None."""
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
@@ -60,11 +60,11 @@ def predict_on_worker(
 
 
 def finish(counts: list[tuple[int, int]], summary: dict[str, str], output: str) -> int:
-    """Marks the predictions as complete, and gives their rows.
+    """Marks the predictions as complete, and returns their number.
 
     Args:
-        counts: of each worker, rows and numbers that are not finite.
-        summary: what the marker says besides.
+        counts: rows, and predictions that are not finite, of each worker.
+        summary: the other contents of the marker file.
         output: the folder.
 
     Raises:

@@ -35,7 +35,7 @@ def restored_model(
 
 
 def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: RunSettings, worker: Worker) -> None:
-    """Takes over the weights alone, for evaluation. Collective.
+    """Loads only the weights of a checkpoint, for evaluation. Collective.
 
     Raises:
         UserError: the checkpoint belongs to another table or model.
@@ -44,8 +44,8 @@ def restore_weights(model: ShardedModel, checkpoint: Checkpoint, settings: RunSe
     gained = check_model(checkpoint, state, settings)
     if gained:
         raise UserError(
-            f"The checkpoint {checkpoint.uri} knows nothing of {gained}, which the experiment has now: run "
-            "`manygate train` first, which takes it over and trains what is new."
+            f"The checkpoint {checkpoint.uri} does not contain {gained}, which the experiment has now: run "
+            "`manygate train` first, which continues from the checkpoint and trains the new parts."
         )
     tensors = {"model": model.module.state_dict()}
     load_tensors(checkpoint, tensors, worker, grown_tables(state, settings))

@@ -1,11 +1,12 @@
-"""The linear layers of a model at the rate of a CPU.
+"""Faster linear layers on CPUs.
 
-Models are plain PyTorch. `use_cpu_kernels` gives their layers another way to compute the same: names, parameters and
-what a layer is called stay, results differ by rounding alone.
+Models are plain PyTorch. `use_cpu_kernels` makes their layers compute the same in another way: the names of layers and
+parameters do not change, and results differ only by rounding.
 
 On CPUs PyTorch multiplies float32 matrices with MKL, which leaves half of the vector width of AMD's processors unused,
-and convolves with oneDNN, which uses all of it. A linear layer is a convolution of one pixel: rows are taken as images
-whose channels lie last, as they do anyway, so that nothing is copied. docs/performance.md has the figures.
+and convolves with oneDNN, which uses all of it. A linear layer is a convolution with a kernel of one pixel: rows become
+images whose channels are the last dimension in memory, as they already are, so nothing is copied. docs/performance.md
+has the measurements.
 """
 
 import platform
@@ -19,15 +20,15 @@ from models.layers.grouped import GroupedLinear
 from models.trunks.star import StarLinear
 
 IMAGES = 16
-"""Fewer images than these PyTorch leaves to MKL where it runs on one thread."""
+"""With fewer images, PyTorch leaves a convolution on one thread to MKL."""
 SMALLEST = 2**22
-"""Multiplications from which a convolution is worth what it takes to set up."""
+"""Number of multiplications above which a convolution is worth its setup time."""
 
 HAS_FAST_CONVOLUTIONS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 def use_cpu_kernels(model: nn.Module) -> None:
-    """Makes the layers of a built model compute as below. Other layers, such as `Units`, stay: they are too small."""
+    """Replaces the layers of a built model by those below. Others, such as `Units`, stay: they are too small."""
     for layer in model.modules():
         faster = _FASTER.get(type(layer))
         if faster is not None:
@@ -35,14 +36,14 @@ def use_cpu_kernels(model: nn.Module) -> None:
 
 
 class AffineLinear(nn.Linear):
-    """`nn.Linear` by `affine`."""
+    """`nn.Linear`, computed by `affine`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return affine(x, self.weight, self.bias)
 
 
 class AffineGroupedLinear(GroupedLinear):
-    """`GroupedLinear` by `affine`, `grouped_affine` and `ragged_affine`."""
+    """`GroupedLinear`, computed by `affine`, `grouped_affine` and `ragged_affine`."""
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         return _grouped(*self.weights(), x, relu)
@@ -52,7 +53,7 @@ class AffineGroupedLinear(GroupedLinear):
 
 
 class AffineStarLinear(StarLinear):
-    """`StarLinear` likewise; the weights of a scenario are made when it is their turn."""
+    """`StarLinear`, computed in the same way. `ragged` computes the weights of one scenario at a time."""
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         return _grouped(*self.weights(), x, relu)
@@ -62,7 +63,7 @@ class AffineStarLinear(StarLinear):
         return ragged_affine(x, self.weight, self.bias + self.shared.bias, sizes, relu, self.shared.weight.T)
 
 
-# By exact type: a class that computes something else with its weights keeps doing so.
+# By exact type: a subclass may compute something else with its weights.
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: AffineLinear,
     GroupedLinear: AffineGroupedLinear,
@@ -80,7 +81,7 @@ def _grouped(weight: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tens
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """``x W^T + b``, as `torch.nn.functional.linear`, followed by a ReLU where wanted.
+    """``x W^T + b``, as `torch.nn.functional.linear`, followed by a ReLU if `relu`.
 
     Args:
         x: ``(..., in)``.
@@ -96,7 +97,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -
 
 
 def grouped_affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """``x_g W_g + b_g`` for every group g, followed by a ReLU where wanted.
+    """``x_g W_g + b_g`` for every group g, followed by a ReLU if `relu`.
 
     Args:
         x: ``(groups, rows, in)``.
@@ -124,14 +125,14 @@ def ragged_affine(
     relu: bool = False,
     factor: Tensor | None = None,
 ) -> Tensor:
-    """``x_g W_g + b_g`` for groups of unequal size, followed by a ReLU where wanted.
+    """``x_g W_g + b_g`` for groups of unequal size, followed by a ReLU if `relu`.
 
     Args:
         x: ``(rows, in)``, sorted by group.
         weight: ``(groups, in, out)``.
         bias: ``(groups, out)`` or None.
-        sizes: rows of each group.
-        factor: ``(in, out)``; with it every weight is ``W_g ⊗ factor``.
+        sizes: number of rows of each group.
+        factor: ``(in, out)`` or None; if given, the weight of each group is ``W_g ⊗ factor``.
 
     Returns:
         ``(rows, out)``.
@@ -146,22 +147,23 @@ def _convolves(x: Tensor, rows: int, multiplications: int) -> bool:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """Rows ``(rows, groups * in)`` through ``(groups, out, in)``: ``(rows, groups * out)``."""
+    """Multiplies rows ``(rows, groups * in)`` by weights ``(groups, out, in)``; returns ``(rows, groups * out)``."""
     out: Tensor = _Convolution.apply(*map(_as_autocast, (x, weight, bias)), relu)
     return out
 
 
 def _as_autocast(tensor: Tensor | None) -> Tensor | None:
-    """What autocast would do: it does not look into functions with gradients of their own."""
+    """Casts a tensor as autocast would, which does not apply to functions that define their own gradient."""
     if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 class _Convolution(torch.autograd.Function):
-    """A grouped convolution both ways, and the ReLU in place.
+    """A grouped convolution, forward and backward, with the ReLU in place.
 
-    oneDNN's gradient of the weights is slow where there are groups, a fifth of its usual rate: those are products.
+    With groups, oneDNN computes the gradient of the weights at a fifth of its usual speed, so matrix products compute
+    it instead.
     """
 
     @staticmethod
@@ -187,9 +189,9 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Ragged(torch.autograd.Function):
-    """A product a group, each into its place: nothing is cut up and joined again, forward or backward.
+    """One matrix product per group, written in place: nothing is split or joined, forward or backward.
 
-    What a group needs is made when it is its turn, and is still in a cache when it is used.
+    The weight of a group is computed just before its product, so that it is still in a cache then.
     """
 
     @staticmethod
@@ -204,10 +206,10 @@ class _Ragged(torch.autograd.Function):
     ) -> Tensor:
         factor = factor.contiguous() if factor is not None else None
         out = x.new_empty(len(x), weight.shape[2])
-        for group, (mine, its) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
-            torch.mm(mine, _weight_of(weight, group, factor), out=its)
+        for group, (inputs, outputs) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
+            torch.mm(inputs, _weight_of(weight, group, factor), out=outputs)
             if bias is not None:
-                its += bias[group]
+                outputs += bias[group]
         if relu:
             out.relu_()
         ctx.save_for_backward(x, weight, factor, out if relu else None)
@@ -226,15 +228,15 @@ class _Ragged(torch.autograd.Function):
         to_factor = torch.zeros_like(factor) if factor is not None else None
         start = 0
         for group, size in enumerate(ctx.sizes):
-            mine, its = gradient[start : start + size], x[start : start + size]
-            torch.mm(its.T, mine, out=to_weight[group])
+            to_outputs, inputs = gradient[start : start + size], x[start : start + size]
+            torch.mm(inputs.T, to_outputs, out=to_weight[group])
             if to_factor is not None:
                 to_factor.addcmul_(to_weight[group], weight[group])
                 to_weight[group] *= factor
             if to_x is not None:
-                torch.mm(mine, _weight_of(weight, group, factor).T, out=to_x[start : start + size])
+                torch.mm(to_outputs, _weight_of(weight, group, factor).T, out=to_x[start : start + size])
             if to_bias is not None:
-                torch.sum(mine, 0, out=to_bias[group])
+                torch.sum(to_outputs, 0, out=to_bias[group])
             start += size
         return to_x, to_weight, to_bias, to_factor, None, None
 
@@ -248,7 +250,7 @@ def _to_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
     groups, out_dim, in_dim = weight.shape
     if groups > 1:
         pairs = zip(gradient.split(out_dim, dim=1), x.split(in_dim, dim=1), strict=True)
-        return torch.stack([its.T @ mine for its, mine in pairs])  # a batched product would copy both
+        return torch.stack([to_outputs.T @ inputs for to_outputs, inputs in pairs])  # a batched product would copy both
     images, kernel, ones = (_images(gradient), _images(x)), _kernel(weight), [1, 1]
     only_weight = [False, True, False]
     convolution_backward = torch.ops.aten.convolution_backward

@@ -1,4 +1,4 @@
-"""Where each embedding table would be on a cluster that is not here, and how much memory a worker would need."""
+"""Plans the placement of embedding tables on another cluster, and the memory that each worker needs there."""
 
 from dataclasses import dataclass
 
@@ -18,50 +18,50 @@ from pipeline.sharding.module import DenseStep, TrainingModule
 from pipeline.sharding.shard import PooledSharder, make_sharding_plan, table_constraints
 from pipeline.table.manifest import Manifest
 
-BYTES = 4  # a weight
+BYTES = 4  # per weight
 
 
 @dataclass(frozen=True)
 class PlacedTable:
-    """An embedding table and where the plan puts it."""
+    """An embedding table and its place in the plan."""
 
     table: EmbeddingTable
     bytes: int  # with the state of the optimizer
     sharding_type: str
-    ranks: list[int]  # of the workers that have a part of it, one for each part
+    ranks: list[int]  # one per part of the table: the rank of the worker that has the part
 
 
 @dataclass(frozen=True)
 class ClusterFit:
-    """A plan and what it needs."""
+    """A plan and the memory that it needs."""
 
     tables: list[PlacedTable]
-    table_bytes: float  # of the worker that has most
-    dense_bytes: int  # of every worker: weights, gradients, moments
+    table_bytes: float  # on the worker with the most
+    dense_bytes: int  # on every worker: weights, gradients, moments
 
     def check(self, limit: int) -> None:
-        """Raises UserError where the fullest worker needs more than this many bytes."""
+        """Raises UserError if the fullest worker needs more than `limit` bytes."""
         needed = self.table_bytes + self.dense_bytes
         if needed > limit:
             raise UserError(
                 f"It does not fit: the fullest worker needs {in_bytes(needed)} ({in_bytes(self.table_bytes)} of "
-                f"tables, {in_bytes(self.dense_bytes)} of dense part) and has {in_bytes(limit)}. Use more workers or a "
-                "smaller model."
+                f"tables, {in_bytes(self.dense_bytes)} of the dense part) and has {in_bytes(limit)}. Use more workers "
+                "or a smaller model."
             )
 
 
 def fit_on_cluster(experiment: Experiment, manifest: Manifest, workers: int, device: str, limit: int) -> ClusterFit:
-    """Plans for so many workers.
+    """Plans for a number of workers.
 
     Args:
         experiment: of the run.
         manifest: of its feature table.
-        workers: to plan for.
+        workers: number of workers.
         device: of each worker, ``cpu`` or ``cuda``.
         limit: bytes of memory of each worker's device.
 
     Raises:
-        UserError: the workers do not divide lanes and batch, or no plan puts the tables into that memory.
+        UserError: the workers do not divide lanes and batch, or no plan fits the tables into that memory.
     """
     check_division(manifest.lanes, workers, experiment.training.global_batch_size)
     inputs = model_inputs(experiment, manifest.table_rows)
@@ -84,7 +84,7 @@ def fit_on_cluster(experiment: Experiment, manifest: Manifest, workers: int, dev
 
 
 def bytes_by_worker(tables: list[PlacedTable], workers: int) -> list[float]:
-    """Bytes of tables of each worker, in order of rank; the parts of a table count as equally large."""
+    """Bytes of tables on each worker, in order of rank; the parts of a table are assumed to be equally large."""
     placed = [0.0] * workers
     for table in tables:
         for rank in table.ranks:

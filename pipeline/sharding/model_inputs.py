@@ -1,4 +1,4 @@
-"""From experiment and feature table to what a model and a batch are made of."""
+"""Derives a model's inputs and a batch's columns from the experiment and the feature table."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from pipeline.loading.batch_columns import BatchColumns
 
 
 def model_inputs(experiment: Experiment, table_rows: Mapping[str, int]) -> ModelInputs:
-    """Tables with the rows that preprocessing found (`Manifest.table_rows`), features, scenarios and tasks."""
+    """Embedding tables (with the rows of `Manifest.table_rows`), features, scenarios and tasks of an experiment."""
     tables = [feature.embedding_table(table_rows) for feature in experiment.features]
     features = [feature.model_feature for feature in experiment.features]
     names = [task.name for task in experiment.tasks]
@@ -44,5 +44,5 @@ def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, 
 
 
 def standardised(experiment: Experiment) -> tuple[str, ...]:
-    """Names of the numbers that enter as they are."""
+    """Names of the numeric features that enter the model as numbers, without an embedding."""
     return tuple(f.name for f in experiment.features if f.model_feature is None)

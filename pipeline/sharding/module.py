@@ -18,20 +18,20 @@ from pipeline.workers.collective import sum_over_workers
 
 @dataclass
 class StepOutput:
-    """What a step tells, detached."""
+    """Output of one step, detached."""
 
-    losses: Tensor  # (tasks,), unweighted, this worker's share: the mean over workers is that over the global batch
+    losses: Tensor  # (tasks,), unweighted, this worker's share: the mean over workers is the global batch's loss
     scores: Tensor  # (batch, tasks)
     labels: Tensor  # (batch, tasks)
     weights: Tensor  # (batch,)
     scenarios: Tensor  # (batch, levels)
-    position: Position  # that of the batch
-    diagnostics: Tensor  # what DenseStep.diagnostics names, this worker's share
+    position: Position  # of the batch
+    diagnostics: Tensor  # values of the names in DenseStep.diagnostics, this worker's share
     experts: dict[str, Tensor]  # see TrunkOutput
 
 
 class TrainingModule(nn.Module):
-    """Batch in, loss and output out. Only `embedding` is sharded; `dense` is replicated."""
+    """Computes loss and output of a batch. Only `embedding` is sharded; `dense` is replicated."""
 
     def __init__(self, embedding: SharedEmbedding, dense: "DenseStep") -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TrainingModule(nn.Module):
 
 
 class DenseStep(nn.Module):
-    """The dense part and the losses, kept whole when a pipeline traces the way to the sharded embedding."""
+    """The dense part and the losses: one module, which a pipeline does not trace into."""
 
     def __init__(self, config: ModelConfig, inputs: ModelInputs, bf16: bool) -> None:
         super().__init__()
@@ -66,14 +66,16 @@ class DenseStep(nn.Module):
             predictions, trunk = self.model(start, context)
         losses = task_losses(predictions, batch.labels, batch.weights, batch.weight_total)
         weighted, factors = self.objective(losses)
-        told = [*trunk.diagnostics.values(), *factors]
+        diagnostics = [*trunk.diagnostics.values(), *factors]
         loss = weighted.sum() if trunk.penalty is None else weighted.sum() + trunk.penalty
         if rule:
             gradients, measured = rule(weighted, start.looked_up, context.total)
-            told += measured
-            if trunk.penalty is not None:  # of no task: it reaches the embedding as it is
-                own = torch.autograd.grad(trunk.penalty, start.looked_up, retain_graph=True, materialize_grads=True)
-                gradients = [a + b for a, b in zip(gradients, own, strict=True)]
+            diagnostics += measured
+            if trunk.penalty is not None:  # belongs to no task, so the rule does not change its gradient
+                of_penalty = torch.autograd.grad(
+                    trunk.penalty, start.looked_up, retain_graph=True, materialize_grads=True
+                )
+                gradients = [a + b for a, b in zip(gradients, of_penalty, strict=True)]
             loss = carry(loss, embedded.looked_up, gradients)
         output = StepOutput(
             losses=losses.detach(),
@@ -82,13 +84,13 @@ class DenseStep(nn.Module):
             weights=batch.weights,
             scenarios=batch.scenarios,
             position=batch.position,
-            diagnostics=torch.stack(told).float() if told else losses.new_empty(0),
+            diagnostics=torch.stack(diagnostics).float() if diagnostics else losses.new_empty(0),
             experts=trunk.experts,
         )
         return loss, output
 
 
 def carry(loss: Tensor, tensors: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """The same loss, whose backward also gives these gradients to these tensors."""
+    """The same loss, whose backward pass also adds these gradients to these tensors."""
     carried = torch.stack([(tensor * gradient).sum() for tensor, gradient in zip(tensors, gradients, strict=True)])
     return loss + (carried - carried.detach()).sum()

@@ -36,13 +36,13 @@ def fuse_sparse_optimizer(
     """Marks embedding parameters to be updated inside backward, before they are sharded.
 
     Raises:
-        UserError: the optimizer does not exist on this device.
+        UserError: this device does not have the optimizer.
     """
     known = SPARSE_OPTIMIZERS[config.kind]
     if device.type == "cpu" and not known.on_cpu:
         raise UserError(
             f"training.sparse_optimizer.kind is {config.kind!r}, which exists on CUDA only: on CPU use one of "
-            f"{', '.join(kind for kind, one in SPARSE_OPTIMIZERS.items() if one.on_cpu)}."
+            f"{', '.join(kind for kind, optimizer in SPARSE_OPTIMIZERS.items() if optimizer.on_cpu)}."
         )
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.weight_decay:
@@ -55,9 +55,9 @@ def fuse_sparse_optimizer(
 def dense_optimizer(
     parameters: dict[str, nn.Parameter], config: DenseOptimizerConfig, clip_norm: float | None
 ) -> KeyedOptimizer:
-    """The optimizer of the replicated parameters, with its state created, clipping where asked for.
+    """The optimizer of the replicated parameters, with its state created, and with clipping unless `clip_norm` is None.
 
-    The state is created at once: a checkpoint can only be loaded into moments that exist.
+    The state is created at once, because a checkpoint can only be loaded into existing moments.
     """
 
     def build(params: list[nn.Parameter]) -> Optimizer:
@@ -75,7 +75,7 @@ def dense_optimizer(
 
 
 def _create_state(optimizer: KeyedOptimizerWrapper, parameters: dict[str, nn.Parameter]) -> None:
-    """Creates moments by a step with zero gradients and undoes what that step did (weight decay, step counts)."""
+    """Creates moments by a step with zero gradients and undoes its effects (weight decay, step counts)."""
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer.init_state()
     with torch.no_grad():
@@ -88,25 +88,25 @@ def _create_state(optimizer: KeyedOptimizerWrapper, parameters: dict[str, nn.Par
 
 
 class LearningRates:
-    """Sets the learning rates of a step as base rate times the schedule's factor: a function of the step alone."""
+    """Sets each learning rate to its base rate times the schedule's factor, which depends only on the step."""
 
     def __init__(self, optimizer: CombinedOptimizer, schedule: ScheduleConfig) -> None:
         self._groups = [(group, group["lr"]) for group in optimizer.param_groups]
         self._schedule = schedule
 
     def set(self, step: int, total_steps: int) -> None:
-        """Before step number `step` of so many, from 0. The fused kernels take it over at the next zero_grad."""
+        """Sets the rates for step number `step`, counted from 0. The fused kernels use them from the next zero_grad."""
         factor = schedule_factor(self._schedule, step, total_steps)
         for group, base in self._groups:
             group["lr"] = base * factor
 
 
 def schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """The factor on the base learning rates at a step: up from 1/warmup, then down to `final`."""
+    """The factor on the base learning rates at a step: rises from 1/warmup_steps to 1, then decays to `final`."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    span = max(total_steps - schedule.warmup_steps, 1)
-    progress = min((step - schedule.warmup_steps) / span, 1.0)
+    decay_steps = max(total_steps - schedule.warmup_steps, 1)
+    progress = min((step - schedule.warmup_steps) / decay_steps, 1.0)
     shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     if schedule.decay == "constant":
         return 1.0

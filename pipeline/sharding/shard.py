@@ -1,4 +1,4 @@
-"""One unsharded model in, one sharded model with its optimizer out: constraints, plan, wrap, optimizers."""
+"""Turns an unsharded model into a sharded model with its optimizer: constraints, plan, wrapping, optimizers."""
 
 import hashlib
 import logging
@@ -32,14 +32,14 @@ from pipeline.workers.worker import Worker
 log = logging.getLogger(__name__)
 
 ROW_WISE = [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value]
-# What the planner may choose unless the experiment says otherwise. Data-parallel tables are left out: their optimizer
-# state does not move to another plan.
+# The planner's choices, unless the experiment names another. Data-parallel tables are left out: their optimizer state
+# cannot be loaded under another plan.
 DEFAULT_TYPES = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
-INIT_ROWS = 65_536  # rows that one seed initialises
+INIT_ROWS = 65_536  # rows initialised per seed
 
 
 class PooledSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, with the row-wise types on CPU too: gloo runs them when every worker has equal rows."""
+    """TorchRec's sharder, with the row-wise types on CPU too: gloo supports them if all workers have equal rows."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(dict.fromkeys([*super().sharding_types(compute_device_type), *ROW_WISE]))
@@ -47,7 +47,7 @@ class PooledSharder(EmbeddingBagCollectionSharder):
 
 @dataclass
 class ShardedModel:
-    """A model ready for steps."""
+    """A model with its optimizer, ready for training steps."""
 
     module: DistributedModelParallel
     optimizer: CombinedOptimizer
@@ -63,7 +63,7 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     """
     settings = experiment.training
     torch.manual_seed(settings.seed)
-    # Tables are made on the meta device: no worker ever holds a whole one.
+    # Tables are created on the meta device, so that no worker ever has a whole table in memory.
     embedding = SharedEmbedding(inputs, torch.device("meta"))
     dense = DenseStep(experiment.model, inputs, settings.precision == "bf16").to(worker.device)
     if worker.device.type == "cpu":
@@ -84,15 +84,15 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from inside torchrec's DDP call
         wrapped = DistributedModelParallel(module, device=worker.device, plan=plan, sharders=sharders)
     initialise_tables(wrapped, inputs.tables, settings.seed)
-    own = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+    replicated = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
     optimizer = CombinedOptimizer(
-        [wrapped.fused_optimizer, dense_optimizer(own, settings.dense_optimizer, settings.clip_norm)]
+        [wrapped.fused_optimizer, dense_optimizer(replicated, settings.dense_optimizer, settings.clip_norm)]
     )
     return ShardedModel(wrapped, optimizer, plan, dense.diagnostics)
 
 
 def table_constraints(experiment: Experiment) -> dict[str, ParameterConstraints]:
-    """What the experiment file says of each table's placement."""
+    """The sharding types that the experiment allows for each table."""
     constraints = {}
     for feature in experiment.features:
         if feature.table_width is not None:
@@ -108,7 +108,7 @@ def make_sharding_plan(
     constraints: dict[str, ParameterConstraints],
     local_batch: int,
 ) -> ShardingPlan:
-    """Asks TorchRec's planner. Every worker asks with the same arguments and gets the same plan."""
+    """Makes a plan with TorchRec's planner. Every worker calls it with the same arguments and gets the same plan."""
     planner = EmbeddingShardingPlanner(
         topology=topology,
         constraints=constraints,
@@ -121,14 +121,14 @@ def make_sharding_plan(
         return planner.plan(module, sharders)
     except (PlannerError, RuntimeError) as error:  # the planner raises both for a constraint that nothing meets
         raise UserError(
-            f"TorchRec's planner finds no place for the embedding tables on {topology.world_size} workers "
+            f"TorchRec's planner cannot place the embedding tables on {topology.world_size} workers "
             f"({topology.compute_device}): {str(error).strip().splitlines()[0]} Use more workers, smaller tables, or "
             "another `sharding` of the feature."
         ) from error
 
 
 def initialise_tables(module: nn.Module, tables: tuple[EmbeddingTable, ...], seed: int) -> None:
-    """Uniform in ±1/sqrt(rows), drawn by seed, table and row: the same whatever the workers and the plan."""
+    """Draws weights uniformly in ±1/sqrt(rows), by seed, table and row: independent of the workers and the plan."""
     sizes = {table.name: table for table in tables}
     with torch.no_grad():
         for name, value in module.state_dict().items():
@@ -165,7 +165,7 @@ def _memory(worker: Worker) -> dict[str, int]:
 
 
 def describe_plan(plan: ShardingPlan) -> list[str]:
-    """One line a table: where it lies and how it is cut."""
+    """One line per table: its sharding type and its workers."""
     lines = []
     for module_plan in plan.plan.values():
         for name, parameter in module_plan.items():

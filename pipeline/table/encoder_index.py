@@ -6,25 +6,25 @@ from typing import Any
 from pipeline import storage
 from pipeline.documents import KNOWN_KEYS_ONLY, Json, read_document
 from pipeline.features.encoder_files import ENCODERS
-from pipeline.table.manifest import MAKE_AGAIN
+from pipeline.table.manifest import REBUILD_HINT
 
 INDEX = "encoders.json"
 
 
 @dataclass(frozen=True)
 class EncoderIndex:
-    """The file encoders.json. Writing it commits the encoders: a file that it does not lead to does not count."""
+    """The file encoders.json. Writing it commits the encoders: encoder files that it does not refer to are ignored."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
-    encoders: dict[str, dict[str, Any]]  # kind, what its ids are made of, rows of its embedding table
-    generation: int = 1  # of the vocabularies: 1 as they were fitted, one more with each extension
-    counted: list[str] | None = None  # train partitions that the vocabularies have counted; None: not known
-    lineage: str = ""  # of the files that they were fitted on: ids of another lineage mean something else
+    encoders: dict[str, dict[str, Any]]  # kind, kind of its ids, rows of its embedding table
+    generation: int = 1  # of the vocabularies: 1 after the first fit, plus 1 per extension
+    counted: list[str] | None = None  # train partitions that are counted in the vocabularies; None: unknown
+    lineage: str = ""  # hash of the files that they were fitted on: ids of another lineage have another meaning
 
 
 def read_index(table: str) -> EncoderIndex | None:
-    return read_document(storage.join(table, ENCODERS, INDEX), EncoderIndex, MAKE_AGAIN, way_over=_from_file)
+    return read_document(storage.join(table, ENCODERS, INDEX), EncoderIndex, REBUILD_HINT, upgrade=_from_file)
 
 
 def write_index(table: str, index: EncoderIndex) -> None:
@@ -32,6 +32,6 @@ def write_index(table: str, index: EncoderIndex) -> None:
 
 
 def _from_file(data: Json) -> Json:
-    """Before vocabularies could be extended, the file was the encoders alone, by name."""
+    """Before vocabularies could be extended, the file contained only the encoders, by name."""
     is_early = all(isinstance(value, dict) and "kind" in value for value in data.values())
     return {"encoders": data} if is_early else data

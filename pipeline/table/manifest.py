@@ -1,12 +1,12 @@
-"""The feature table's manifest: what training needs to know before it opens the first file.
+"""The feature table's manifest: everything that training needs to know before it opens the first file.
 
 table/
   manifest.json                                          written last: its presence is the commit
   encoders/NAME.parquet                                  vocabularies (value, id, count), quantiles, moments
-  encoders/generation-00002/NAME.parquet                 vocabularies after an extension, instead of the first
+  encoders/generation-00002/NAME.parquet                 vocabularies after an extension; they replace the first
   partitions/SPLIT-VALUE.json                            record of a partition: its presence is the commit
   train/date=20220425/lane-000/unit-00000.parquet        ids and values only
-  quarantine/date=20220425/unit-00000.parquet            rejected rows whole, with file, row number and reason
+  quarantine/date=20220425/unit-00000.parquet            complete rejected rows, with file, row number and reason
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from pipeline.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MAKE_AGAIN = "make the table again with `manygate preprocess EXPERIMENT --overwrite`"
+REBUILD_HINT = "rebuild the table with `manygate preprocess EXPERIMENT --overwrite`"
 
-# Columns of a lane file beside the features, which keep their names. Prefixes keep them apart from any feature.
-LABEL = "label:"  # + task: float32, as trained, transform(column * scale)
+# Columns of a lane file other than the features. Feature columns have the feature's name, without such a prefix.
+LABEL = "label:"  # + task: float32, on the training scale: transform(column * scale)
 SCENARIO = "scenario:"  # + level: int32 index into Scenario.labels
-KEY = "key:"  # + column: as in the logs
+KEY = "key:"  # + column: values as in the logs
 
 
 @dataclass(frozen=True)
 class LaneFile:
-    """One Parquet file of one lane; its row groups have `Manifest.row_group_rows` rows, the last one the rest."""
+    """One Parquet file of one lane. Row groups have `Manifest.row_group_rows` rows; the last has the remaining rows."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -41,7 +41,7 @@ class LaneFile:
 
 @dataclass(frozen=True)
 class Partition:
-    """One committed partition. rows_read = kept + quarantined + filtered, where kept is the sum over the lanes."""
+    """One committed partition. rows_read = kept + quarantined + filtered, where kept is the sum over all lanes."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -55,7 +55,7 @@ class Partition:
     skipped_files: list[str] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # feature -> ids outside its vocabulary
     missing: dict[str, int] = field(default_factory=dict)  # feature -> nulls
-    ids: dict[str, int] = field(default_factory=dict)  # feature -> ids in all, nulls of single values included
+    ids: dict[str, int] = field(default_factory=dict)  # feature -> all ids, including nulls of single values
 
     @property
     def kept(self) -> int:
@@ -64,7 +64,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column of the lane files, as (Arrow) type in words: int32, float32, list<int32>, ..."""
+    """One column of the lane files, with the name of its (Arrow) type: int32, float32, list<int32>, ..."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -74,7 +74,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a finished feature table."""
+    """The description of a finished feature table."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -82,10 +82,10 @@ class Manifest:
     lanes: int
     row_group_rows: int
     columns: list[TableColumn]
-    table_rows: dict[str, int]  # embedding table -> rows, the missing and the unknown id included
+    table_rows: dict[str, int]  # embedding table -> rows, including the missing id and the unknown id
     partitions: list[Partition]
-    ignored_partitions: list[str] = field(default_factory=list)  # in the logs, in no split
-    lineage: str = ""  # of the encoders: the same ids mean the same values in all tables of one
+    ignored_partitions: list[str] = field(default_factory=list)  # in the logs, but in no split
+    lineage: str = ""  # of the encoders: in all tables of one lineage, equal ids mean equal values
     version: int = FORMAT_VERSION
 
     def split(self, name: str) -> list[Partition]:
@@ -104,12 +104,12 @@ class Manifest:
         return sum(p.kept for p in self.split(split))
 
     def digests(self, split: str) -> dict[str, str]:
-        """A hash of the files of each partition of a split: what a position in it is worth depends on them."""
+        """A hash of the files of each partition of a split: a saved position is valid only for the same files."""
         files = {p.value: [[asdict(file) for file in lane] for lane in p.lanes] for p in self.split(split)}
         return {value: hashlib.sha256(json.dumps(lanes).encode()).hexdigest() for value, lanes in files.items()}
 
     def only(self, split: str, values: Collection[str]) -> "Manifest":
-        """The table as if a split had these partitions alone."""
+        """A manifest in which the split has only these partitions."""
         return replace(self, partitions=[p for p in self.partitions if p.split != split or p.value in values])
 
 
@@ -121,10 +121,10 @@ def read_manifest(table: str) -> Manifest:
     """Reads a table's manifest.
 
     Raises:
-        UserError: there is no finished table, or one that a newer version has made.
+        UserError: there is no finished table, or a newer version made it.
     """
     uri = storage.join(table, MANIFEST)
-    manifest = read_document(uri, Manifest, MAKE_AGAIN, FORMAT_VERSION)
+    manifest = read_document(uri, Manifest, REBUILD_HINT, FORMAT_VERSION)
     if manifest is None:
         raise UserError(f"There is no finished feature table in {table}: run `manygate preprocess EXPERIMENT` first.")
     return manifest

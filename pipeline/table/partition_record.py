@@ -1,4 +1,4 @@
-"""Records: a partition of a feature table counts once its record is written."""
+"""Records: a partition of a feature table is complete when its record is written."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -6,28 +6,28 @@ from functools import partial
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.documents import KNOWN_KEYS_ONLY, Json, read_document
-from pipeline.table.manifest import MAKE_AGAIN, Partition
+from pipeline.table.manifest import REBUILD_HINT, Partition
 
 RECORDS = "partitions"
 
 
 @dataclass(frozen=True)
 class PartitionRecord:
-    """A complete partition. Whether it belongs to the table is for the settings and the splits to say."""
+    """A complete partition. The settings and the splits decide whether it belongs to the table."""
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
     partition: Partition
     made_with: str  # `TableSettings.made_with` of the settings
-    log_files: dict[str, int] | None = None  # bytes of each file that the log had; None: not known
+    log_files: dict[str, int] | None = None  # bytes of each file in the log at that time; None: unknown
 
     @property
     def file(self) -> str:
-        """Relative to the feature table."""
+        """Path relative to the feature table."""
         return f"{RECORDS}/{self.partition.split}-{self.partition.value}.json"
 
     def belongs(self, logs: LogsConfig, made_with: str) -> bool:
-        """Whether the table has the partition, made with the settings that it has now, in the split of now."""
+        """Whether the partition was made with the table's current settings and is in its current split."""
         return self.made_with == made_with and logs.split_of(self.partition.value) == self.partition.split
 
 
@@ -35,12 +35,12 @@ def read_records(table: str, made_with: str) -> list[PartitionRecord]:
     """All complete partitions.
 
     Args:
-        made_with: of the table, for the earliest records, which do not say it.
+        made_with: of the table; used for the earliest records, which lack it.
     """
     folder = storage.join(table, RECORDS)
-    way_over = partial(_from_file, made_with=made_with)
+    upgrade = partial(_from_file, made_with=made_with)
     uris = [storage.join(folder, name) for name in storage.list_folder(folder)]
-    read = [read_document(uri, PartitionRecord, MAKE_AGAIN, way_over=way_over) for uri in uris]
+    read = [read_document(uri, PartitionRecord, REBUILD_HINT, upgrade=upgrade) for uri in uris]
     return [record for record in read if record is not None]
 
 
@@ -50,6 +50,6 @@ def write_record(table: str, record: PartitionRecord) -> None:
 
 
 def _from_file(data: Json, made_with: str) -> Json:
-    """In the file the keys of the partition are beside the others; the earliest records have none but those."""
+    """In the file, the keys of the partition are on the top level; the earliest records have only these keys."""
     others = {"made_with": data.get("made_with", made_with), "log_files": data.get("log_files")}
     return {"partition": {key: value for key, value in data.items() if key not in {*others, "version"}}, **others}

@@ -1,8 +1,8 @@
 """The settings that decide the content of a feature table, and their fingerprint.
 
-Settings are compared by what they mean in the current schema. The document of a table stays as it was first written,
-and so does its fingerprint, which names the table in checkpoints and records: a key that the schema has gained since,
-with a default, changes neither.
+Settings are compared by their meaning in the current schema. The document of a table stays as it was first written, and
+so does its fingerprint, which identifies the table in checkpoints and records: a key that is later added to the
+schema, with a default, changes neither.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from pipeline.documents import Json, parse_document
 from pipeline.errors import UserError
 from pipeline.features.kinds import FEATURE_KINDS, AnyFeature
 from pipeline.section import Section
-from pipeline.table.manifest import MAKE_AGAIN, Manifest, read_manifest
+from pipeline.table.manifest import REBUILD_HINT, Manifest, read_manifest
 
 SETTINGS = "settings.json"
 COLUMNS = "columns.parquet"
-"""A Parquet file without rows that has the columns of lane files; with the settings the first that is written."""
+"""A Parquet file without rows that has the columns of lane files; written first, together with the settings."""
 
-# What these say reaches the model or the job, and no file that is there. Splits may grow as days come in: which
-# partition is in which is held against the table apart from the settings. How encoders meet new days may be switched.
-_ELSEWHERE = {
+# Keys that affect the model or the job, but no existing file. Splits may grow as new days arrive: the assignment of
+# partitions to splits is checked separately from the settings. The way encoders treat new days may be switched.
+_UNRELATED_KEYS = {
     "logs": {"max_quarantined", "splits"},
     "tasks": {"weight", "after", *LossConfig.model_fields},
     "table": {"path", "encoders"},
@@ -38,7 +38,7 @@ _GROWING = ("scenarios", "tasks")
 
 
 class DecidingSections(Section):
-    """What settings mean. Keys that decide nothing in the table are not in the document: here they have any value."""
+    """The meaning of settings. Keys that do not affect the table are not in the document; here they have some value."""
 
     logs: LogsConfig
     features: list[AnyFeature]
@@ -49,14 +49,14 @@ class DecidingSections(Section):
 
 @dataclass(frozen=True)
 class TableSettings:
-    """The settings of a table: as they were written, and what they mean."""
+    """The settings of a table: the document as written, and its meaning."""
 
     document: Json
     meaning: DecidingSections
 
     @staticmethod
     def of(sections: TableExperiment) -> "TableSettings":
-        """The settings of a table that these sections of an experiment would make now."""
+        """The settings that a new table made from these sections of an experiment would have."""
         return _parse_settings(table_settings(sections), SETTINGS)
 
     @property
@@ -65,65 +65,65 @@ class TableSettings:
 
     @property
     def made_with(self) -> str:
-        """Of what may grow while a table lives: partitions that were made with other scenarios or tasks do not fit."""
+        """Fingerprint of the sections that may grow: partitions made with other scenarios or tasks do not fit."""
         return fingerprint({name: self.document[name] for name in _GROWING})
 
     def without_paths(self) -> DecidingSections:
-        """What the settings mean but for where the logs and the side tables are, which may move."""
+        """The meaning of the settings, without the paths of the logs and the side tables, which may move."""
         joins = [join.model_copy(update={"path": ""}) for join in self.meaning.logs.joins]
         logs = self.meaning.logs.model_copy(update={"path": "", "joins": joins})
         return self.meaning.model_copy(update={"logs": logs})
 
 
 def table_settings(sections: TableExperiment | DecidingSections) -> Json:
-    """The sections as JSON, without the keys that do not decide the table."""
+    """The sections as JSON, without the keys that do not affect the table."""
     return {
-        "logs": _deciding("logs", sections.logs.model_dump(mode="json")),
-        "features": [_deciding("features", feature.model_dump(mode="json")) for feature in sections.features],
-        "scenarios": [_deciding("scenarios", scenario.model_dump(mode="json")) for scenario in sections.scenarios],
-        "tasks": [_deciding("tasks", task.model_dump(mode="json")) for task in sections.tasks],
-        "table": _deciding("table", sections.table.model_dump(mode="json")),
+        "logs": _relevant_keys("logs", sections.logs.model_dump(mode="json")),
+        "features": [_relevant_keys("features", feature.model_dump(mode="json")) for feature in sections.features],
+        "scenarios": [_relevant_keys("scenarios", scenario.model_dump(mode="json")) for scenario in sections.scenarios],
+        "tasks": [_relevant_keys("tasks", task.model_dump(mode="json")) for task in sections.tasks],
+        "table": _relevant_keys("table", sections.table.model_dump(mode="json")),
     }
 
 
-def _deciding(name: str, section: Any) -> Any:
-    """A section, or a list of some, without the keys that do not decide the table."""
+def _relevant_keys(name: str, section: Any) -> Any:
+    """A section, or a list of sections, without the keys that do not affect the table."""
     if isinstance(section, list):
-        return [_deciding(name, part) for part in section]
+        return [_relevant_keys(name, part) for part in section]
     kind = FEATURE_KINDS.get(section.get("kind")) if name == "features" else None
-    elsewhere = kind.outside_table if kind is not None else _ELSEWHERE.get(name, frozenset())
-    return {key: value for key, value in section.items() if key not in elsewhere}
+    unrelated = kind.outside_table if kind is not None else _UNRELATED_KEYS.get(name, frozenset())
+    return {key: value for key, value in section.items() if key not in unrelated}
 
 
 def _parse_settings(document: Json, source: str) -> TableSettings:
-    meaning = parse_document(document, DecidingSections, source, MAKE_AGAIN, way_over=_with_required_keys)
+    meaning = parse_document(document, DecidingSections, source, REBUILD_HINT, upgrade=_with_required_keys)
     return TableSettings(document, meaning)
 
 
 def _with_required_keys(document: Json) -> Json:
-    """The document with a value for each key that sections require and that does not decide the table.
+    """The document with a value for each required key that does not affect the table.
 
-    A key that decides nothing since a later version is left out: it may differ.
+    Keys that no longer affect the table in the current version are left out: they may differ.
     """
-    deciding = {name: _deciding(name, section) if name in _SECTIONS else section for name, section in document.items()}
-    logs = {**deciding.get("logs", {}), "splits": {"train": [0, 0]}}
+    relevant = {name: _relevant_keys(name, part) if name in _SECTIONS else part for name, part in document.items()}
+    logs = {**relevant.get("logs", {}), "splits": {"train": [0, 0]}}
     features = [
         FEATURE_KINDS[feature["kind"]].complete_settings(feature) if feature.get("kind") in FEATURE_KINDS else feature
-        for feature in deciding.get("features", [])
+        for feature in relevant.get("features", [])
     ]
-    return {**deciding, "logs": logs, "features": features}
+    return {**relevant, "logs": logs, "features": features}
 
 
 def fingerprint(settings: Json) -> str:
-    """sha256 of settings, the same for equal ones."""
+    """sha256 of settings; equal settings have equal fingerprints."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def fingerprint_of_ids(sections: TableExperiment, files: dict[str, dict[str, int]]) -> str:
-    """Of all that decides which value gets which id: the settings but for the layout of the table and paths; the files.
+    """Fingerprint of everything that decides the ids of values: the files, and the settings without layout and paths.
 
     Args:
-        files: of each partition that the encoders are fitted on, with their bytes.
+        files: files of each partition that the encoders are fitted on, with their sizes in bytes.
     """
     settings = table_settings(sections)
     logs = {name: value for name, value in settings["logs"].items() if name != "path"}
@@ -133,9 +133,9 @@ def fingerprint_of_ids(sections: TableExperiment, files: dict[str, dict[str, int
 
 @dataclass(frozen=True)
 class Growth:
-    """What settings have that earlier ones had not."""
+    """Scenario values and tasks that were added to earlier settings."""
 
-    scenarios: dict[str, list[int | str]]  # level -> its new values, only of levels that have some
+    scenarios: dict[str, list[int | str]]  # level -> its new values; only levels with new values
     tasks: list[str]
 
     def __bool__(self) -> bool:
@@ -156,12 +156,11 @@ class Growing(Protocol):
 
 
 def growth(old: Growing, new: Growing) -> Growth | None:
-    """What scenarios and tasks have gained: values of a level, and tasks. None where they differ in anything else.
+    """Scenario values and tasks in `new` that are not in `old`; None if scenarios or tasks differ in another way.
 
-    What was there must be there still, in the same order; what is new may stand anywhere. Other sections are not looked
-    at.
+    Old values and tasks must still exist in the same order; new ones may be anywhere. Other sections are not compared.
     """
-    levels = [[level.model_copy(update={"values": []}) for level in one.scenarios] for one in (old, new)]
+    levels = [[level.model_copy(update={"values": []}) for level in sections.scenarios] for sections in (old, new)]
     if levels[0] != levels[1]:
         return None
     gained = {}
@@ -177,66 +176,66 @@ def growth(old: Growing, new: Growing) -> Growth | None:
 
 
 def table_growth(old: DecidingSections, new: DecidingSections) -> Growth | None:
-    """What a table's settings have gained; None where a table made with the old ones cannot be continued."""
-    others = [(one.logs, one.features, one.table) for one in (old, new)]
+    """Growth of a table's settings; None if a table made with the old settings cannot be continued."""
+    others = [(settings.logs, settings.features, settings.table) for settings in (old, new)]
     return growth(old, new) if others[0] == others[1] else None
 
 
 def read_settings(table: str) -> TableSettings | None:
-    """The settings that a table was begun with; None where none was.
+    """The settings of a table, written when it was started; None if there is no table.
 
     Raises:
-        UserError: the folder holds something else than a feature table, or one that another version has made.
+        UserError: the folder contains something other than a feature table, or settings that cannot be read.
     """
     uri = storage.join(table, SETTINGS)
     document = storage.read_json(uri)
     if document is None:
-        strange = [name for name in storage.list_folder(table) if name not in (SETTINGS, COLUMNS)]
-        if strange:
+        foreign = [name for name in storage.list_folder(table) if name not in (SETTINGS, COLUMNS)]
+        if foreign:
             raise UserError(
-                f"{table} is to hold the feature table, but it has {strange[0]!r} in it and no {SETTINGS}: it is "
-                "something else. Give another `name`, or delete the folder with --overwrite."
+                f"{table} is the folder of the feature table, but it contains {foreign[0]!r} and no {SETTINGS}: it is "
+                "not a feature table. Choose another `name`, or delete the folder with --overwrite."
             )
         return None
     return _parse_settings(document, uri)
 
 
 def check_may_continue(table: str, earlier: TableSettings, settings: TableSettings) -> Growth:
-    """What the settings have gained since the table was begun.
+    """Growth of the settings since the table was started.
 
     Raises:
-        UserError: they differ in something else.
+        UserError: the settings differ in another way.
     """
     grown = table_growth(earlier.meaning, settings.meaning)
     if grown is None:
-        raise _other_settings(table, earlier.meaning, settings.meaning, _MAKE_AGAIN)
+        raise _other_settings(table, earlier.meaning, settings.meaning, _REBUILD)
     return grown
 
 
 def check_may_overwrite(table: str) -> None:
-    """Raises UserError where a folder holds something else than a feature table: making one anew would delete it."""
-    there = storage.list_folder(table)
-    if there and SETTINGS not in there:
+    """Raises UserError if a folder contains something other than a feature table: overwriting would delete it."""
+    content = storage.list_folder(table)
+    if content and SETTINGS not in content:
         raise UserError(
-            f"--overwrite would delete {table}, which is no feature table: it has {there[0]!r} in it and no "
-            f"{SETTINGS}. Give another `table.path`, or delete the folder yourself."
+            f"--overwrite would delete {table}, which is not a feature table: it contains {content[0]!r} and no "
+            f"{SETTINGS}. Choose another `table.path`, or delete the folder yourself."
         )
 
 
 def check_table_is_of(sections: TableExperiment, table: str, manifest: Manifest) -> None:
-    """Holds a finished table against an experiment that is to read it. Where the logs lie does not matter any more.
+    """Checks that a finished table fits an experiment that will read it. The paths of the logs no longer matter.
 
     Raises:
-        UserError: features, scenarios, tasks or layout differ, or a partition is in another split or in none.
+        UserError: features, scenarios, tasks or layout differ, or a partition is in another split or in no split.
     """
     uri = storage.join(table, SETTINGS)
     document = storage.read_json(uri)
     if document is None:
-        raise UserError(f"The feature table in {table} has no readable {SETTINGS}: make it again with --overwrite.")
+        raise UserError(f"The feature table in {table} has no readable {SETTINGS}: rebuild it with --overwrite.")
     earlier, settings = _parse_settings(document, uri), TableSettings.of(sections)
     old, new = earlier.without_paths(), settings.without_paths()
     if old != new:
-        raise _other_settings(table, old, new, _MAKE_AGAIN if table_growth(old, new) is None else _CONTINUE)
+        raise _other_settings(table, old, new, _REBUILD if table_growth(old, new) is None else _CONTINUE)
     check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
 
 
@@ -244,7 +243,7 @@ def read_table(experiment: TableExperiment) -> Manifest:
     """The manifest of the run's feature table.
 
     Raises:
-        UserError: there is none, or it was made with other settings.
+        UserError: there is no table, or it was made with other settings.
     """
     manifest = read_manifest(experiment.table_folder)
     check_table_is_of(experiment, experiment.table_folder, manifest)
@@ -252,7 +251,7 @@ def read_table(experiment: TableExperiment) -> Manifest:
 
 
 def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None:
-    """Raises UserError where a partition of the table is in another split than the experiment puts it in."""
+    """Raises UserError if a partition of the table is in another split than in the experiment."""
     for value, split in split_of.items():
         wanted = logs.split_of(value)
         if wanted != split:
@@ -263,8 +262,8 @@ def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None
             )
 
 
-_MAKE_AGAIN = "Make it again with `manygate preprocess --overwrite`"
-_CONTINUE = "Take them in with `manygate preprocess`"
+_REBUILD = "Rebuild it with `manygate preprocess --overwrite`"
+_CONTINUE = "Apply the changes with `manygate preprocess`"
 
 
 def _other_settings(table: str, earlier: DecidingSections, settings: DecidingSections, remedy: str) -> UserError:
@@ -272,12 +271,12 @@ def _other_settings(table: str, earlier: DecidingSections, settings: DecidingSec
     shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
     return UserError(
         f"The feature table in {table} was made with other settings: {shown}. {remedy}, "
-        "change the experiment back, or give it another `name`."
+        "revert the experiment, or give it another `name`."
     )
 
 
 def differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Where two settings differ, as `path: old -> new`."""
+    """The differences between two settings, as `path: old -> new`."""
     if old == new:
         return
     old_parts, new_parts = _named(old), _named(new)
@@ -297,7 +296,7 @@ def differences(old: Any, new: Any, path: str) -> Iterator[str]:
 
 
 def _named(value: Any) -> dict[str, Any] | None:
-    """The parts of a section, by key or, in a list of sections, by name."""
+    """The parts of a section by key or, for a list of sections, by name."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):

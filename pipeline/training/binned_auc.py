@@ -1,4 +1,4 @@
-"""AUC while training: histograms of scores that workers add up, in memory that does not grow with the rows."""
+"""AUC during training, from histograms of scores. Workers add them up, and memory does not grow with the rows."""
 
 import torch
 from torch import Tensor
@@ -11,21 +11,21 @@ class BinnedAuc:
 
     ``AUC = sum_b P_b (sum_{c<b} N_c + N_b / 2) / (P N)`` with the weights P_b and N_b of positives and negatives in
     bin b. Pairs that share a bin count half, so the distance to the exact AUC is at most ``sum_b P_b N_b / (2 P N)``:
-    small, unless the probabilities crowd into few bins, as those of a very rare event do.
+    small, unless most probabilities are in a few bins, as for a very rare event.
 
     ``state`` is ``(2, tasks, bins)`` in float64, negatives first. Sum it over the workers with all_reduce, then
-    `compute` and `reset`: a state that was summed already holds the batches of the others. Counts below 2^53 are
-    exact in float64, so rows of weight 1 give the same state in any order.
+    `compute` and `reset`: a summed state contains the batches of all workers, and summing it again would count them
+    twice. Counts below 2^53 are exact in float64, so rows of weight 1 give the same state in any order.
     """
 
     def __init__(self, columns: list[int], device: torch.device, bins: int = DEFAULT_BINS) -> None:
         """
         Args:
-            columns: the binary tasks among the columns of predictions and labels.
-            device: where the predictions are.
+            columns: columns of predictions and labels that belong to binary tasks.
+            device: of the predictions.
         """
         self.bins = bins
-        # A tensor on the device: indexing by a Python list would copy it there, and wait, at every update.
+        # A tensor on the device: indexing by a Python list would copy the list there, and wait, at every update.
         self._columns = torch.tensor(columns, dtype=torch.long, device=device)
         self._offsets = torch.arange(len(columns), device=device) * bins
         self.state = torch.zeros(2, len(columns), bins, dtype=torch.float64, device=device)
@@ -46,7 +46,10 @@ class BinnedAuc:
         self.state.view(-1).scatter_add_(0, cells.reshape(-1), spread.reshape(-1))
 
     def compute(self) -> list[float | None]:
-        """AUC of each task, in the order of `columns`; None when a class was not seen. Waits for the device."""
+        """AUC of each task, in the order of `columns`; None if it is undefined. Waits for the device.
+
+        It is undefined for a task of which only one class was seen.
+        """
         negative, positive = self.state.cpu()
         below = negative.cumsum(1) - negative
         won = (positive * (below + negative / 2)).sum(1)
@@ -54,5 +57,5 @@ class BinnedAuc:
         return [w / p if p > 0 else None for w, p in zip(won.tolist(), pairs.tolist(), strict=True)]
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Removes all batches."""
         self.state.zero_()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `metrics.jsonl`, TensorBoard, a progress bar or log lines."""
+"""The output of a run in progress: `metrics.jsonl`, TensorBoard curves, and a progress bar or log lines."""
 
 import json
 import logging
@@ -21,10 +21,10 @@ _REWRITE_EVERY_S = 30.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one JSON object a line with its `step`. Lines after the resumed step are dropped.
+    """`metrics.jsonl`: one JSON object per line, with its `step`. Lines after the resumed step are dropped.
 
-    On a local disk each line is appended at once. An object store cannot append: there the whole file is written again
-    every so often. A store that fails costs no run: the lines are kept, and written when it answers.
+    On a local disk each line is appended at once. An object store cannot append, so the whole file is written again
+    at intervals. If the store fails, the run continues: lines are kept, and written when the store answers again.
     """
 
     def __init__(self, uri: str, resumed_step: int) -> None:
@@ -48,11 +48,14 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Brings the file up to date, or warns. Before a checkpoint counts: a resume keeps the lines up to its step."""
+        """Brings the file up to date, or warns.
+
+        Called before a checkpoint is complete, because a resume keeps the lines up to the checkpoint's step.
+        """
         if not self._is_written:
             start = time.monotonic()
             self._try(self._rewrite)
-            # A store that is down takes long to say so: most of the time is left to training.
+            # A store that is down may take long to fail: the interval leaves most of the time to training.
             now = time.monotonic()
             self._due_at = now + max(_REWRITE_EVERY_S, 10 * (now - start))
 
@@ -75,7 +78,7 @@ class MetricsLog:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that was cut off by a kill, so that it is dropped."""
+    """The step of a line; infinity for a line that was cut off by a kill, so that it is dropped."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -91,7 +94,7 @@ class RunLog:
         self._bar = tqdm(initial=resumed_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def expect(self, total_steps: int) -> None:
-        """Takes the step at which training will end now."""
+        """Sets the step at which training will end, for the progress bar."""
         self._bar.total = total_steps
         self._bar.refresh()
 
@@ -99,24 +102,24 @@ class RunLog:
         self._bar.update()
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes numbers of one kind (`train`, `valid`, `checkpoint`) at a step; nested ones are joined by slashes."""
+        """Writes values of one kind (`train` or `valid`) at a step. TensorBoard names join nested keys by slashes."""
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._board:
             try:
                 for name, value in flatten(values).items():
                     self._board.add_scalar(f"{kind}/{name}", value, step)
-            except Exception as error:  # noqa: BLE001 - boto3 and fsspec have errors of their own
+            except Exception as error:  # noqa: BLE001 - boto3 and fsspec raise their own errors
                 self._lose_board(error)
 
-    def say(self, message: str) -> None:
-        """A line for the person who watches."""
+    def show(self, message: str) -> None:
+        """Prints a line above the progress bar, or logs it if there is none."""
         if self._bar.disable:
             log.info(message)
         else:
             tqdm.write(message, file=sys.stderr)
 
     def flush(self) -> None:
-        """Brings `metrics.jsonl` up to date; to be called before a checkpoint counts."""
+        """Brings `metrics.jsonl` up to date; must be called before a checkpoint is complete."""
         self._metrics.flush()
 
     def close(self) -> None:
@@ -129,12 +132,12 @@ class RunLog:
                 self._lose_board(error)
 
     def _lose_board(self, error: Exception) -> None:
-        log.warning("TensorBoard's curves end here, metrics.jsonl goes on: %s", error)
+        log.warning("TensorBoard curves end here; metrics.jsonl continues: %s", error)
         self._board = None
 
 
 def _open_board(uri: str, resumed_step: int) -> "SummaryWriter | None":
-    """TensorBoard's writer. It reaches object stores through fsspec alone; without, a run has its metrics.jsonl."""
+    """TensorBoard's writer; None if it cannot write there. For object stores it needs fsspec."""
     from torch.utils.tensorboard import SummaryWriter
 
     try:
@@ -145,7 +148,7 @@ def _open_board(uri: str, resumed_step: int) -> "SummaryWriter | None":
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested mapping by joined names; what is no number (undefined metrics too) is left out."""
+    """Numbers of a nested mapping by joined names. Other values, such as undefined metrics, are left out."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A training run from start to end: what resumes it, what its state is made of, and which windows it trains on."""
+"""A training run from start to end: resumes from a checkpoint, builds its state, and trains window by window."""
 
 import logging
 from functools import partial
@@ -38,8 +38,8 @@ def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) 
     """Trains on the launcher's workers.
 
     Raises:
-        UserError: before workers are started, where there is no fitting feature table or no such checkpoint; later
-            as `train_on_worker` does.
+        UserError: before workers are started, if there is no matching feature table or no such checkpoint; later for
+            errors of `train_on_worker`.
     """
     read_table(experiment)
     choose_checkpoint(experiment, resume)
@@ -47,7 +47,7 @@ def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) 
 
 
 def train_on_worker(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Ending:
-    """What one worker does from start to end."""
+    """Runs training on one worker, from start to end."""
     with watched(worker, experiment.training.hang_timeout_s):
         manifest = read_manifest(experiment.table_folder)
         saved = sound_checkpoint(experiment, choice_of_attempt(worker, resume), worker)
@@ -61,7 +61,7 @@ def train_on_worker(worker: Worker, experiment: Experiment, resume: CheckpointCh
 
 
 def train_windows(experiment: Experiment, state: RunState, settings: RunSettings, manifest: Manifest) -> Ending:
-    """Trains to the end of the run's window, and then on the partitions that have been added since."""
+    """Trains to the end of the run's window, and then on partitions that have been added since."""
     worker, training = state.worker, experiment.training
     opened: list[RunLog] = []
     worker.on_first(lambda: opened.append(RunLog(experiment.folder, state.progress.step)))
@@ -70,7 +70,7 @@ def train_windows(experiment: Experiment, state: RunState, settings: RunSettings
     trainer = Trainer(experiment, state, settings, run_log, validation, criterion_of(experiment))
     try:
         while True:
-            window, ending = state.progress.span, state.progress.ending(training)
+            window, ending = state.progress.window, state.progress.ending(training)
             total = window.first_step + window.total_steps(training)
             if run_log:
                 run_log.expect(total)
@@ -89,7 +89,7 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
     """Saves the resolved experiment in the run's folder. Collective.
 
     Raises:
-        UserError: some workers do not see it there, so their parts of a checkpoint would be lost.
+        UserError: some workers do not see the saved file, so their parts of a checkpoint would be lost.
     """
     file = storage.join(experiment.folder, "experiment.yaml")
     worker.on_first(lambda: storage.write_text(file, dump_experiment(experiment)))
@@ -102,7 +102,7 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
 
 
 def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunState:
-    """The state of a run that has not begun: model sharded and initialised, generators seeded."""
+    """The state of a run at step 0: model sharded and initialised, generators seeded."""
     inputs = model_inputs(experiment, manifest.table_rows)
     model = shard(experiment, inputs, worker)
     seed_worker(experiment.training.seed, 0, worker)
@@ -117,7 +117,7 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
 
 
 def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettings, manifest: Manifest) -> None:
-    """Restores and says what was found and where the run goes on."""
+    """Restores the state from a checkpoint, if there is one, and logs where and how the run continues."""
     lines = ["No checkpoint found: starting at step 0."]
     if saved is not None:
         restored = state.restore(saved, settings, manifest.digests("train"))
@@ -126,9 +126,9 @@ def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettin
         if restored.gained:
             how = f"grown by {restored.gained}."
         where = f"step {state.progress.step} (epoch {position.epoch}, batch {position.step})"
-        lines = [f"Resumed from {saved.uri}: going on at {where}, {how}"]
+        lines = [f"Resumed from {saved.uri}: continuing at {where}, {how}"]
         if restored.grown:
-            lines += ["All of it is kept, moments included. New, and as initialised:", *restored.grown]
+            lines += ["Everything in it is kept, moments included. New, and initialised:", *restored.grown]
     if state.worker.is_first:
         for line in lines:
             log.info(line)
@@ -143,7 +143,7 @@ def split_validation(
 
 
 def criterion_of(experiment: Experiment) -> Criterion | None:
-    """How validations are compared, where the experiment names a metric for it."""
+    """The comparison of validations; None if the experiment names no metric for it."""
     stopping = experiment.training.early_stopping
     if stopping is None:
         return None

@@ -1,4 +1,4 @@
-"""Losses and AUC of the steps since the last log line, without a wait in the step."""
+"""Losses and AUC of the steps since the last log line, without waiting for the device in a step."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pipeline.workers.worker import Worker
 
 
 class RunningMetrics:
-    """Running sums of this worker; `report` adds up the workers' and starts anew."""
+    """Running sums of this worker. `report` adds up those of all workers and resets them."""
 
     def __init__(self, names: list[str], binary: list[int], diagnostics: tuple[str, ...], worker: Worker) -> None:
         self._names = names
@@ -23,7 +23,8 @@ class RunningMetrics:
         self._sums = torch.zeros(len(names) + len(diagnostics) + 1, dtype=torch.float64, device=worker.device)
 
     def update(self, output: StepOutput) -> None:
-        # Shares, so that the workers' sums add up to those of the global batches, also after their number changed.
+        # Divided by the number of workers: the sums over all workers are then those of the global batches, also after
+        # the number of workers has changed.
         self._sums[:-1] += torch.cat([output.losses, output.diagnostics]) / self._worker.workers
         self._sums[-1] += 1 / self._worker.workers
         self._auc.update(output.scores, output.labels, output.weights)
@@ -45,14 +46,14 @@ class RunningMetrics:
         return report, dict(zip(self._diagnostics, diagnostics, strict=True))
 
     def check_finite(self) -> None:
-        """Raises UserError on every worker when a loss since the last report is no number. Collective."""
+        """Raises UserError on every worker if a loss since the last report is not finite. Collective."""
         self._check_finite(self._worker.sum(self._sums.cpu().clone()))
 
     def state(self) -> dict[str, Tensor]:
         return {"sums": self._sums, "auc": self._auc.state}
 
     def add_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what a worker had summed up when it was saved, beside what is here."""
+        """Adds the sums that a worker had saved."""
         self._sums += state["sums"]
         self._auc.state += state["auc"]
 
@@ -64,5 +65,5 @@ class RunningMetrics:
         raise UserError(
             f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged, or a "
             f"label of the losses {' or '.join(of_amounts)} is below zero. Use a lower learning rate, a longer "
-            "training.schedule.warmup_steps or training.clip_norm, and go on from the last checkpoint or start afresh."
+            "training.schedule.warmup_steps or training.clip_norm, and resume from the last checkpoint or start over."
         )

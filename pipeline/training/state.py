@@ -1,4 +1,4 @@
-"""Everything that decides the future of a run, in one list, and how it is saved and restored."""
+"""Everything that decides the future of a run, in one list, with its saving and restoring."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint.checks import changes, check_going_on, grown_tables
+from pipeline.checkpoint.checks import changes, check_resume, grown_tables
 from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
 from pipeline.checkpoint.grown_model import load_grown
 from pipeline.checkpoint.progress import Progress
@@ -24,40 +24,40 @@ from pipeline.workers.worker import Worker
 
 @dataclass(frozen=True)
 class Restored:
-    """How a run goes on from a checkpoint."""
+    """How a run differs from the checkpoint that it resumes from."""
 
-    changes: list[str]  # what is different now, each as `path: old -> new`: where nothing is, it goes on bit by bit
-    gained: Growth  # scenarios and tasks
-    grown: list[str]  # the tensors that are larger or new, a line each
+    changes: list[str]  # changed settings as `path: old -> new`; empty if the run resumes bit by bit
+    gained: Growth  # new scenarios and tasks
+    grown: list[str]  # one line per tensor that is larger or new
 
 
 @dataclass
 class RunState:
-    """The stateful parts of a run. The learning rates are no part: they follow from step and experiment."""
+    """The stateful parts of a run. Learning rates are not among them: they follow from step and experiment."""
 
     model: ShardedModel  # weights, fused and dense optimizer state
-    window: RunningMetrics  # sums since the last log line
+    running_metrics: RunningMetrics  # sums since the last log line
     progress: Progress
     worker: Worker  # whose random generators are saved
 
     def save(self, saver: Saver, settings: RunSettings, done: Callable[[Checkpoint, float], None]) -> None:
-        """Begins to save all parts as one checkpoint, see `Saver.start`. Collective."""
+        """Starts to save all parts as one checkpoint, see `Saver.start`. Collective."""
         state = CheckpointState.of(settings, self.progress).to_json()
         saver.start(self.progress.step, self._tensors(), self._own(), state, done)
 
     def restore(self, checkpoint: Checkpoint, settings: RunSettings, train: dict[str, str]) -> Restored:
-        """Takes over a checkpoint, after checking that it belongs to these settings. Collective.
+        """Restores a checkpoint, after checking that it fits these settings. Collective.
 
         Args:
             checkpoint: the checkpoint.
-            settings: of the run now, see `run_settings`.
+            settings: of the current run, see `run_settings`.
             train: partitions of the train split, value -> digest of its files.
 
         Raises:
             UserError: the checkpoint belongs to another table, model or order of samples.
         """
         state = checkpoint.state()
-        gained = check_going_on(checkpoint, state, settings, state.progress, train)
+        gained = check_resume(checkpoint, state, settings, state.progress, train)
         self.progress, tensors = state.progress, self._tensors()
         seed = settings.experiment.training.seed
         self.worker.heartbeat.beat(f"loading {checkpoint.uri}")
@@ -65,23 +65,23 @@ class RunState:
         grown = [f"the embedding table {name}: {old:,} -> {new:,} rows" for name, (old, new) in rows.items()]
         if gained:
             grown += load_grown(checkpoint, tensors, state, settings, self.worker)
-            self._take_over(tensors)
+            self._set_tensors(tensors)
             self.progress.forget_partitions()
             seed_worker(seed, self.progress.step, self.worker)
             return Restored([], gained, grown)
         load_tensors(checkpoint, tensors, self.worker, rows)
-        self._take_over(tensors)
+        self._set_tensors(tensors)
         same_workers = state.workers == self.worker.workers
         states = load_own(checkpoint, state.workers, self._own(), self.worker)
         for own in states:
-            self.window.add_state(own)
+            self.running_metrics.add_state(own)
         if same_workers:
             set_random_state(states[0])
         else:
             seed_worker(seed, self.progress.step, self.worker)
         return Restored(changes(state, settings), gained, grown)
 
-    def _take_over(self, tensors: dict[str, Any]) -> None:
+    def _set_tensors(self, tensors: dict[str, Any]) -> None:
         self.model.module.load_state_dict(tensors["model"])
         self.model.optimizer.load_state_dict(tensors["optimizer"])
 
@@ -89,11 +89,11 @@ class RunState:
         return {"model": self.model.module.state_dict(), "optimizer": self.model.optimizer.state_dict()}
 
     def _own(self) -> dict[str, torch.Tensor]:
-        return {**random_state(self.worker), **self.window.state()}
+        return {**random_state(self.worker), **self.running_metrics.state()}
 
 
 def run_settings(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunSettings:
-    """What a checkpoint says of the run that made it."""
+    """The settings of the current run, as its checkpoints record them."""
     return RunSettings(
         workers=worker.workers,
         threads=torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Two ways of doing the same step: plainly, or with the exchange of ids overlapped."""
+"""Two ways of doing the same step: plain, or with the exchange of ids overlapped."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,21 +14,21 @@ from pipeline.sharding.shard import ShardedModel
 
 
 class Step(Protocol):
-    """Takes the next batch and trains on it; None when there is none left."""
+    """Takes the next batch and trains on it; returns None if no batch is left."""
 
     def __call__(self, batches: Iterator[Batch]) -> StepOutput | None: ...
 
     def paused(self) -> AbstractContextManager[None]:
-        """While the model is used for something else, such as validation."""
+        """A context in which the model can be used for something else, such as validation."""
         ...
 
     def forget(self) -> None:
-        """Drops batches that were read ahead: what comes next is another stretch of data."""
+        """Drops batches that were read ahead, because the next step reads other data."""
         ...
 
 
 class PlainStep:
-    """The reference."""
+    """The reference: forward, backward and update of one batch after another."""
 
     def __init__(self, model: ShardedModel, device: torch.device) -> None:
         self._module, self._optimizer, self._device = model.module, model.optimizer, device
@@ -37,9 +37,9 @@ class PlainStep:
         batch = next(batches, None)
         if batch is None:
             return None
-        self._optimizer.zero_grad()  # also hands the learning rate to the fused kernels
+        self._optimizer.zero_grad()  # also passes the learning rate to the fused kernels
         loss, output = self._module(batch.to(self._device, non_blocking=True))
-        loss.backward()  # updates the embedding tables on its way
+        loss.backward()  # also updates the embedding tables
         self._optimizer.step()
         return output
 
@@ -53,7 +53,7 @@ class PlainStep:
 class PipelinedStep:
     """TorchRec's sparse pipeline: while a batch is trained on, the ids of the next are already exchanged.
 
-    It reads ahead; the position to save is that of the output, which belongs to the batch that was trained on.
+    It reads batches ahead. The position to save is the output's, which belongs to the batch that was trained on.
     """
 
     def __init__(self, model: ShardedModel, device: torch.device) -> None:

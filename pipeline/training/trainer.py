@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Validation(Protocol):
-    """Evaluates the model as it is; given from above, for training does not know evaluation."""
+    """Evaluates the current model. The caller provides it, because this module does not import evaluation."""
 
     def __call__(self) -> dict[str, Any]:
         """Metrics of the valid split, the same on every worker. Collective."""
@@ -39,17 +39,17 @@ class Validation(Protocol):
 
 @dataclass(frozen=True)
 class Criterion:
-    """The metric that early stopping and the best checkpoint go by."""
+    """The metric that early stopping and the choice of the best checkpoint use."""
 
     value: Callable[[dict[str, Any]], float | None]
     is_better: Callable[[float, float | None], bool]
 
 
 class Trainer:
-    """Trains from the state's position to the end of its span.
+    """Trains from the state's position to the end of its window.
 
-    A step is: next batch, forward, backward, optimizers. After it, in this order and only where due: log line,
-    validation, checkpoint. A checkpoint therefore holds the validation of its own step.
+    A step is: next batch, forward, backward, optimizers. After it, in this order and only if due: log line,
+    validation, checkpoint. A checkpoint therefore includes the result of its own step's validation.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Trainer:
         validation: Validation | None = None,
         criterion: Criterion | None = None,
     ) -> None:
-        """Wires a run. Collective.
+        """Prepares training. Collective.
 
         Args:
             experiment: of the run.
-            state: fresh, or restored.
-            settings: what checkpoints say of the run, see `run_settings`.
+            state: new, or restored.
+            settings: of the run, for its checkpoints, see `run_settings`.
             run_log: on the first worker, None on the others.
-            validation: run when due.
-            criterion: of early stopping.
+            validation: called when due.
+            criterion: compares validations; None without early stopping.
         """
         self._settings = settings
         self._training = experiment.training
@@ -91,10 +91,10 @@ class Trainer:
         self._logged_step = state.progress.step
 
     def train(self, reader: Reader) -> Ending:
-        """Trains to the end of the span, to an early stop, or to a SIGTERM; whichever it is, the last step is saved.
+        """Trains to the end of the window, to an early stop, or to a SIGTERM. The last step is saved in each case.
 
         Args:
-            reader: of the span's partitions.
+            reader: of the window's partitions.
 
         Raises:
             UserError: training diverged, or the last step could not be saved.
@@ -111,18 +111,18 @@ class Trainer:
         return ending
 
     def _train_on(self, batches: Iterator[Batch]) -> Ending | None:
-        """Trains on an epoch's batches; None when the run goes on with the next epoch."""
-        total = self._progress.span.total_steps(self._training)
+        """Trains on an epoch's batches; returns None if the run continues with the next epoch."""
+        total = self._progress.window.total_steps(self._training)
         while True:
             self._worker.heartbeat.beat(f"training step {self._progress.step + 1}")
-            self._rates.set(self._progress.step_in_span, total)
-            self._stop.ask()
+            self._rates.set(self._progress.step_in_window, total)
+            self._stop.start()
             output = self._step(batches)
-            is_told_to_stop = self._stop.answer()
+            is_stop_requested = self._stop.wait()
             if output is None:
                 return self._progress.ending(self._training)
             self._after_step(output)
-            ending = self._progress.ending(self._training) or ("interrupted" if is_told_to_stop else None)
+            ending = self._progress.ending(self._training) or ("interrupted" if is_stop_requested else None)
             if ending is not None:
                 return ending
 
@@ -130,30 +130,30 @@ class Trainer:
         progress = self._progress
         progress.step += 1
         progress.position = output.position
-        self._state.window.update(output)
+        self._state.running_metrics.update(output)
         is_epoch_end = progress.position.step == 0
         if self._run_log:
             self._run_log.step()
         if is_due(progress.step, self._training.log_every_steps, is_epoch_end):
             self._log()
-        is_last = progress.step_in_span >= progress.span.total_steps(self._training)
+        is_last = progress.step_in_window >= progress.window.total_steps(self._training)
         is_validated = is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)
         if is_validated:
-            self._saver.settle()  # what was best so far is known then
+            self._saver.settle()  # so that the best step so far is known
         is_best = self._validate(self._validation) if self._validation and is_validated else False
         if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
             self._save()
 
     def _log(self) -> None:
-        report, diagnostics = self._state.window.report()
+        report, diagnostics = self._state.running_metrics.report()
         now, steps = time.perf_counter(), self._progress.step - self._logged_step
         speed = steps * self._training.global_batch_size / (now - self._logged_at)
         self._logged_at, self._logged_step = now, self._progress.step
         if self._run_log is None:
             return
-        step, span = self._progress.step, self._progress.span
-        total = span.total_steps(self._training)
-        factor = schedule_factor(self._training.schedule, self._progress.step_in_span - 1, total)
+        step, window = self._progress.step, self._progress.window
+        total = window.total_steps(self._training)
+        factor = schedule_factor(self._training.schedule, self._progress.step_in_window - 1, total)
         values = {
             "epoch": self._progress.position.epoch,
             "tasks": report,
@@ -163,10 +163,10 @@ class Trainer:
         }
         self._run_log.record("train", step, values)
         tasks = "  ".join(f"{name} {format_values(measured)}" for name, measured in report.items())
-        self._run_log.say(f"step {step}/{span.first_step + total}  {tasks}  {speed:,.0f} samples/s")
+        self._run_log.show(f"step {step}/{window.first_step + total}  {tasks}  {speed:,.0f} samples/s")
 
     def _validate(self, validation: Validation) -> bool:
-        """Validates; whether this is the best so far."""
+        """Validates; returns whether the result is the best so far."""
         start = time.perf_counter()
         self._worker.heartbeat.beat(f"the validation of step {self._progress.step}")
         with self._step.paused():
@@ -176,7 +176,7 @@ class Trainer:
         progress, is_best = self._progress, False
         if self._criterion:
             value = self._criterion.value(evaluation)
-            if value is not None:  # an undefined metric says nothing
+            if value is not None:  # an undefined metric is neither better nor worse
                 is_best = self._criterion.is_better(value, progress.best)
                 progress.stale_validations = 0 if is_best else progress.stale_validations + 1
                 if is_best:
@@ -188,13 +188,13 @@ class Trainer:
                 f"{name} {format_values({m: v for m, v in task.items() if m in shown})}"
                 for name, task in evaluation["tasks"].items()
             )
-            self._run_log.say(f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}")
+            self._run_log.show(f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}")
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
     def _save(self) -> None:
-        """Begins to save; a failure costs this checkpoint and not the run."""
-        self._state.window.check_finite()  # before good checkpoints are pruned for the sake of a useless one
+        """Starts to save. If the save fails, this checkpoint is missing and the run continues."""
+        self._state.running_metrics.check_finite()  # before good checkpoints are pruned for a useless one
         start, step = time.perf_counter(), self._progress.step
         self._worker.heartbeat.beat(f"the checkpoint of step {step}")
         self._saver.settle()
@@ -204,15 +204,15 @@ class Trainer:
             self._worker.on_saved()
             self._prune(best_step)
             assert self._run_log is not None
-            self._run_log.say(f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}")
+            self._run_log.show(f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}")
 
         if self._run_log:
-            self._run_log.flush()  # what a checkpoint goes on from is written before it
+            self._run_log.flush()  # lines up to this step must be written before the checkpoint is complete
         self._state.save(self._saver, self._settings, done)
         self._logged_at += time.perf_counter() - start
 
     def _save_end(self) -> None:
-        """Saves the last step where that is not done; a save of it that failed is tried once more."""
+        """Saves the last step unless it has been saved; if its save has failed, tries once more."""
         self._saver.settle()
         if self._saver.saved_step != self._progress.step:
             self._saver.restore_failed_best()
@@ -221,7 +221,7 @@ class Trainer:
         if self._saver.saved_step != self._progress.step:
             raise UserError(
                 f"Training ended at step {self._progress.step}, but its checkpoint could not be saved (see above). "
-                f"Make room in {self._folder} and train again: it goes on from the checkpoint before."
+                f"Free some space in {self._folder} and train again: the run resumes from the previous checkpoint."
             )
 
     def _prune(self, best_step: int | None) -> None:
@@ -235,5 +235,5 @@ class Trainer:
 
 
 def is_due(step: int, every: int | None, is_epoch_end: bool) -> bool:
-    """Whether something that is done every so many steps, or at the end of every epoch, is due after this one."""
+    """Whether something done every `every` steps (None: at the end of every epoch) is due after this step."""
     return is_epoch_end if every is None else step % every == 0

@@ -1,4 +1,4 @@
-"""From the partitions of the train split to windows of training, and the reader of a window."""
+"""Makes training windows from the partitions of the train split, and the reader of a window."""
 
 import logging
 
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 def make_training_window(
     experiment: Experiment, manifest: Manifest, partitions: dict[str, str], first_step: int
 ) -> TrainingWindow:
-    """A window of these partitions, value -> digest."""
+    """A training window of these partitions, value -> digest."""
     lanes = lane_rows(manifest.only("train", partitions), "train")
     steps = steps_per_epoch(lanes, experiment.training.global_batch_size // manifest.lanes)
     return TrainingWindow(partitions, steps, first_step)
 
 
 def begin_new_partitions(experiment: Experiment, state: RunState, manifest: Manifest) -> bool:
-    """Begins a window of the train split's partitions that no window has trained on; False if there are none."""
+    """Begins a window of the train split's partitions that are in no window yet; returns False if there are none."""
     train, progress = manifest.digests("train"), state.progress
     known = progress.partitions
     new = {value: digest for value, digest in train.items() if known.get(value) != digest}
     if not new:
         return False
-    progress.go_on_with(make_training_window(experiment, manifest, new, progress.step))
+    progress.begin_window(make_training_window(experiment, manifest, new, progress.step))
     if state.worker.is_first:
-        log.info("Going on with what is new in the train split: %s.", ", ".join(new))
+        log.info("Continuing with the new partitions of the train split: %s.", ", ".join(new))
     return True
 
 

@@ -1,4 +1,4 @@
-"""What a driver and its Ray workers tell each other: log lines and mistakes one way, the wish to stop the other."""
+"""Messages between a driver and its Ray workers: log lines and errors to the driver, a stop request to the workers."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ POLL_S = 0.3
 
 @ray.remote(num_cpus=0)
 class DriverChannel:
-    """Holds what is on its way. Lines are few: one a log line of the first worker."""
+    """Keeps messages until the other side fetches them. They are few: one per log line of the first worker."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -28,8 +28,12 @@ class DriverChannel:
         self._refusal: str | None = None
 
     def begin(self) -> tuple[int, bool, str | None]:
-        """Counts a start of the workers: how many there were before, whether one of them got to save a checkpoint, and
-        the user's mistake that ended one of them."""
+        """Counts a start of the workers.
+
+        Returns:
+            The number of earlier starts, whether a checkpoint was saved after one of them, and the message of the
+            UserError that ended one of them.
+        """
         self._starts += 1
         if self._starts > 1 and self._refusal is None:
             self._lines.append(f"The workers were started again (restart {self._starts - 1}).")
@@ -39,18 +43,18 @@ class DriverChannel:
         self._has_saved = True
 
     def refuse(self, attempt: int, message: str) -> None:
-        """Takes a user's mistake, which no restart mends. One of an earlier start, cut off since, says nothing."""
+        """Records the message of a UserError, which no restart can fix. Messages of earlier starts are ignored."""
         if attempt == self._starts - 1:
             self._refusal = self._refusal or message
 
     def refusal(self) -> str | None:
         return self._refusal
 
-    def say(self, line: str) -> None:
+    def add_line(self, line: str) -> None:
         self._lines.append(line)
 
     def collect(self, stop: bool) -> list[str]:
-        """Hands out the lines, and takes the driver's wish to stop."""
+        """Returns the new lines, and records whether the driver requests a stop."""
         self._is_stopping = self._is_stopping or stop
         lines, self._lines = self._lines, []
         return lines
@@ -65,13 +69,13 @@ class _ToChannel(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._channel.say.remote(self.format(record))  # no worker waits for its lines
+        self._channel.add_line.remote(self.format(record))  # without waiting for the channel
 
 
 def join_channel(channel: ActorHandle, stop: threading.Event) -> None:
-    """In a worker: sends Manygate's log lines to the driver, and sets `stop` when the driver was told to stop.
+    """In a worker: sends Manygate's log lines to the driver, and sets `stop` when the driver has received a SIGTERM.
 
-    What other libraries log stays in Ray's log files.
+    Log lines of other libraries stay in Ray's log files.
     """
     configure_logging()
     handler = _ToChannel(channel)
@@ -90,8 +94,10 @@ def join_channel(channel: ActorHandle, stop: threading.Event) -> None:
 
 @contextmanager
 def open_channel() -> Iterator[ActorHandle]:
-    """In the driver: prints the workers' lines on stderr, and turns a SIGTERM into their stop, while the block runs."""
-    # Beside the driver: the channel must outlive every machine that the run can do without.
+    """In the driver: while the block runs, prints the workers' lines on stderr and passes a SIGTERM on to the workers.
+
+    The channel runs on the driver's machine: it must outlive every machine that the run can lose.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = DriverChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     ended, stop = threading.Event(), threading.Event()

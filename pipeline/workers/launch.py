@@ -1,4 +1,4 @@
-"""Launchers: this process alone, one of torchrun's, or Ray's workers (`launch_ray.py`)."""
+"""Launchers: this process alone, a process of torchrun, or Ray's workers (`launch_ray.py`)."""
 
 import os
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from pipeline.errors import UserError
 from pipeline.workers.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
-Given = TypeVar("Given", covariant=True)
+BodyResult = TypeVar("BodyResult", covariant=True)
 
 Workers = int | tuple[int, int] | None
-"""A number of workers, a range of which Ray takes what is there, or None: one, or as many as torchrun was given."""
+"""A number of workers; a range, of which Ray uses as many as are available; or None, for one worker or torchrun's."""
 
 
-class Body(Protocol[Given]):
-    """What a worker of a run does; importable, with picklable arguments, for Ray carries it to its workers."""
+class Body(Protocol[BodyResult]):
+    """The function that a worker of a run calls. Importable, with picklable arguments, because Ray sends it."""
 
-    def __call__(self, worker: Worker, experiment: Experiment) -> Given: ...
+    def __call__(self, worker: Worker, experiment: Experiment) -> BodyResult: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Launcher:
 
     name: str  # local or ray
     workers: Workers
-    connect: Callable[[], None]  # connects this process to Ray; called only where Ray starts the workers
+    connect: Callable[[], None]  # connects this process to Ray; called only if Ray starts the workers
 
     def run(self, body: Body[Result], experiment: Experiment) -> Result:
         """Runs a body on every worker and returns the first worker's result.
@@ -44,9 +44,9 @@ class Launcher:
         """
         if self.name == "ray" and not is_torchrun():
             self.connect()
-        placed, training = with_absolute_paths(experiment), experiment.training
-        scratch, lanes = storage.join(placed.folder, "ray"), experiment.table.lanes
-        prepared = partial(body, experiment=placed)
+        absolute, training = with_absolute_paths(experiment), experiment.training
+        scratch, lanes = storage.join(absolute.folder, "ray"), experiment.table.lanes
+        prepared = partial(body, experiment=absolute)
         return launch(prepared, self.name, self.workers, training.device, scratch, lanes, training.max_restarts)
 
 
@@ -67,16 +67,16 @@ def launch(
     """Runs a body on every worker and returns the first worker's result.
 
     Args:
-        body: what a worker does; importable, with picklable arguments, where Ray carries it.
-        launcher: ``local`` or ``ray``; under torchrun the processes are already there.
+        body: called on each worker; with Ray it must be importable and its arguments picklable.
+        launcher: ``local`` or ``ray``; ignored under torchrun, which has already started the processes.
         workers: see `Workers`.
         device: ``auto``, ``cpu`` or ``cuda``.
-        scratch: folder that all nodes see, for what Ray writes of its own.
+        scratch: folder for Ray's own files, visible to all nodes.
         lanes: of the feature table, which the workers must divide.
         max_restarts: times that Ray starts the workers again after one has died.
 
     Raises:
-        UserError: the launcher cannot give that many workers.
+        UserError: the launcher cannot start that many workers.
     """
     if is_torchrun():
         return _run_under_torchrun(body, workers, device)
@@ -87,7 +87,7 @@ def launch(
     if workers not in (None, 1):
         count = workers if isinstance(workers, int) else f"{workers[0]}-{workers[1]}"
         raise UserError(
-            f"The local launcher runs in this process and has one worker; {count} were asked for. Use --launcher ray "
+            f"The local launcher runs in this process and has one worker; {count} were requested. Use --launcher ray "
             f"--workers {count}, or torchrun --nproc-per-node N -m jobs.cli train EXPERIMENT."
         )
     return _run_here(body, device)
@@ -95,7 +95,7 @@ def launch(
 
 def _run_here(body: Callable[[Worker], Result], device: str) -> Result:
     device = choose_device(device)
-    # A store in memory instead of a port: nothing listens, and a debugger may stop the process for as long as it likes.
+    # A store in memory instead of a port: nothing listens, and nothing times out while a debugger stops the process.
     dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
     try:
         return body(this_worker(device, rank=0, workers=1, local_rank=0, local_workers=1))
@@ -108,7 +108,7 @@ def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, devi
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if workers is not None and workers != size:
-        raise UserError(f"--workers is {workers}, but torchrun started {size} processes: leave --workers away.")
+        raise UserError(f"--workers is {workers}, but torchrun started {size} processes: omit --workers.")
     bound = torch.device("cuda", local_rank) if device == "cuda" else None
     dist.init_process_group(backend(device), device_id=bound)
     try:

@@ -1,6 +1,6 @@
 """The Ray launcher: the same body on the workers of a Ray Train group. The only file that imports ray.train.
 
-Ray starts the workers again when one of them has died; where they go on is theirs to find in the run's folder.
+Ray starts the workers again when one of them has died. They then resume from a checkpoint in the run's folder.
 """
 
 import os
@@ -35,9 +35,9 @@ def launch_ray(
 
     Args:
         body: importable on the workers, with picklable arguments.
-        workers: one process each; a range lets Ray take what is there, at every start of the workers.
+        workers: one process each; with a range, Ray uses as many as are available at each start of the workers.
         device: ``auto``, ``cpu`` or ``cuda``.
-        scratch: folder that all nodes see, for what Ray Train itself writes; deleted at the end.
+        scratch: folder for Ray Train's own files, visible to all nodes; deleted at the end.
         lanes: of the feature table, which the workers must divide.
         max_restarts: times that the workers are started again after one has died.
 
@@ -77,25 +77,25 @@ def launch_ray(
 
 
 def run_worker(config: dict[str, Any]) -> Any:
-    """What each Ray worker runs: its process group is up, its place is in the environment."""
-    place = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    """Runs on each Ray worker. Its process group is up, and its ranks are in the environment."""
+    ranks = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     channel = config["channel"]
-    told: list[Any] = [ray.get(channel.begin.remote()) if place[0] == 0 else None]
-    dist.broadcast_object_list(told, src=0)
-    attempt, has_saved, refusal = told[0]
-    if refusal is not None:  # Ray starts the workers again after a user's mistake, too: it would come again
+    begun: list[Any] = [ray.get(channel.begin.remote()) if ranks[0] == 0 else None]
+    dist.broadcast_object_list(begun, src=0)
+    attempt, has_saved, refusal = begun[0]
+    if refusal is not None:  # Ray starts the workers again after a UserError too, which would only be raised again
         return None
     if config["is_range"]:
-        usable = max(count for count in possible_workers(config["lanes"]) if count <= place[1])
-        if usable < place[1] and not regroup(usable, backend(config["device"])):
+        usable = max(count for count in possible_workers(config["lanes"]) if count <= ranks[1])
+        if usable < ranks[1] and not regroup(usable, backend(config["device"])):
             return None
-        place = [place[0], usable, place[2], min(place[3], usable)]
-    worker = this_worker(config["device"], *place)
+        ranks = [ranks[0], usable, ranks[2], min(ranks[3], usable)]
+    worker = this_worker(config["device"], *ranks)
     worker = replace(worker, attempt=attempt, has_saved=has_saved, on_saved=channel.saved.remote)
     join_channel(channel, worker.stop)
     try:
         return config["body"](worker)
-    except storage.StoreError:  # may answer again when the workers start again
+    except storage.StoreError:  # the store may answer when the workers are started again
         raise
     except UserError as error:
         ray.get(channel.refuse.remote(attempt, str(error)))
@@ -103,11 +103,14 @@ def run_worker(config: dict[str, Any]) -> Any:
 
 
 def regroup(usable: int, name: str) -> bool:
-    """Puts the first workers into a process group of their own. Whether this is one of them; the others are left over.
+    """Puts the first workers into a separate process group; the others remain unused.
 
     Args:
-        usable: how many.
+        usable: the number of workers in the group.
         name: the group's backend.
+
+    Returns:
+        Whether this worker is in the group.
     """
     rank, host = dist.get_rank(), os.environ["MASTER_ADDR"]
     store = dist.TCPStore(host, 0, usable, is_master=True, wait_for_workers=False) if rank == 0 else None
@@ -122,18 +125,18 @@ def regroup(usable: int, name: str) -> bool:
 
 
 def check_resources(workers: int, use_gpu: bool) -> None:
-    """Raises UserError where the cluster could never place the workers: Ray would wait for ever."""
+    """Raises UserError if the cluster has too few CPUs or GPUs for the workers: Ray would wait for them for ever."""
     kind = "GPU" if use_gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if there < workers:
+    available = int(ray.cluster_resources().get(kind, 0))
+    if available < workers:
         raise UserError(
-            f"{workers} workers need {workers} {kind}s, and the Ray cluster has {there}: "
-            f"use --workers {max(there, 1)}, add nodes, or use another training.device."
+            f"{workers} workers need {workers} {kind}s, and the Ray cluster has {available}: "
+            f"use --workers {max(available, 1)}, add nodes, or use another training.device."
         )
 
 
 def user_error_of(error: WorkerGroupError) -> UserError | None:
-    """The user's mistake among the failures of a worker group, if it is one."""
+    """The UserError among the failures of a worker group, if there is one."""
     for failure in error.worker_failures.values():
         cause: BaseException | None = failure
         while cause is not None:

@@ -1,4 +1,4 @@
-"""A worker that makes no progress ends itself, with a message that says where it waits and for whom."""
+"""Ends a worker that makes no progress, with a message about where it waits and which workers do not answer."""
 
 import logging
 import os
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 HANG_EXIT_CODE = 76
 ROLL_CALL = timedelta(seconds=10)
-FLUSH_S = 2  # for the message to leave this process
+FLUSH_S = 2  # time for the message to leave this process
 
 
 @contextmanager
 def watched(worker: Worker, limit_s: float | None) -> Iterator[None]:
     """While the block runs, ends this process when the worker's heartbeat is older than `limit_s` seconds. Collective.
 
-    A worker that is alone is not watched: nobody waits for it, and a debugger may hold it.
+    A single worker is not watched: no other worker waits for it, and a debugger may have stopped it.
     """
     if limit_s is None or worker.workers == 1:
         yield
@@ -46,11 +46,11 @@ def watched(worker: Worker, limit_s: float | None) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()  # else its group may be freed while the interpreter shuts down, which aborts the process
+        thread.join()  # otherwise its group may be freed while the interpreter shuts down, which aborts the process
 
 
 def give_up(worker: Worker, limit_s: float, group: dist.ProcessGroup, thread: int) -> None:
-    """Says what this worker waits in, asks who else still answers, and ends the process."""
+    """Logs where this worker waits and which workers do not answer, and ends the process."""
     frame = sys._current_frames().get(thread)
     log.error(
         "Worker %d of %d has made no progress for %g s (training.hang_timeout_s): %s, in %s. %s",
@@ -62,31 +62,31 @@ def give_up(worker: Worker, limit_s: float, group: dist.ProcessGroup, thread: in
         roll_call(group),
     )
     if frame is not None:
-        log.error("Where it stood:\n%s", "".join(traceback.format_stack(frame)))
+        log.error("Its stack:\n%s", "".join(traceback.format_stack(frame)))
     time.sleep(FLUSH_S)
     os._exit(HANG_EXIT_CODE)
 
 
 def roll_call(group: dist.ProcessGroup) -> str:
-    """Which workers do not answer. Those that do have come to the same point in their own watchdogs."""
-    answer = ["Worker 0 does not answer."]
+    """Reports which workers do not answer. Workers that answer have reached this point in their own watchdogs."""
+    report = ["Worker 0 does not answer."]
 
-    def ask() -> None:
+    def call() -> None:
         try:
             dist.monitored_barrier(group, timeout=ROLL_CALL, wait_all_ranks=True)
-            answer[0] = "All workers answer, so one of them is held up by something else than the others."
+            report[0] = "All workers answer, so one of them must be waiting for something different."
         except RuntimeError as error:
-            answer[0] = f"Asked who is there: {str(error).splitlines()[0]}"
+            report[0] = f"Roll call: {str(error).splitlines()[0]}"
 
-    # In a thread: a worker other than the first waits for the first one without a limit.
-    thread = threading.Thread(target=ask, daemon=True)
+    # In a thread: every worker but the first waits for the first one without a limit.
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(ROLL_CALL.total_seconds() + FLUSH_S)
-    return answer[0]
+    return report[0]
 
 
 def waiting_in(frame: FrameType | None) -> str:
-    """The collective, or else the function, that a thread is in."""
+    """The collective that a thread is in, or else its innermost function."""
     innermost = frame
     while frame is not None:
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
@@ -94,7 +94,7 @@ def waiting_in(frame: FrameType | None) -> str:
             return f"the collective {name} ({module})"
         if name == "_engine_run_backward":
             return "the backward pass (all-reduce of dense gradients, all-to-all of embedding gradients)"
-        if name in ("StopRequest.answer", "Work.wait"):
-            return "the collective all_reduce that asks whether to stop"
+        if name in ("StopRequest.wait", "Work.wait"):
+            return "the collective all_reduce of stop requests"
         frame = frame.f_back
     return innermost.f_code.co_qualname if innermost is not None else "no code"

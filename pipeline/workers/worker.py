@@ -1,4 +1,4 @@
-"""One process of a run: its place among the others and its device."""
+"""One process of a run: its rank and its device."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 class Heartbeat:
-    """A worker's current activity and its start time. A watchdog reads it; `beat` is called wherever work is done."""
+    """A worker's current activity and its start time, for the watchdog. Every activity calls `beat` when it starts."""
 
     def __init__(self) -> None:
         self.beat("start")
@@ -37,18 +37,18 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker with its process group up."""
+    """A worker whose process group is up."""
 
     rank: int
     workers: int
     local_workers: int
     device: torch.device
-    control: dist.ProcessGroup  # on CPU, for small values, beside the one that the model uses
-    stop: threading.Event = field(default_factory=threading.Event)  # set when this worker is told to stop
+    control: dist.ProcessGroup  # on CPU, for small values, in addition to the group that the model uses
+    stop: threading.Event = field(default_factory=threading.Event)  # set when this worker receives a stop request
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    attempt: int = 0  # times that the workers of this command have been started again by themselves
+    attempt: int = 0  # times that Ray has started the workers of this command again
     has_saved: bool = False  # whether an earlier attempt has saved a checkpoint
-    on_saved: Callable[[], object] = lambda: None  # called on the first worker when this one has
+    on_saved: Callable[[], object] = lambda: None  # called on the first worker when this attempt has saved one
 
     @property
     def is_first(self) -> bool:
@@ -60,15 +60,15 @@ class Worker:
         return values
 
     def gather(self, value: object) -> list | None:
-        """What every worker gave, in order of rank, on the first worker; None on the others."""
+        """The values of all workers, in order of rank, on the first worker; None on the others."""
         out = [None] * self.workers if self.is_first else None
         dist.gather_object(value, out, dst=0, group=self.control)
         return out
 
     def on_first(self, action: Callable[[], Result]) -> Result:
-        """Does something on the first worker and gives its result, or raises its error, on every worker.
+        """Runs an action on the first worker; returns its result, or raises its error, on every worker.
 
-        Without this an error of the first worker would leave the others waiting for it.
+        Otherwise, after an error on the first worker, the others would wait for it.
         """
         box: list[Any] = [None, None]
         if self.is_first:
@@ -83,10 +83,10 @@ class Worker:
 
 
 def choose_device(wanted: str) -> str:
-    """`cpu` or `cuda` for a wish of auto, cpu or cuda.
+    """`cpu` or `cuda`, for a setting of auto, cpu or cuda.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: the setting is cuda, but there is no CUDA device.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -102,10 +102,10 @@ def backend(device: str) -> str:
 
 
 def keep_memory() -> None:
-    """Lets this process keep the memory that it frees, for its next step.
+    """Makes this process keep the memory that it frees, for its next step.
 
-    The C library gives blocks of 32 MiB and more back at once, and a step that gets them anew spends up to a third of
-    its time on the kernel's clearing them.
+    Otherwise the C library returns blocks of 32 MiB and more to the kernel at once, and a step spends up to a third of
+    its time waiting for the kernel to clear the same memory again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
@@ -116,11 +116,11 @@ def keep_memory() -> None:
 def this_worker(device: str, rank: int, workers: int, local_rank: int, local_workers: int) -> Worker:
     """This process as a worker, once its process group is up.
 
-    Threads are fixed here, not left to the launcher: with equal threads training repeats bit by bit.
+    The number of threads is set here, not by the launcher: with the same number, training repeats bit by bit.
     """
     keep_memory()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
-    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
-        torch.cuda.set_device(place)
-    return Worker(rank, workers, local_workers, place, dist.new_group(backend="gloo"))
+        torch.cuda.set_device(own_device)
+    return Worker(rank, workers, local_workers, own_device, dist.new_group(backend="gloo"))

@@ -1,4 +1,4 @@
-"""What `--resume` and `--checkpoint` name."""
+"""Values of `--resume` and `--checkpoint`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline.checkpoint.choice import AUTO, BEST, LATEST, NEVER, CheckpointChoice
 
 
-def test_a_word_or_else_a_path_that_workers_in_other_folders_find(
+def test_a_choice_is_a_word_or_a_path_that_workers_in_other_folders_find(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -16,4 +16,4 @@ def test_a_word_or_else_a_path_that_workers_in_other_folders_find(
     assert [str(word) for word in words] == ["auto", "never", "latest", "best"]
     relative, remote = CheckpointChoice.parse("c/step-1"), CheckpointChoice.parse("s3://bucket/c/step-1")
     assert (str(relative), str(remote)) == (f"{tmp_path}/c/step-1", "s3://bucket/c/step-1")
-    assert relative == CheckpointChoice.parse(str(relative)), "the same after a job has been sent to a cluster"
+    assert relative == CheckpointChoice.parse(str(relative)), "unchanged by sending a job to a cluster"

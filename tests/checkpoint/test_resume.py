@@ -1,4 +1,4 @@
-"""Which checkpoint a training run resumes from."""
+"""The checkpoint that a training run resumes from."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from tests.workers import one_worker
         (2, True, "auto", "auto"),
     ],
 )
-def test_workers_started_again_go_on_with_what_their_run_has_saved(
+def test_workers_started_again_resume_from_what_their_run_has_saved(
     attempt: int, has_saved: bool, resume: str, choice: str
 ) -> None:
     with one_worker() as worker:

@@ -1,4 +1,4 @@
-"""Joining a Ray, or starting one, as a job does: in a process of its own."""
+"""Joining a Ray cluster or starting a private Ray as a job does, in a separate process."""
 
 import os
 import subprocess
@@ -40,17 +40,17 @@ def connect(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_starts_a_private_ray_of_its_own(tmp_path: Path) -> None:
+def test_without_a_cluster_a_private_ray_is_started(tmp_path: Path) -> None:
     done = connect(tmp_path)
     assert done.returncode == 0, done.stderr
     module, address = done.stdout.split()
     assert module == "models"
     assert address.startswith("127.0.0.1:")
     assert done.stderr.count("Ray: started one for this run, with 1 CPUs.") == 1
-    assert not (tmp_path / ".ray").exists()  # no token is left behind
+    assert not (tmp_path / ".ray").exists()  # no token has been written
 
 
-def test_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+def test_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     done = connect(tmp_path, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.strip().startswith("Nothing answers at 127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""How installed versions are judged, and what is said about those that do not fit."""
+"""Checks of installed versions, and the remedies for versions that do not fit."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def problems(installed: dict[str, str]) -> list[diagnosis.Finding]:
 
 
 @pytest.mark.parametrize("installed", [FITS, CUDA_13])
-def test_known_sets_fit(installed: dict[str, str]) -> None:
+def test_known_sets_have_no_problem(installed: dict[str, str]) -> None:
     assert problems(installed) == []
 
 
@@ -36,7 +36,7 @@ def test_known_sets_fit(installed: dict[str, str]) -> None:
         ({"fbgemm-gpu": "1.8.0"}, "are both installed", "pip uninstall --yes fbgemm-gpu-cpu fbgemm-gpu"),
     ],
 )
-def test_one_misfit_is_one_problem(change: dict[str, str], text: str, remedy: str) -> None:
+def test_each_wrong_version_is_one_problem(change: dict[str, str], text: str, remedy: str) -> None:
     installed = {name: version for name, version in {**FITS, **change}.items() if version}
     [problem] = problems(installed)
     assert text in problem.text
@@ -44,34 +44,34 @@ def test_one_misfit_is_one_problem(change: dict[str, str], text: str, remedy: st
     assert remedy in problem.remedy
 
 
-def test_older_torch_with_the_newer_others() -> None:
+def test_older_torch_needs_its_own_torchrec_and_fbgemm() -> None:
     texts = [problem.text for problem in problems({**FITS, "torch": "2.11.0"})]
-    assert "torchrec: expected 1.6.* (goes with torch 2.11.0), found 1.8.0" in texts
-    assert any("goes with fbgemm-gpu; found fbgemm-gpu-cpu" in text for text in texts)
+    assert "torchrec: expected 1.6.* (built for torch 2.11.0), found 1.8.0" in texts
+    assert any("needs fbgemm-gpu; found fbgemm-gpu-cpu" in text for text in texts)
 
 
-def test_nothing_installed() -> None:
+def test_each_missing_package_is_a_problem() -> None:
     assert len(problems({})) == 5
 
 
-def test_check_versions_stops_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_version_stops_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "installed_versions", lambda: {**FITS, "fbgemm-gpu-cpu": "1.9.0"})
     with pytest.raises(UserError, match="expected 1.8.0 .*, found 1.9.0"):
         diagnosis.check_versions()
 
 
-def test_versions_here_fit() -> None:
+def test_versions_of_this_environment_fit() -> None:
     diagnosis.check_versions()
 
 
-def test_crash_of_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_of_the_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "PROBE", "import os; os.abort()")
     [finding] = diagnosis.torch_works(FITS, "cpu")
     assert "does not load" in finding.text
     assert finding.remedy == "make clean setup"
 
 
-def test_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_that_torch_or_fbgemm_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "PROBE", """print('{"cuda": null, "devices": []}')""")
     assert [finding.ok for finding in diagnosis.torch_works(FITS, "cuda")] == [True, False]
     monkeypatch.setattr(diagnosis, "PROBE", """print('{"cuda": "12.8", "devices": ["H200"]}')""")

@@ -9,7 +9,7 @@ from cluster import versions
 CLUSTER = Path(versions.__file__).parent
 
 
-def test_file_for_machines() -> None:
+def test_file_for_vms_is_consistent() -> None:
     config = yaml.safe_load((CLUSTER / "vms.yaml").read_text())
     assert config["provider"]["type"] == "local"
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
@@ -17,7 +17,7 @@ def test_file_for_machines() -> None:
         assert "RAY_AUTH_MODE=token" in commands[-1]
 
 
-def test_file_for_kubernetes() -> None:
+def test_file_for_kubernetes_is_consistent() -> None:
     claim, cluster = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text())
     assert cluster["kind"] == "RayCluster"
     assert cluster["spec"]["rayVersion"] == versions.RAY

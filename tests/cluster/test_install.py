@@ -1,4 +1,4 @@
-"""What the installer decides, without installing anything."""
+"""The steps that the installer plans; nothing is installed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def commands(steps: list[install.PipCall]) -> list[str]:
     return [" ".join(step.attempts[0]) for step in steps]
 
 
-def test_bare_cpu_machine() -> None:
+def test_empty_environment_on_a_cpu_gets_the_cpu_builds() -> None:
     assert commands(install.plan("cpu", {})) == [
         "install torch==2.13.0+cpu",
         "install fbgemm-gpu-cpu==1.8.0",
@@ -22,7 +22,7 @@ def test_bare_cpu_machine() -> None:
     ]
 
 
-def test_cpu_build_of_torch_is_tried_first_and_the_plain_one_last() -> None:
+def test_cpu_build_of_torch_is_tried_first_and_the_default_build_last() -> None:
     attempts = install.plan("cpu", {})[0].attempts
     assert attempts[0][-1] == "torch==2.13.0+cpu"
     assert attempts[-1] == ("install", "torch==2.13.0")
@@ -37,11 +37,11 @@ def test_cuda_machine_gets_the_cuda_builds() -> None:
 
 
 @pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0", "2.13.0+cu128"])
-def test_what_fits_is_kept(torch: str) -> None:
+def test_complete_environment_is_kept(torch: str) -> None:
     assert install.plan("cpu", {**COMPLETE, "torch": torch}) == []
 
 
-def test_interrupted_installation_goes_on() -> None:
+def test_interrupted_installation_continues() -> None:
     assert commands(install.plan("cpu", {"torch": "2.13.0"})) == [
         "install fbgemm-gpu-cpu==1.8.0",
         "install --no-deps torchrec==1.8.0",
@@ -74,14 +74,14 @@ def test_project_step_pins_torch_and_fbgemm() -> None:
     assert "torchmetrics==1.0.3" in arguments
 
 
-def test_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_folder_that_is_not_an_environment_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(install.InstallError, match="no virtual environment"):
+    with pytest.raises(install.InstallError, match="not a virtual environment"):
         install.make_environment(tmp_path)
     assert (tmp_path / "letter.txt").exists()
 
 
-def test_falls_back_when_pip_knows_no_such_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_attempt_follows_if_pip_does_not_find_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[int, str]:
@@ -89,13 +89,15 @@ def test_falls_back_when_pip_knows_no_such_version(tmp_path: Path, monkeypatch: 
         return (0, "") if len(tried) == 2 else (1, "ERROR: No matching distribution found for a==1+cpu")
 
     monkeypatch.setattr(install, "run_pip", pip)
-    install.take(install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
+    install.run_step(install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
     assert tried == ["a==1+cpu", "a==1"]
 
 
-def test_other_failures_are_told_with_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_show_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = "WARNING: Location '/a' is ignored: it is neither\nERROR: no space left on device"
     monkeypatch.setattr(install, "run_pip", lambda *_: (1, output))
     with pytest.raises(install.InstallError, match="no space left") as caught:
-        install.take(install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log")
+        install.run_step(
+            install.PipCall("a", (("install", "a==1+cpu"), ("install", "a==1"))), tmp_path, tmp_path / "log"
+        )
     assert "is ignored" not in str(caught.value)

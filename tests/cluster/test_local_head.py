@@ -1,4 +1,4 @@
-"""A head on this machine, for real: jobs are sent to it, watched and stopped, with its token and with a wrong one."""
+"""A real head on this machine: jobs are submitted, followed and stopped, with its token and with a wrong one."""
 
 import os
 import subprocess
@@ -22,14 +22,14 @@ open_client(sys.argv[1]).submit_job(entrypoint="sleep 300", submission_id="sleep
 
 
 class Cluster:
-    """A running head and a project folder to send from, with an own home folder for the token."""
+    """A running head, and a project folder that is also the home folder, which contains the token."""
 
     def __init__(self, folder: Path, head: local_head.Head):
         self.folder, self.head = folder, head
 
     def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "HOME": str(self.folder), "RAY_AUTH_MODE": "token", **variables}
-        # A variable that points elsewhere must not win over --address.
+        # A variable with another address must not override --address.
         environment["RAY_ADDRESS"] = "127.0.0.1:1"
         return subprocess.run(
             [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60
@@ -40,7 +40,7 @@ class Cluster:
 
 
 def processes_of(folder: str) -> list[str]:
-    """Command lines that name a head's folder."""
+    """Command lines of processes that contain a head's folder."""
     lines = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -88,7 +88,7 @@ def test_listens_on_loopback_only(cluster: Cluster) -> None:
 
 def test_second_head_is_refused(cluster: Cluster) -> None:
     state = cluster.folder / ".cluster" / "head.json"
-    with pytest.raises(UserError, match="running already"):
+    with pytest.raises(UserError, match="already running"):
         local_head.start(local_head.free_port(), local_head.free_port(), state=state)
     taken = int(cluster.head.dashboard.rpartition(":")[2])
     with pytest.raises(UserError, match=f"Port {taken} is in use"):
@@ -117,14 +117,14 @@ def test_running_job_is_stopped(cluster: Cluster) -> None:
     assert "STOPPED" in cluster.manygate("status", "sleeper").stdout
 
 
-def test_wrong_token_is_told(cluster: Cluster) -> None:
+def test_wrong_token_is_reported(cluster: Cluster) -> None:
     refused = cluster.manygate("status", RAY_AUTH_TOKEN="not-the-token")
     assert refused.returncode == 2
     assert "the token from the variable RAY_AUTH_TOKEN was sent" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_unknown_job_is_told(cluster: Cluster) -> None:
+def test_unknown_job_is_reported(cluster: Cluster) -> None:
     unknown = cluster.manygate("logs", "nobody")
     assert unknown.returncode == 2
     assert "No job is called 'nobody'" in unknown.stderr

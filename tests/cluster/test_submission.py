@@ -24,13 +24,13 @@ def entrypoint(*arguments: str) -> str:
     return shlex.join(submission.entrypoint(job, job.experiment, load_experiment(job.experiment, job.overrides)))
 
 
-def test_train_runs_on_the_cluster_and_writes_where_we_are(folder: Path) -> None:
+def test_train_uses_ray_and_writes_to_our_folder(folder: Path) -> None:
     assert entrypoint("train", "tiny.yaml") == (
         f"python -m jobs.cli train tiny.yaml --resume auto --launcher ray output={folder}/runs"
     )
 
 
-def test_what_was_given_is_kept(folder: Path) -> None:
+def test_given_options_are_kept(folder: Path) -> None:
     command = entrypoint("train", "tiny.yaml", "--launcher", "local", "--workers", "4", "output=s3://bucket/runs")
     assert "--launcher local --workers 4 output=s3://bucket/runs" in command
     assert str(folder) not in command
@@ -46,17 +46,17 @@ def test_switches_are_kept(folder: Path) -> None:
     assert "tiny.yaml --overwrite " in entrypoint("preprocess", "tiny.yaml", "--overwrite")
 
 
-def test_quoting(folder: Path) -> None:
+def test_overrides_are_quoted(folder: Path) -> None:
     override = "logs.path=my logs; rm -rf $HOME"
     assert override in shlex.split(entrypoint("preprocess", "tiny.yaml", override))
 
 
-def test_own_output_folder_is_not_sent(folder: Path) -> None:
+def test_output_folder_is_not_sent(folder: Path) -> None:
     experiment = load_experiment("tiny.yaml", ["output=results"])
     excludes = submission.runtime_env(folder, experiment)["excludes"]
     assert {".git", ".venv", "/runs", "/results"} <= set(excludes)
 
 
 @pytest.mark.parametrize("text", ["Package size (200MiB) exceeds the maximum size of 100MiB", "status code 413"])
-def test_folder_that_is_too_large_is_told(text: str, folder: Path) -> None:
+def test_folder_that_is_too_large_is_reported(text: str, folder: Path) -> None:
     assert "too large to send" in str(submission.explain_refusal(RuntimeError(text), folder))

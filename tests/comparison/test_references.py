@@ -49,8 +49,8 @@ def test_levels_below_stay_in_the_reference_where_they_drop_rows() -> None:
         (1024, 51_200, 1024),  # exactly 50 steps
         (1024, 51_199, 512),
         (1024, 1_000, 128),  # not below 128, though an epoch has 8 steps
-        (64, 1_000, 64),  # was below already
-        (1028, 1_000, 1028),  # half of it is no multiple of the 8 lanes
+        (64, 1_000, 64),  # already below 128
+        (1028, 1_000, 1028),  # half of it is not a multiple of the 4 lanes
         (1000, 1_000, 1000),
     ],
 )
@@ -61,7 +61,7 @@ def test_the_batch_of_a_reference_leaves_enough_steps(size: int, rows: int, expe
 
 
 def test_warm_up_and_validations_of_a_reference_keep_their_share_of_an_epoch() -> None:
-    """150 steps an epoch become 75: half the rows in batches of the same size; then 50, a third in smaller ones."""
+    """150 steps per epoch become 75: half the rows in batches of the same size; then 50, a third in smaller ones."""
     training = {"global_batch_size": 1024, "schedule": {"warmup_steps": 50}, "validate_every_steps": 75}
     base = experiment(table={"lanes": 8}, training=training)
     half, small = with_enough_steps(base, 76_800, 153_600).training, with_enough_steps(base, 25_600, 153_600).training

@@ -20,8 +20,8 @@ def trunks(base: Experiment, text: str) -> dict[str, dict[str, Any]]:
     return {name: variant.model.trunk.model_dump() for name, variant in variants.items()}
 
 
-def test_another_trunk_takes_over_what_was_written_and_nothing_else() -> None:
-    """The experiment says experts and hidden; dropout is its own default."""
+def test_another_trunk_takes_over_only_keys_that_were_set() -> None:
+    """The experiment sets experts and hidden; dropout has the default of its trunk."""
     base = experiment(model={"trunk": {"kind": "mmoe", "experts": 2, "hidden": [16]}})
     assert trunks(base, "mmoe, shared_bottom") == {
         "mmoe": base.model.trunk.model_dump(),
@@ -32,7 +32,7 @@ def test_another_trunk_takes_over_what_was_written_and_nothing_else() -> None:
     assert (mmoe["dropout"], mmoe["hidden"], mmoe["experts"]) == (0.1, [256, 128], 8)
 
 
-def test_every_trunk_that_there_is_makes_a_variant() -> None:
+def test_every_trunk_makes_a_variant() -> None:
     made = trunks(experiment(), ",".join(trunk_kinds()))
     assert [trunk["kind"] for trunk in made.values()] == list(made) == list(trunk_kinds())
     assert all(trunk["hidden"] == [16] for trunk in made.values() if "hidden" in trunk)
@@ -68,14 +68,19 @@ def test_variants_and_trunks_keep_their_order() -> None:
         ([("--variant", "a: name=b")], "sets `name`, `output` and `training.seed` itself"),
     ],
 )
-def test_mistakes_are_told(models: list[tuple[str, str]], message: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_mistakes_are_reported(models: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(UserError) as error:
         make_variants(experiment(), models)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_seeds() -> None:
     assert parse_seeds("0, 3,1") == [0, 3, 1]
-    for text, message in (("0,x", "'x' is no seed"), ("0,,1", "'' is no seed"), ("-1", "'-1'"), ("1,01", "twice")):
+    for text, message in (
+        ("0,x", "'x' is not a seed"),
+        ("0,,1", "'' is not a seed"),
+        ("-1", "'-1'"),
+        ("1,01", "twice"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_seeds(text)

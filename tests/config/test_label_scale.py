@@ -1,4 +1,4 @@
-"""Labels on their way to the training scale and back."""
+"""Conversion of labels to the training scale and back."""
 
 import numpy as np
 import pytest
@@ -24,6 +24,6 @@ def test_labels_come_back_in_the_unit_of_the_log(keys: dict[str, object], traine
     np.testing.assert_allclose(task.to_log_unit(scaled), VALUES, rtol=1e-5)
 
 
-def test_what_float32_cannot_hold_is_not_finite() -> None:
+def test_a_value_that_float32_cannot_hold_is_not_finite() -> None:
     task = TaskConfig(name="t", column="t", kind="continuous", scale=10.0)
     assert np.isinf(task.to_training_scale(np.array([1e38]))).all()

@@ -1,4 +1,4 @@
-"""Where a run and its table are, for processes in other folders."""
+"""Absolute paths of a run and its table, for processes in other folders."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A slice of the bundled KuaiRand logs, preprocessed once for all whole runs."""
+"""A slice of the bundled KuaiRand logs, preprocessed once for all end-to-end runs."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Waits for a good end; gives what was printed."""
+    """Waits for the process to end with exit code 0; returns its output."""
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     return out

@@ -1,4 +1,4 @@
-"""The Census-Income example: what its preparation script writes, and that its experiment asks for just that."""
+"""The Census-Income example: the output of its preparation script, and the columns that its experiment reads."""
 
 import bz2
 import gzip
@@ -37,7 +37,7 @@ def split(log: Path, name: str) -> pd.DataFrame:
     return pq.read_table(log / f"split={name}/part-0.parquet", partitioning=None).to_pandas()
 
 
-def test_the_experiment_reads_every_column_but_labels_weight_key_and_scenario(log: Path) -> None:
+def test_the_features_are_all_columns_except_labels_weight_key_and_scenario(log: Path) -> None:
     experiment = load_experiment(EXAMPLE / "experiment.yaml")
     inputs = {feature.column for feature in experiment.features}
     assert not inputs & {"income", "never_married", "marital_status", "instance_weight", "line"}
@@ -50,7 +50,7 @@ def test_the_experiment_reads_every_column_but_labels_weight_key_and_scenario(lo
 
 
 def test_rows_are_those_of_the_raw_files(raw: Path, log: Path) -> None:
-    """Against the plain text, split by hand: columns 8 (marital status), 12 (Hispanic origin), 36 (citizenship), 42."""
+    """Compares them with the raw text: columns 8 (marital status), 12 (Hispanic origin), 36 (citizenship), 42."""
     with bz2.open(raw / TRAIN, "rt") as file:
         fields = [[field.strip() for field in line.split(",")] for line in file]
     train = split(log, "train")
@@ -75,9 +75,9 @@ def test_the_halves_of_the_test_file_are_disjoint_complete_and_the_same_every_ti
     assert set(split(tmp_path / "other", "test")["line"]) != set(test)
 
 
-def test_files_that_are_not_the_published_ones_are_told(raw: Path, tmp_path: Path) -> None:
+def test_files_other_than_the_published_ones_are_errors(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"{TRAIN} has 1,200 rows of 42 columns where 199,523 of 42 were expected"):
         main(["--raw", str(raw), "--log", str(tmp_path / "log")])
-    with pytest.raises(SystemExit, match=f"{TRAIN} is not there"):
+    with pytest.raises(SystemExit, match=f"{TRAIN} does not exist"):
         main(["--raw", str(tmp_path), "--log", str(tmp_path / "log")])
     assert not (tmp_path / "log").exists(), "nothing half-written"

@@ -1,4 +1,4 @@
-"""Whole runs on real logs: from raw Parquet to predictions, killed and resumed, on every launcher."""
+"""End-to-end runs on real logs: from raw Parquet to predictions, killed and resumed, on every launcher."""
 
 import json
 import shutil
@@ -14,8 +14,9 @@ import ray
 from sklearn.metrics import log_loss, roc_auc_score
 
 from jobs.cli import main
-from jobs.predict import predict_on_worker
+from pipeline.checkpoint.choice import BEST
 from pipeline.config.load import dump_experiment, load_experiment
+from pipeline.scoring.prediction_files import predict_on_worker
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from tests.commands import manygate, start_manygate
@@ -28,14 +29,14 @@ STEPS = 38  # 1,200 rows in batches of 64, twice
 
 @pytest.fixture(scope="module")
 def straight(sliced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs, on two workers of torchrun."""
+    """An undisturbed run, on two workers of torchrun."""
     file = new_run(sliced, tmp_path_factory.mktemp("straight"))
     finish(torchrun("train", str(file)))
     return file
 
 
 def new_run(sliced: Path, folder: Path) -> Path:
-    """A run of its own over the slice's table."""
+    """A separate run with a copy of the slice's table."""
     experiment = load_experiment(sliced, [f"output={folder}"])
     shutil.copytree(load_experiment(sliced).folder + "/table", experiment.folder + "/table")
     file = folder / "experiment.yaml"
@@ -49,16 +50,16 @@ def assert_same_run(one: Path, two: Path, scratch: Path) -> None:
     assert metrics(first) == metrics(second)
 
 
-def test_the_table_holds_the_slice(sliced: Path) -> None:
+def test_the_table_contains_the_slice(sliced: Path) -> None:
     manifest = read_manifest(load_experiment(sliced).folder + "/table")
     assert [p.value for p in manifest.partitions] == list(DAYS)
     assert all(p.rows_read == p.kept + p.quarantined + p.filtered == ROWS for p in manifest.partitions)
 
 
-def test_killed_twice_the_run_ends_as_if_nothing_had_happened(
+def test_a_run_that_was_killed_twice_ends_as_an_undisturbed_run(
     sliced: Path, straight: Path, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
-    """kill -9 of both workers once a checkpoint is there; the second time after the resumed run has made its own."""
+    """Kills both workers with SIGKILL after a checkpoint, and again after a checkpoint of the resumed run."""
     file = new_run(sliced, tmp_path)
     experiment = load_experiment(file)
     for step in (7, 21):
@@ -71,17 +72,17 @@ def test_killed_twice_the_run_ends_as_if_nothing_had_happened(
 
 
 def wait_for(file: Path, is_alive: Callable[[], bool]) -> None:
-    """Waits for a file of a run that is under way."""
+    """Waits for a file of a run in progress."""
     deadline = time.monotonic() + 120
     while not file.exists():
         assert is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_ray_train_that_was_stopped_is_resumed_as_the_same_run(
+def test_a_ray_run_that_was_stopped_resumes_as_the_same_run(
     sliced: Path, straight: Path, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
-    """SIGTERM to the driver: its workers save and it leaves with 75. In the end bit by bit the run of torchrun."""
+    """After SIGTERM to the driver, workers save and it exits with 75. Resumed, the run equals torchrun's bit by bit."""
     file, printed = new_run(sliced, tmp_path), tmp_path / "printed.txt"
     command = ["train", str(file), "--launcher", "ray", "--workers", "2"]
     with pytest.MonkeyPatch.context() as patch:  # a driver that joins the Ray of these tests
@@ -98,7 +99,7 @@ def test_ray_train_that_was_stopped_is_resumed_as_the_same_run(
 def test_evaluation_and_predictions_agree_on_every_launcher(
     straight: Path, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
-    """One process and two give the same figures, which scikit-learn computes again from the written predictions."""
+    """One process and two give the same metrics, and scikit-learn computes the same from the written predictions."""
     experiment = load_experiment(straight)
     result = Path(experiment.folder) / "evaluation-test.json"
     printed = manygate("evaluate", str(straight), "--checkpoint", "latest", check=0).out
@@ -106,12 +107,12 @@ def test_evaluation_and_predictions_agree_on_every_launcher(
     assert "click (binary)" in printed and "tab=other" in printed
     finish(torchrun("evaluate", str(straight), "--checkpoint", "latest"))
     both = json.loads(result.read_text())
-    curves = alone.pop("reliability"), both.pop("reliability")  # whose bins are cut between two neighbouring rows
+    curves = alone.pop("reliability"), both.pop("reliability")  # bin edges may move by one row
     assert [sum(curve["click"]["all"]["rows"]) for curve in curves] == [ROWS, ROWS]
     assert_close(alone, both)
     assert alone["checkpoint"].endswith(f"step-{STEPS:08d}") and alone["split"] == "test" and alone["rows"] == ROWS
 
-    assert two_workers.run(predict_on_worker, experiment, "best", "test", str(tmp_path / "out")) == [ROWS, None]
+    assert two_workers.run(predict_on_worker, experiment, BEST, "test", str(tmp_path / "out")) == [ROWS, None]
     rows = pq.read_table(tmp_path / "out").to_pandas()
     assert len(rows) == ROWS == json.loads((tmp_path / "out/_predictions.json").read_text())["rows"]
     log = pq.read_table(Path(experiment.logs.path) / "date=20220505").to_pandas()
@@ -128,7 +129,7 @@ def test_evaluation_and_predictions_agree_on_every_launcher(
 
 
 def assert_close(one: Any, two: Any) -> None:
-    """Equal up to rounding: the sharded sums of one and of two workers differ in the last bits."""
+    """Equal up to rounding: sums over shards differ in the last bits between one and two workers."""
     if isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
@@ -143,15 +144,15 @@ def assert_close(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_inspect_tells_the_run(straight: Path) -> None:
-    told = manygate("inspect", load_experiment(straight).folder, check=0).out
-    assert "train: 2 partitions, 1,200 = 1,200 + 0 + 0 rows" in told
-    assert f"step-{STEPS:08d}" in told and "saved by 2 workers" in told
+def test_inspect_describes_the_run(straight: Path) -> None:
+    printed = manygate("inspect", load_experiment(straight).folder, check=0).out
+    assert "train: 2 partitions, 1,200 = 1,200 + 0 + 0 rows" in printed
+    assert f"step-{STEPS:08d}" in printed and "saved by 2 workers" in printed
 
 
-def test_plan_tells_where_tables_go_and_what_does_not_fit(straight: Path) -> None:
-    told = manygate("plan", str(straight), "--workers", "4", "--device", "cuda", "--memory", "80GiB", check=0).out
-    assert "Fits: at most" in told and "video" in told
+def test_plan_shows_the_placement_of_tables_and_whether_they_fit(straight: Path) -> None:
+    printed = manygate("plan", str(straight), "--workers", "4", "--device", "cuda", "--memory", "80GiB", check=0).out
+    assert "Fits: at most" in printed and "video" in printed
     refused = manygate("plan", str(straight), "--workers", "4", "--memory", "1MiB", check=2)
     assert "does not fit" in refused.err
 
@@ -163,7 +164,7 @@ def test_plan_tells_where_tables_go_and_what_does_not_fit(straight: Path) -> Non
         (["preprocess", "features.hour.column=hourmim"], "hourmim"),
         (["preprocess", "logs.splits.test=[20230101, 20230102]"], "test"),
         (["train", "--resume", "/nowhere"], "/nowhere is not a complete checkpoint"),
-        (["train", "--workers", "2"], "2 were asked for"),
+        (["train", "--workers", "2"], "2 were requested"),
         (["evaluate", "--split", "tset"], "no split 'tset'; it has: train, valid, test"),
         (["evaluate", "--checkpoint", "latest", "model.trunk.experts=3"], "is of another model"),
         (["train", "training.epoch=3"], "unknown key; did you mean 'epochs'?"),
@@ -175,8 +176,8 @@ def test_bad_input_is_one_message_and_exit_code_2(
     command, *rest = arguments
     before = contents(straight)
     assert main([command, str(straight), *rest]) == 2
-    told = capsys.readouterr().err
-    assert message in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
     assert contents(straight) == before, "nothing half-written"
 
 
@@ -184,7 +185,7 @@ def contents(file: Path) -> list[Path]:
     return sorted(Path(load_experiment(file).folder).rglob("*"))
 
 
-def test_too_many_workers_for_the_cluster_are_told_instead_of_waited_for(straight: Path) -> None:
+def test_too_many_workers_for_the_cluster_are_an_error_instead_of_an_endless_wait(straight: Path) -> None:
     before = contents(straight)
     done = manygate("train", str(straight), "--launcher", "ray", "--workers", "64", check=2)
     assert "64 workers need 64 CPUs, and the Ray cluster has 2:" in done.err and "Traceback" not in done.err

@@ -1,4 +1,4 @@
-"""A run of an earlier version is a run of this one: it is resumed, evaluated, extended by a day and reported."""
+"""Runs of earlier versions work with this version: resumed, evaluated, extended by a day and reported."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any) -> Iterator[Done]:
-    """What Ray does elsewhere, in this process."""
+    """Runs the tasks in this process instead of in Ray."""
     for item in items:
         yield Done(item, task(item, shared), None)
 
@@ -58,7 +58,7 @@ def experiment_of(folder: Path) -> Experiment:
 
 
 def assert_close(found: Any, expected: Any, path: str = "") -> None:
-    """Equal but for rounding, which differs between kinds of processors, and for what rounding does to an order."""
+    """Equal except for rounding, which differs between kinds of processors, and for its effect on an order."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), path
         for key in expected:
@@ -67,15 +67,15 @@ def assert_close(found: Any, expected: Any, path: str = "") -> None:
         assert found == pytest.approx(expected, rel=1e-4, abs=2e-3), path
     elif isinstance(expected, list):
         assert len(found) == len(expected), path
-        for one, other in zip(found, expected, strict=True):
-            assert_close(one, other, path)
+        for found_part, expected_part in zip(found, expected, strict=True):
+            assert_close(found_part, expected_part, path)
     else:
         assert found == expected, path
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_is_loaded_is_what_was_saved(folder: Path, tmp_path: Path, step: int) -> None:
-    """Weights, moments of both optimizers and buffers, bit by bit; the counters; and nothing has changed."""
+def test_the_loaded_state_equals_the_saved_state(folder: Path, tmp_path: Path, step: int) -> None:
+    """Weights, moments of both optimizers and buffers are equal bit by bit; counters and settings are equal too."""
     experiment = experiment_of(folder)
     manifest = read_manifest(experiment.table_folder)
     saved = find_checkpoint("", CheckpointChoice.parse(f"{experiment.checkpoint_folder}/step-{step:08d}"))
@@ -96,22 +96,22 @@ def test_what_is_loaded_is_what_was_saved(folder: Path, tmp_path: Path, step: in
 
 
 def whole(value: Any) -> Any:
-    """Sharded tensors as plain ones: one worker has all of each."""
+    """Sharded tensors as plain tensors: the only worker has every shard."""
     if isinstance(value, dict):
         return {name: whole(part) for name, part in value.items()}
     return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
 
 
 def go_back(folder: Path, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Takes the last checkpoint away; gives the lines of the run, and the tensors of that checkpoint."""
+    """Removes the last checkpoint; returns the metrics lines of the run, and the tensors of that checkpoint."""
     experiment = experiment_of(folder)
     found = metrics(experiment), tensors(experiment, STEPS[1], scratch)
     shutil.rmtree(folder / f"run/checkpoints/step-{STEPS[1]:08d}")
     return found
 
 
-def test_it_is_resumed_to_the_same_end(folder: Path, tmp_path: Path) -> None:
-    """From the middle of the second epoch: the losses and tensors that the earlier version went on to."""
+def test_resuming_gives_the_same_result(folder: Path, tmp_path: Path) -> None:
+    """From the middle of the second epoch: the same losses and tensors as in the earlier version."""
     lines, end = go_back(folder, tmp_path)
     with one_worker() as worker:
         assert run_on(worker, experiment_of(folder)) == "finished"
@@ -122,7 +122,7 @@ def test_it_is_resumed_to_the_same_end(folder: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-6, msg=name)
 
 
-def test_it_is_evaluated_to_the_same_numbers(folder: Path) -> None:
+def test_evaluation_gives_the_same_numbers(folder: Path) -> None:
     expected = json.loads((folder / "run/evaluation-test.json").read_text())
     with one_worker() as worker:
         found = evaluate_on_worker(worker, experiment_of(folder), LATEST, "test")
@@ -130,8 +130,8 @@ def test_it_is_evaluated_to_the_same_numbers(folder: Path) -> None:
     assert_close({**json.loads(json.dumps(found)), "checkpoint": expected["checkpoint"]}, expected)
 
 
-def test_it_is_extended_by_a_day(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each split moves on by a day: users that were rare get ids, and training goes on with the new train day."""
+def test_the_run_is_extended_by_a_day(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each split moves forward by a day: users that were rare get ids; training continues with the new train day."""
     later, before, lines = with_next_day(folder), digests(folder / "run/table"), metrics(experiment_of(folder))
     old = read_manifest(later.table_folder)
     with caplog.at_level(logging.INFO):
@@ -140,7 +140,7 @@ def test_it_is_extended_by_a_day(folder: Path, caplog: pytest.LogCaptureFixture)
         assert (manifest.fingerprint, manifest.lineage) == (old.fingerprint, old.lineage)
         with one_worker() as worker:
             assert run_on(worker, later) == "finished"
-    assert "Going on with what is new in the train split: 3." in caplog.text
+    assert "Continuing with the new partitions of the train split: 3." in caplog.text
     assert metrics(later)[: len(lines)] == lines and metrics(later)[-1]["step"] == 18
 
 
@@ -151,7 +151,7 @@ def assert_extended(folder: Path, before: dict[str, str], old: dict[str, int], n
     assert new["user"] > old["user"] and new.keys() == old.keys()
 
 
-def test_it_is_inspected_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_is_inspected_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect.run("run")
     text = capsys.readouterr().out
     assert "Checkpoint run/checkpoints/step-00000008" in text and "model bottom din, trunk aesm, head towers" in text
@@ -163,7 +163,7 @@ def test_it_is_inspected_and_reported(folder: Path, capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def wider_schema() -> Iterator[None]:
-    """A key with a default more in every section that the experiment file names."""
+    """Adds a key with a default to every section of the experiment file."""
     named = list(dict.fromkeys(type(section) for section in sections_of(experiment_of(FIRST))))
     for section in named:
         section.__pydantic_fields__["added_later"] = FieldInfo(annotation=int, default=7)
@@ -175,7 +175,7 @@ def wider_schema() -> Iterator[None]:
 
 
 def sections_of(value: Any) -> Iterator[BaseModel]:
-    """All sections that were given: the defaults of others were made before there was the key."""
+    """All sections in the experiment file: default values of other sections were made before the key was added."""
     if isinstance(value, BaseModel):
         yield value
         for name in value.model_fields_set:
@@ -186,7 +186,7 @@ def sections_of(value: Any) -> Iterator[BaseModel]:
 
 
 def rebuild_sections() -> None:
-    """As many times as sections are nested: each takes in the schemas of those in it, as they are at that moment."""
+    """Rebuilds once per nesting level: a rebuilt section uses the schemas that its parts have at that moment."""
     for _ in range(5):
         for section in subclasses(Section) | subclasses(ModelSection):
             section.model_rebuild(force=True)
@@ -194,11 +194,11 @@ def rebuild_sections() -> None:
 
 
 def subclasses(of: type[BaseModel]) -> set[type[BaseModel]]:
-    return {below for one in of.__subclasses__() for below in (one, *subclasses(one))}
+    return {below for child in of.__subclasses__() for below in (child, *subclasses(child))}
 
 
-def test_a_key_that_is_added_later_locks_nobody_out(folder: Path, tmp_path: Path, wider_schema: None) -> None:
-    """With one more key in every section: resumed in the middle, extended, evaluated; no file of the table changes."""
+def test_old_runs_still_work_after_a_key_is_added(folder: Path, tmp_path: Path, wider_schema: None) -> None:
+    """With one new key in every section, the run is resumed, extended and evaluated; no file of the table changes."""
     experiment = experiment_of(folder)
     assert experiment.training.added_later == experiment.features[0].added_later == 7
     lines, _ = go_back(folder, tmp_path)
@@ -222,7 +222,7 @@ def test_a_key_that_is_added_later_locks_nobody_out(folder: Path, tmp_path: Path
         ("table.added_later=8", "made with other settings: table.added_later: 7 -> 8"),
     ],
 )
-def test_another_value_of_a_key_that_was_added_makes_another_table(
+def test_another_value_of_an_added_key_requires_another_table(
     folder: Path, wider_schema: None, override: str, message: str
 ) -> None:
     other = load_experiment(folder / "experiment.yaml", [override])
@@ -230,7 +230,7 @@ def test_another_value_of_a_key_that_was_added_makes_another_table(
         preprocess(other, other.table_folder)
 
 
-def test_another_value_of_a_key_that_was_added_makes_another_model(folder: Path, wider_schema: None) -> None:
+def test_another_value_of_an_added_key_requires_another_model(folder: Path, wider_schema: None) -> None:
     other = load_experiment(folder / "experiment.yaml", ["model.trunk.added_later=8"])
     with one_worker() as worker, pytest.raises(UserError, match="another model: model.trunk.added_later: 7 -> 8"):
         run_on(worker, other)

@@ -92,7 +92,7 @@ def test_every_cell_is_measured_on_its_own_rows() -> None:
     assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
 
 
-def test_a_scenario_without_rows_is_there_and_undefined() -> None:
+def test_a_scenario_without_rows_is_listed_and_undefined() -> None:
     predictions = make(50, groups=False)
     predictions.scenarios = predictions.scenarios[:, :1]
     evaluation = evaluate(predictions, TASKS, [TAB])
@@ -107,7 +107,7 @@ def test_a_scenario_without_rows_is_there_and_undefined() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_hardly_any_rows(rows: int) -> None:
+def test_no_row_and_one_row(rows: int) -> None:
     predictions = make(rows)
     predictions.weights[:] = 1
     evaluation = evaluate(predictions, TASKS, [TAB, USER])
@@ -194,8 +194,8 @@ def test_a_metric_that_was_not_measured_is_an_error_with_the_valid_names(
 
 @pytest.mark.parametrize(
     ("metric", "message"),
-    [("click.accuracy", "There is no metric"), ("click.calibration", "says nothing about the order of models")],
+    [("click.accuracy", "There is no metric"), ("click.calibration", "does not rank models")],
 )
-def test_what_early_stopping_cannot_use_is_an_error(evaluation: dict[str, Any], metric: str, message: str) -> None:
+def test_a_metric_that_does_not_rank_is_an_error(evaluation: dict[str, Any], metric: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         metric_value(evaluation, metric)

@@ -1,4 +1,4 @@
-"""The use of experts against numbers worked out by hand, on one worker and on two."""
+"""The use of experts compared with numbers computed by hand, on one worker and on two."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def output(scenarios: torch.Tensor, weights: torch.Tensor, experts: dict[str, to
 
 
 def by_hand() -> list[StepOutput]:
-    """Two batches of tabs 1, 0, 1 and one row of padding; 1 layer whose gate all tasks share, 1 with a gate a task."""
+    """Batches of tabs 1, 0, 1, padding and of tab 0; one layer whose gate all tasks share, one with a gate per task."""
     shared = torch.tensor([[[0.25, 0.75], [1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]])
     by_task = torch.stack([torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.5, 0.5]] * 4)])
     scenarios, weights = torch.tensor([[0], [1], [0], [2]]), torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -57,7 +57,7 @@ def test_means_by_hand() -> None:
     assert experts == {
         "tab 1": {
             "groups": ["all tasks"],
-            # All: (0.25 + 1 + 0.75 + 0) / 4. Nobody is in tab=other but padding.
+            # All: (0.25 + 1 + 0.75 + 0) / 4. Only padding is in tab=other.
             "weight": {"all": [[0.5, 0.5]], "tab=1": [[0.5, 0.5]], "tab=0": [[0.5, 0.5]]},
             "selected": {"all": [[0.75, 0.75]], "tab=1": [[1.0, 1.0]], "tab=0": [[0.5, 0.5]]},
         },

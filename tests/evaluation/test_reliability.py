@@ -1,4 +1,4 @@
-"""Reliability curves against numbers worked out by hand, and what must hold for any rows."""
+"""Reliability curves compared with numbers computed by hand, and properties that hold for any rows."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ rows = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9), st.integers(0, 3
 
 @settings(max_examples=80, deadline=None)
 @given(rows, st.integers(1, 20))
-def test_bins_share_out_all_rows_in_order(drawn: list[tuple[int, int, int]], bins: int) -> None:
+def test_bins_contain_all_rows_in_order(drawn: list[tuple[int, int, int]], bins: int) -> None:
     labels, predictions, weights = np.array(drawn).T
     curve = reliability(labels, predictions / 10, weights, bins)
     assert sum(curve["rows"]) == np.count_nonzero(weights)

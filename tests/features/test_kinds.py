@@ -1,4 +1,4 @@
-"""Every kind of feature on its way from the log to the model. A new kind adds its samples to SAMPLES."""
+"""Every kind of feature, from the log to the model. For a new kind, add its samples to SAMPLES."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ ROWS = 6
 
 @dataclass(frozen=True)
 class Sample:
-    """A feature, its column in a log of six rows, and what must come of it, computed by hand."""
+    """A feature, its column in a log of six rows, and the expected results, computed by hand."""
 
     keys: dict[str, Any]  # of the experiment file, without `name` and `column`
     log: pa.Array  # one value per row
-    table: list[Any]  # what its column of the feature table has in each row
-    rows: int | None  # of its embedding table; None: it has none
-    missing: int  # nulls among the values
-    fault: tuple[Any, str] | None = None  # a value that cannot be used, and why
+    table: list[Any]  # its column in the feature table, one value per row
+    rows: int | None  # rows of its embedding table; None: it has no table
+    missing: int  # number of nulls among the values
+    fault: tuple[Any, str] | None = None  # a value that cannot be used, and the reason
 
 
 SAMPLES = [
@@ -97,7 +97,7 @@ KINDS: dict[str, type[BaseFeature]] = {
 
 
 class Made:
-    """The feature table of all samples. Day 1, the train split, is theirs; day 2 has one more row with each fault."""
+    """The feature table of all samples. Day 1 is the train split; day 2 has the same rows and one row per fault."""
 
     def __init__(self, folder: Path) -> None:
         self.table = str(folder / "table")
@@ -138,7 +138,7 @@ def test_every_kind_has_a_sample() -> None:
 
 @EACH
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_table_has_what_was_computed_by_hand(made: Made, name: str, split: str) -> None:
+def test_the_table_has_the_values_computed_by_hand(made: Made, name: str, split: str) -> None:
     sample, (partition,) = NAMED[name], made.manifest.split(split)
     column = read_split(Path(made.table), made.manifest, split)[name]
     found = [value.tolist() if isinstance(value, np.ndarray) else value for value in column]
@@ -158,7 +158,7 @@ def test_faults_are_quarantined_with_their_reason(made: Made) -> None:
 @EACH
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(order=st.lists(st.integers(0, ROWS - 1), max_size=2 * ROWS))
-def test_each_row_is_encoded_by_itself(made: Made, name: str, order: list[int]) -> None:
+def test_each_row_is_encoded_independently(made: Made, name: str, order: list[int]) -> None:
     sections = made.experiment.table_experiment
     found = read_files(sections.logs, find_partitions(sections.logs).partitions)[0]
     plan = make_preprocess_plan(sections, made.table, found.files)
@@ -173,7 +173,7 @@ def test_each_row_is_encoded_by_itself(made: Made, name: str, order: list[int]) 
 
 
 def test_every_kind_reaches_the_model(made: Made) -> None:
-    """Each embedding table gets a gradient in the rows of the batch; numbers without a table enter as they are."""
+    """Each embedding table gets a gradient in the rows of the batch; standardised numbers enter the model directly."""
     inputs = model_inputs(made.experiment, made.manifest.table_rows)
     columns = batch_columns(made.experiment, inputs)
     assert {*columns.ids, *columns.sequences, *columns.numerics} == set(NAMED)
@@ -192,7 +192,7 @@ def test_every_kind_reaches_the_model(made: Made) -> None:
 
 
 @EACH
-def test_keys_survive_the_resolved_file(made: Made, name: str) -> None:
+def test_keys_are_the_same_in_the_resolved_experiment(made: Made, name: str) -> None:
     (feature,) = [feature for feature in made.experiment.features if feature.name == name]
     kind = KINDS[NAMED[name].keys["kind"]]
     assert kind.model_validate(feature.model_dump(mode="json")) == feature

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: messages and exit codes."""
+"""The command line: messages and exit codes."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What argparse prints before it leaves with exit code 2."""
+    """The error text of argparse, which exits with code 2."""
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code == 2
@@ -34,9 +34,9 @@ def test_every_command_has_a_handler() -> None:
 
 def test_user_error_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "nowhere.yaml"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("manygate: Cannot read the experiment file nowhere.yaml")
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert message.startswith("manygate: Cannot read the experiment file nowhere.yaml")
+    assert "Traceback" not in message
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
     assert message in complaint(capsys, *arguments)
 
 
-def test_overrides_may_stand_between_flags() -> None:
+def test_overrides_may_appear_between_flags() -> None:
     args = cli.parse(["train", "a.yaml", "x=1", "--workers", "2", "y.z=[1, 2]", "--resume", "never"])
     assert args.overrides == ["x=1", "y.z=[1, 2]"]
     assert (args.workers, args.resume, args.launcher) == (2, "never", None)
@@ -85,7 +85,7 @@ def test_submit_keeps_the_job_apart_from_its_own_flags() -> None:
 
 def test_only_jobs_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["submit", "doctor"]) == 2
-    assert "doctor is no job that a cluster runs" in capsys.readouterr().err
+    assert "doctor is not a job that a cluster can run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("raised", "code"), [(UserError("no"), 2), (KeyboardInterrupt(), 130)])

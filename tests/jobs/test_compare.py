@@ -1,4 +1,4 @@
-"""Comparing models: whole comparisons on small logs, stopped, extended and asked for wrongly."""
+"""Comparing models: whole comparisons on small logs, stopped, extended, and with wrong arguments."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ from tests.commands import Answer, manygate
 from tests.tiny import EXPERIMENT
 from tests.training.runs import metrics
 
-ROWS = 240  # a day
+ROWS = 240  # per day
 
 
 def write_logs(folder: Path) -> None:
@@ -85,7 +85,7 @@ def write_experiment(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison that was made, as it was then."""
+    """A finished comparison, in the state right after it."""
 
     file: Path  # of the experiment
     folder: Path  # of its run
@@ -95,7 +95,7 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> Compared:
-    """Two trunks with two seeds and the reference, from the logs on."""
+    """Two trunks with two seeds and the reference, starting from the logs."""
     folder = tmp_path_factory.mktemp("compare")
     write_logs(folder / "log")
     file = write_experiment(folder)
@@ -117,10 +117,10 @@ def evaluation(folder: Path, run: str) -> Evaluation:
 
 
 def test_one_command_makes_tables_runs_and_the_comparison(compared: Compared) -> None:
-    """What is compared are the evaluations of ordinary runs; of a place without rows there is no reference."""
+    """The evaluations of ordinary runs are compared; a place without rows has no reference."""
     folder, result = compared.folder, compared.result
     assert "2 variants and 6 references, with the seeds 0, 1: 16 runs" in compared.answer.err
-    assert "place=nowhere has no rows in the split test, train, valid: no reference of value" in compared.answer.err
+    assert "place=nowhere has no rows in the split test, train, valid: no reference for value" in compared.answer.err
     assert "Run 12 of 12 finished: place-search-value-seed-1" in compared.answer.err
     variants = {
         name: {seed: evaluation(folder, f"{name}-seed-{seed}") for seed in (0, 1)} for name in ("shared_bottom", "mmoe")
@@ -144,8 +144,8 @@ def test_one_command_makes_tables_runs_and_the_comparison(compared: Compared) ->
     assert "small, test split, 240 rows" in compared.answer.out
 
 
-def test_the_best_checkpoint_is_evaluated_where_one_is_known(compared: Compared) -> None:
-    """On the third day no search was clicked, so that its click has no AUC to go by."""
+def test_the_best_checkpoint_is_evaluated_if_there_is_one(compared: Compared) -> None:
+    """On the third day no search was clicked, so that the click of the search has no AUC."""
     for run in ("mmoe-seed-0", "reference/place-search-click-seed-0"):
         folder = compared.folder / "compare" / run
         latest = sorted((folder / "checkpoints").iterdir())[-1]
@@ -155,11 +155,11 @@ def test_the_best_checkpoint_is_evaluated_where_one_is_known(compared: Compared)
         assert Path(evaluation(compared.folder, run).checkpoint).name == wanted
 
 
-def test_what_is_finished_is_taken_and_only_the_rest_is_trained(compared: Compared) -> None:
+def test_finished_runs_are_reused_and_only_the_rest_is_trained(compared: Compared) -> None:
     command = ["compare", str(compared.file), "--trunks", "shared_bottom,mmoe", "--reference", "--seeds"]
     before, file = times(compared.folder), compared.folder / "compare.json"
     again = manygate(*command, "0,1")
-    assert again.code == 0 and "Finished already and taken as they are (12)" in again.err
+    assert again.code == 0 and "Already finished and reused (12)" in again.err
     assert times(compared.folder) == before
     assert json.loads(file.read_text()) == compared.result
     assert again.out == compared.answer.out[-len(again.out) :]
@@ -175,28 +175,28 @@ def test_what_is_finished_is_taken_and_only_the_rest_is_trained(compared: Compar
         assert len(values) == 3
 
 
-def test_stopped_and_resumed_it_is_as_if_never_stopped(
+def test_a_resumed_comparison_equals_one_that_was_never_stopped(
     compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM in the second run: it saves, the comparison leaves with 75, and the same command goes on from there."""
+    """SIGTERM in the second run: it saves, the comparison exits with 75, and the same command continues from there."""
     where = [f"output={tmp_path}", f"table.path={compared.folder}/table"]
     command = ["compare", str(compared.file), "--variant", "mmoe: model.trunk.experts=2", "--seeds", "0,1", *where]
     whole = training_run.train_on_worker
 
-    def told_to_stop(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Any:
+    def train_until_stopped(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Any:
         if experiment.training.seed == 1:
             worker.stop.set()
         return whole(worker, experiment, resume)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training_run, "train_on_worker", told_to_stop)
+        patched.setattr(training_run, "train_on_worker", train_until_stopped)
         stopped = manygate(*command)
     assert stopped.code == INTERRUPTED_EXIT_CODE and "The comparison was stopped in mmoe-seed-1" in stopped.err
     result = json.loads((tmp_path / "small/compare.json").read_text())
     assert result["variants"]["mmoe"]["seeds"] == [0]
 
     resumed = manygate(*command)
-    assert resumed.code == 0 and "taken as they are (1): mmoe-seed-0." in resumed.err and "exactly" in resumed.err
+    assert resumed.code == 0 and "finished and reused (1): mmoe-seed-0." in resumed.err and "exactly" in resumed.err
     assert not (tmp_path / "small/table").exists()
     overrides = [f"output={compared.folder}/compare", "name=mmoe-seed-1"]
     straight = load_experiment(compared.file, overrides)
@@ -211,7 +211,7 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(
     assert result["seconds"] == {"mmoe": fresh}, "of the runs that were not stopped"
 
 
-def test_a_run_of_another_experiment_is_not_taken(compared: Compared) -> None:
+def test_a_run_of_another_experiment_is_not_reused(compared: Compared) -> None:
     before = times(compared.folder)
     answer = manygate("compare", str(compared.file), "--trunks", "mmoe", "--seeds", "0", "training.epochs=3")
     assert answer.code == 2
@@ -224,8 +224,8 @@ def test_a_run_of_another_experiment_is_not_taken(compared: Compared) -> None:
     [
         ([], "Nothing to compare: name models with --trunks"),
         (["--trunks", "mmeo"], "there is no trunk 'mmeo'; did you mean 'mmoe'?"),
-        (["--trunks", "mmoe", "--seeds", "0,x"], "'x' is no seed"),
-        (["--trunks", "mmoe", "--seeds", "0,0"], "a seed stands there twice"),
+        (["--trunks", "mmoe", "--seeds", "0,x"], "'x' is not a seed"),
+        (["--trunks", "mmoe", "--seeds", "0,0"], "a seed appears twice"),
         (["--trunks", "mmoe,mmoe"], "Two variants are called 'mmoe'"),
         (["--trunks", "mmoe", "--split", "tset"], "no split 'tset'; did you mean 'test'?"),
         (["--variant", "training.epochs=3"], "expected 'NAME: key=value key=value'"),
@@ -236,7 +236,7 @@ def test_a_run_of_another_experiment_is_not_taken(compared: Compared) -> None:
         (["--variant", "a: table.path=elsewhere"], "variant a needs another feature table (table.path: "),
     ],
 )
-def test_mistakes_are_told_before_anything_is_made(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported_before_anything_is_made(tmp_path: Path, arguments: list[str], message: str) -> None:
     file = write_experiment(tmp_path)
     answer = manygate("compare", str(file), *arguments)
     assert answer.code == 2 and message in answer.err and "Traceback" not in answer.err
@@ -269,8 +269,8 @@ def test_the_flags_reach_a_cluster_as_they_were_given(tmp_path: Path, monkeypatc
     assert "/shared/table" in submission.runtime_env(tmp_path, load_experiment("tiny.yaml", job.overrides))["excludes"]
 
 
-def test_where_a_table_lies_is_no_part_of_what_it_is() -> None:
-    """Tables that were made before there was this key have none in their settings."""
+def test_the_path_of_a_table_is_not_part_of_its_settings() -> None:
+    """Tables that were made before this key existed do not have it in their settings."""
     here = synthetic.experiment(Path("x"))
     there = synthetic.experiment(Path("x"), table={"path": "elsewhere"})
     assert table_settings(there)["table"] == {"lanes": 4, "seed": 0, "row_group_rows": 16}
@@ -278,9 +278,9 @@ def test_where_a_table_lies_is_no_part_of_what_it_is() -> None:
     assert (here.table_folder, there.table_folder) == ("x/synthetic/table", "elsewhere")
 
 
-def test_overwrite_deletes_no_folder_that_is_no_table(tmp_path: Path) -> None:
+def test_overwrite_deletes_no_folder_that_is_not_a_table(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("years of work")
     experiment = synthetic.experiment(tmp_path / "runs", table={"path": str(tmp_path)})
-    with pytest.raises(UserError, match="would delete .* which is no feature table: it has 'precious.txt' in it"):
+    with pytest.raises(UserError, match="would delete .* which is not a feature table: it contains 'precious.txt'"):
         preprocess.run(experiment, overwrite=True)
     assert (tmp_path / "precious.txt").exists()

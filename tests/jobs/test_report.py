@@ -1,4 +1,4 @@
-"""`manygate report` from a training and an evaluation to the page, and as a person meets it."""
+"""`manygate report`: from a training and an evaluation to the page, and on the command line."""
 
 import json
 import shlex
@@ -46,13 +46,13 @@ def test_from_training_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"<h1>{experiment.name}</h1>" in page.read_text()
 
 
-def test_a_run_that_was_never_trained_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_never_trained_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(EXPERIMENT)
     assert cli.main(["report", str(file), f"output={tmp_path}/runs"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"manygate: There is nothing to report on in {tmp_path}/runs/tiny: ")
-    assert "manygate train EXPERIMENT" in told and "Traceback" not in told
+    message = capsys.readouterr().err
+    assert message.startswith(f"manygate: There is nothing to report on in {tmp_path}/runs/tiny: ")
+    assert "manygate train EXPERIMENT" in message and "Traceback" not in message
 
 
 def test_overrides_name_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is refused before anything is sent to a cluster."""
+"""Jobs that are refused before anything is sent to a cluster."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def test_experiment_outside_the_folder_is_refused() -> None:
         submit.run(cli.parse(["train", "../other.yaml"]), "http://127.0.0.1:1", follow_log=False)
 
 
-def test_invalid_experiment_is_refused_before_the_cluster_is_asked() -> None:
+def test_invalid_experiment_is_refused_before_the_cluster_is_contacted() -> None:
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         submit.run(cli.parse(["train", "tiny.yaml", "training.epoch=2"]), "http://127.0.0.1:1", follow_log=False)
 
 
-def test_cluster_that_does_not_answer_is_told() -> None:
+def test_cluster_that_does_not_respond_is_reported() -> None:
     with pytest.raises(UserError, match="Nothing answers at http://127.0.0.1:1"):
         submit.run(cli.parse(["train", "tiny.yaml"]), "http://127.0.0.1:1", follow_log=False)

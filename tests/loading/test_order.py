@@ -1,4 +1,4 @@
-"""The order of samples: every row once an epoch, whatever the workers, from any position on."""
+"""The order of samples: every row once per epoch, for any number of workers, from any position on."""
 
 import numpy as np
 from hypothesis import given

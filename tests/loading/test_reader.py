@@ -69,7 +69,7 @@ def global_batches(table: Path, workers: int, position: Position, batch: int = 3
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(epoch=st.integers(0, 3), batch=st.sampled_from([4, 12, 32, 256, 1024]))
-def test_every_row_once_an_epoch_and_global_batches_independent_of_workers(table: Path, epoch: int, batch: int) -> None:
+def test_every_row_once_per_epoch_in_batches_independent_of_workers(table: Path, epoch: int, batch: int) -> None:
     straight = global_batches(table, 1, Position(epoch), batch)
     assert sorted(row for rows in straight for row in rows) == list(range(203 + 151))
     assert global_batches(table, 2, Position(epoch), batch) == straight
@@ -78,7 +78,7 @@ def test_every_row_once_an_epoch_and_global_batches_independent_of_workers(table
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), workers=st.sampled_from([1, 2, 4]))
-def test_reading_from_a_position_is_the_rest_of_the_epoch(table: Path, data: st.DataObject, workers: int) -> None:
+def test_reading_from_a_position_yields_the_rest_of_the_epoch(table: Path, data: st.DataObject, workers: int) -> None:
     straight = global_batches(table, 1, Position(1))
     step = data.draw(st.integers(0, len(straight) - 1))
     assert global_batches(table, workers, Position(1, step)) == straight[step:]
@@ -100,8 +100,8 @@ def test_epochs_differ_and_no_seed_keeps_the_order_of_the_table(table: Path) -> 
     assert unshuffled[0][:8] == lane[:8]
 
 
-def test_a_batch_holds_what_the_files_hold(table: Path) -> None:
-    """Every value of every column, held against a plain reading of the same rows."""
+def test_a_batch_holds_the_values_of_the_files(table: Path) -> None:
+    """Compares every value of every column with a plain reading of the same rows."""
     files = sorted((table / "train").rglob("*.parquet"))
     rows = {row["key:row"]: row for row in pa.concat_tables([pq.read_table(f) for f in files]).to_pylist()}
     for batch in make_reader(table, rank=1, workers=2).epoch(Position(0)):
@@ -121,7 +121,7 @@ def test_a_batch_holds_what_the_files_hold(table: Path) -> None:
             assert batch.scenarios[i].tolist() == [row["scenario:tab"]]
 
 
-def test_columns_of_every_type_come_in_the_order_asked_for() -> None:
+def test_columns_of_every_type_come_in_the_requested_order() -> None:
     columns = {
         "number": pa.array([5, 6, 7], pa.int16()),
         "missing": pa.array([1, None, 3]),
@@ -145,12 +145,12 @@ def test_workers_must_divide_lanes(table: Path) -> None:
         make_reader(table, batch=30)
 
 
-def test_unknown_split_is_told(table: Path) -> None:
+def test_unknown_split_is_reported(table: Path) -> None:
     with pytest.raises(UserError, match="no split 'tset'; it has: train, valid, test"):
         Reader(str(table), read_manifest(str(table)), "tset", COLUMNS, global_batch_size=4, rank=0, workers=1)
 
 
-def test_damaged_file_is_told(tmp_path: Path) -> None:
+def test_damaged_file_is_reported(tmp_path: Path) -> None:
     synthetic.write_table(tmp_path)
     file = next((tmp_path / "train/day=2/lane-002").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:-20])
@@ -158,8 +158,8 @@ def test_damaged_file_is_told(tmp_path: Path) -> None:
         list(make_reader(tmp_path).epoch(Position(0)))
 
 
-def test_reading_does_not_touch_what_lies_before_the_position(tmp_path: Path) -> None:
-    """Seeking is arithmetic, not replay: files of the windows before the position may even be gone."""
+def test_reading_does_not_touch_rows_before_the_position(tmp_path: Path) -> None:
+    """Seeking is arithmetic, not replay: files of the windows before the position may even be missing."""
     synthetic.write_table(tmp_path)
     reader = make_reader(tmp_path, seed=None)
     late = Position(0, reader.steps_per_epoch - 2)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, scipy and numbers worked out by hand."""
+"""Metrics compared with scikit-learn, scipy and numbers computed by hand."""
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ def continuous_rows(seed: int, rows: int = 500) -> tuple[np.ndarray, np.ndarray,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_binary_metrics_are_those_of_scikit_learn(seed: int) -> None:
+def test_binary_metrics_equal_those_of_scikit_learn(seed: int) -> None:
     y, p, w = binary_rows(seed)
     assert metrics.auc(y, p, w) == pytest.approx(sk.roc_auc_score(y, p, sample_weight=w), abs=1e-12)
     assert metrics.log_loss(y, p, w) == pytest.approx(sk.log_loss(y, p, sample_weight=w), rel=1e-6)
@@ -57,11 +57,11 @@ def test_auc_of_one_class_is_undefined(label: int) -> None:
     y, s = np.full(5, label), np.arange(5) / 5
     assert metrics.auc(y, s, np.ones(5)) is None
     mixed = np.append(y, 1 - label)
-    assert metrics.auc(mixed, np.append(s, 0.5), np.array([1, 1, 1, 1, 1, 0])) is None  # absent by weight
+    assert metrics.auc(mixed, np.append(s, 0.5), np.array([1, 1, 1, 1, 1, 0])) is None  # the other class has weight 0
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_grouped_auc_is_a_loop_over_groups(seed: int) -> None:
+def test_grouped_auc_equals_a_loop_over_groups(seed: int) -> None:
     y, p, w = binary_rows(seed, 800)
     groups = np.random.default_rng(seed).integers(-100, 100, 800) ** 3
     aucs, sizes, skipped = [], [], 0
@@ -86,7 +86,7 @@ def test_grouped_auc_without_a_usable_group() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_continuous_metrics_are_those_of_scikit_learn_and_scipy(seed: int) -> None:
+def test_continuous_metrics_equal_those_of_scikit_learn_and_scipy(seed: int) -> None:
     y, p, w = (values.astype(np.float64) for values in continuous_rows(seed))
     mean = np.average(y, weights=w)
     rmse, mae = sk.mean_squared_error(y, p, sample_weight=w) ** 0.5, sk.mean_absolute_error(y, p, sample_weight=w)
@@ -121,7 +121,7 @@ def test_gini_by_hand() -> None:
 
 
 def lorenz_gini(labels: np.ndarray, by: np.ndarray, weights: np.ndarray) -> float:
-    """Twice the area between the diagonal and the Lorenz curve, drawn as its definition says."""
+    """Twice the area between the diagonal and the Lorenz curve, computed from its definition."""
     rows = pd.DataFrame({"by": by, "amount": labels * weights, "weight": weights}, dtype=np.float64)
     ties = rows.groupby("by").sum().sort_index(ascending=False)
     population = np.concatenate(([0], np.cumsum(ties.weight) / ties.weight.sum()))
@@ -141,7 +141,7 @@ def test_gini_of_a_binary_label_is_two_auc_minus_one() -> None:
     assert metrics.normalised_gini(y, p, w) == pytest.approx(2 * metrics.auc(y, p, w) - 1)
 
 
-def test_continuous_metrics_are_undefined_where_they_should_be() -> None:
+def test_undefined_metrics_are_none() -> None:
     none = np.array([])
     assert {metric(none, none, none) for metric in [*CONTINUOUS, *BINARY]} == {None}
     assert metrics.mean(none, none) is None
@@ -176,7 +176,7 @@ def test_auc_is_invariant_under_monotone_maps(rows: list[tuple[int, int, int, in
 
 @settings(max_examples=60, deadline=None)
 @given(small_rows)
-def test_an_integer_weight_repeats_the_row(rows: list[tuple[int, int, int, int]]) -> None:
+def test_an_integer_weight_equals_copies_of_the_row(rows: list[tuple[int, int, int, int]]) -> None:
     y, s, w, others = columns(rows)
     ones = np.ones(w.sum())
     for metric, labels in [(m, y) for m in BINARY] + [(m, others) for m in CONTINUOUS]:

@@ -1,4 +1,4 @@
-"""The list of metrics: that its entries fit together, and which values are better."""
+"""The list of metrics: its entries fit together, and which values are better."""
 
 import pytest
 
@@ -19,9 +19,9 @@ def test_entries_fit_together() -> None:
         assert METRICS[name] in column_metrics(kind) and METRICS[name].ranks
     for metric in METRICS.values():
         if isinstance(metric, ScenarioMetric):
-            of = METRICS[metric.of]
-            assert isinstance(of, RowMetric) and set(metric.kinds) <= set(of.kinds)
-            assert not metric.on_page  # whose tables have a line per scenario
+            source = METRICS[metric.row_metric]
+            assert isinstance(source, RowMetric) and set(metric.kinds) <= set(source.kinds)
+            assert not metric.on_page  # the tables of the page have a line per scenario
 
 
 def test_headings_differ() -> None:
@@ -37,7 +37,7 @@ def test_an_unknown_metric_is_an_error_with_the_valid_names(metric: str) -> None
 
 
 def test_calibration_does_not_rank_models() -> None:
-    with pytest.raises(UserError, match="says nothing about the order of models; use one of auc, "):
+    with pytest.raises(UserError, match="does not rank models; use one of auc, "):
         is_better("click.calibration", 1, 1)
 
 

@@ -31,11 +31,11 @@ INPUTS = ModelInputs(
     levels=("tab", "user"),
 )
 MORE: dict[str, dict[str, Any]] = {"aesm": {"scenario_layers": 2, "task_layers": 2}}
-"""What the defaults of a kind leave out and its tests should not."""
+"""Settings that the defaults of a kind do not cover but its tests should."""
 
 
 def small_sections(union: Any) -> dict[str, dict[str, Any]]:
-    """Small settings of every kind of a union of sections: its defaults with narrow layers, and a target."""
+    """Small settings for every kind in a union of sections: the defaults with narrow layers, and a target if needed."""
     sections = {}
     for config in get_args(get_args(union)[0]):
         fields = config.model_fields
@@ -56,18 +56,18 @@ def trunk(kind: str, in_dim: int, inputs: ModelInputs = INPUTS, **settings: Any)
 
 
 def names(name: str, count: int) -> tuple[str, ...]:
-    """So many scenarios of a level, or tasks."""
+    """Names for `count` scenarios of a level, or for `count` tasks."""
     return tuple(f"{name}={number}" for number in range(count))
 
 
 def dense(bottom: str, kind: str, inputs: ModelInputs = INPUTS, **settings: Any) -> DenseModel:
-    """A whole dense model."""
+    """A complete dense model."""
     sections = {"bottom": {"kind": bottom, **BOTTOMS[bottom]}, "trunk": {"kind": kind, **SMALL[kind], **settings}}
     return build_dense(ModelConfig.model_validate(sections), inputs)
 
 
 def context(scenarios: list[list[int]] | Tensor, weights: list[float] | None = None) -> Context:
-    """Rows of these scenarios, of weight 1 unless told, for a trunk that reads no predictions but zero."""
+    """Context of rows in these scenarios, with weight 1 by default; the head predicts logits of zero."""
     indices = torch.as_tensor(scenarios)
     row_weights = torch.ones(len(indices)) if weights is None else torch.tensor(weights)
     return Context(
@@ -83,7 +83,7 @@ SCENARIOS = [[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]]
 
 
 def embedded(batch: int = 5, dim: int = 4) -> Embedded:
-    """Random rows with lengths 3, 0, 1, 2, 3 and again, and rubbish where there is padding."""
+    """Random rows whose lengths repeat 3, 0, 1, 2, 3; the padding contains random values too."""
     return Embedded(
         features={
             "user": torch.randn(batch, dim),

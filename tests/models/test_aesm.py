@@ -1,4 +1,4 @@
-"""AESM2's selection by hand and the properties of its layers."""
+"""AESM2: its selection, calculated by hand, and the properties of its layers."""
 
 import math
 
@@ -24,7 +24,7 @@ def layer(gates: int, experts: int, **settings: object) -> SelectionLayer:
 
 
 def with_logits(module: SelectionLayer, logits: Tensor) -> SelectionLayer:
-    """The layer with gates that say the same of every row."""
+    """The layer with gates that give every row the same logits."""
     with torch.no_grad():
         module.gates.weight.zero_()
         module.gates.bias.copy_(logits.flatten())
@@ -51,13 +51,13 @@ def test_selection_by_hand() -> None:
     ],
 )
 def test_distances_of_one_expert_by_hand(logits: list[float], one_hot: list[float], uniform: float) -> None:
-    column = torch.tensor(logits).unsqueeze(1).expand(3, 3, 1)  # three rows, one a scenario
+    column = torch.tensor(logits).unsqueeze(1).expand(3, 3, 1)  # three rows, one per scenario
     _, specific, shared = select(column, torch.arange(3), 1, 1)
     assert specific.flatten().tolist() == pytest.approx(one_hot, abs=1e-3)
     assert shared.flatten().tolist() == pytest.approx([uniform] * 3, abs=1e-4)
 
 
-def test_mixture_weights_by_hand_and_the_own_gate_alone() -> None:
+def test_mixture_weights_by_hand_come_from_the_own_gate_only() -> None:
     module = with_logits(layer(2, 3), TWO_BY_THREE).eval()
     rows = torch.randn(2, 3), torch.zeros(2, 2), torch.tensor([0, 1]), NO_NOISE, torch.arange(2)
     out = module(*rows)
@@ -69,7 +69,7 @@ def test_mixture_weights_by_hand_and_the_own_gate_alone() -> None:
     torch.testing.assert_close(out.mean_divergences(context([[0], [1]])), torch.tensor([0.126928, 0.0]))
 
 
-def test_a_constant_on_all_gates_of_an_expert_moves_the_mixture_alone() -> None:
+def test_a_constant_on_all_gates_of_an_expert_changes_only_the_mixture() -> None:
     rows = torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE, torch.arange(1)
     module = layer(2, 3).eval()
     before = with_logits(module, TWO_BY_THREE)(*rows)
@@ -81,7 +81,7 @@ def test_a_constant_on_all_gates_of_an_expert_moves_the_mixture_alone() -> None:
 
 
 def test_negative_logits_are_not_favoured_by_the_mask() -> None:
-    """With a mask that multiplies, expert 2, unselected at -5, would win."""
+    """With a multiplicative mask, expert 2, which is not selected at -5, would win."""
     logits = torch.tensor([[-1.0, -5.0, -2.0], [-3.0, -1.0, -2.0]])
     out = with_logits(layer(2, 3), logits).eval()(
         torch.randn(1, 3), torch.zeros(1, 2), torch.tensor([0]), NO_NOISE, torch.arange(1)
@@ -90,7 +90,7 @@ def test_negative_logits_are_not_favoured_by_the_mask() -> None:
     assert out.shares[0, 0].tolist() == pytest.approx([0.731059, 0.0, 0.268941], abs=1e-6)
 
 
-def test_as_many_as_there_are_is_dense_mmoe() -> None:
+def test_selecting_all_experts_is_dense_mmoe() -> None:
     torch.manual_seed(0)
     module = layer(3, 4, top_specific=4).eval()
     z, s, own = torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -100,8 +100,8 @@ def test_as_many_as_there_are_is_dense_mmoe() -> None:
 
 
 @pytest.mark.parametrize("in_mixture", [False, True])
-def test_noise_selects_and_mixes_where_it_should(in_mixture: bool) -> None:
-    """Noise far above the logits changes what is selected; shares of clean logits stay those of clean logits."""
+def test_noise_affects_the_selection_and_optionally_the_mixture(in_mixture: bool) -> None:
+    """Noise far above the logits changes the selection; shares use clean logits unless `noise_in_mixture`."""
     torch.manual_seed(0)
     module = with_logits(layer(2, 3, noise_in_mixture=in_mixture), TWO_BY_THREE).train()
     out = module(
@@ -130,12 +130,12 @@ def test_an_unselected_expert_gets_a_gradient_of_exactly_zero() -> None:
     (linear,) = module.experts.layers
     assert (linear.weight.grad[1] == 0).all() and (linear.bias.grad[1] == 0).all()
     assert linear.weight.grad[0].abs().sum() > 0 and linear.weight.grad[2].abs().sum() > 0
-    assert (module.gates.bias.grad.view(2, 3)[:, 1] == 0).all(), "nor does its gate, from the main loss"
-    assert (module.gates.bias.grad.view(2, 3)[1] == 0).all(), "nor the gate of the other scenario"
+    assert (module.gates.bias.grad.view(2, 3)[:, 1] == 0).all(), "its gate gets none from the main loss"
+    assert (module.gates.bias.grad.view(2, 3)[1] == 0).all(), "the gate of the other scenario gets none"
 
 
-def test_the_penalty_draws_selected_experts_to_their_place() -> None:
-    """A step against L_sp raises the selected expert's share of the own scenario."""
+def test_the_penalty_makes_selected_experts_more_specific() -> None:
+    """A gradient step on L_sp increases the selected expert's share in its own scenario."""
     module = with_logits(layer(2, 3), TWO_BY_THREE).train()
     out = module(torch.randn(4, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), NO_NOISE, torch.arange(4))
     out.mean_divergences(context([[0]] * 4))[0].backward()
@@ -145,7 +145,7 @@ def test_the_penalty_draws_selected_experts_to_their_place() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 7, 5)])
-def test_experts_on_their_own_rows_give_what_all_experts_on_all_rows_give(shape: tuple[int, ...]) -> None:
+def test_experts_on_their_own_rows_give_the_same_result_as_all_experts_on_all_rows(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     experts, z = GroupedMLP(expert_names(4), 5, [6, 2]), torch.randn(shape, requires_grad=True)
     selected = torch.rand(3, 7, 4) < 0.4
@@ -159,7 +159,7 @@ def test_experts_on_their_own_rows_give_what_all_experts_on_all_rows_give(shape:
         torch.testing.assert_close(dense, sparse)
 
 
-def test_the_noise_falls_with_training_steps_alone_and_is_saved() -> None:
+def test_the_noise_falls_only_in_training_and_its_step_is_saved() -> None:
     module = trunk("aesm", 6, noise=0.8, noise_steps=4)
     x, rows = torch.randn(5, 6), context(SCENARIOS)
     module.train()
@@ -173,12 +173,12 @@ def test_the_noise_falls_with_training_steps_alone_and_is_saved() -> None:
     assert trunk("aesm", 6, noise=0.8, noise_steps=None)(x, rows).diagnostics["noise"].item() == pytest.approx(0.8)
 
 
-def test_a_tree_needs_the_sum_and_not_the_product_of_its_levels() -> None:
+def test_the_number_of_gates_is_the_sum_of_the_levels_not_the_product() -> None:
     inputs = ModelInputs((), (), 0, (names("tab", 5), names("user", 4)), TASKS, ("tab", "user"))
     module = AESMTrunk(inputs, AESMConfig(kind="aesm", experts=2, hidden=[3]), 6)
     assert [block.gates.out_features for block in module.scenario_layers] == [5 * 2, 4 * 2]
     assert [block.gates.out_features for block in module.task_layers] == [3 * 2]
-    # The first level's gates do not see the second level.
+    # The gates of the first level do not read the second level.
     first = module.eval()(torch.ones(2, 6), context([[1, 0], [1, 3]])).experts["tab 1"][0]
     torch.testing.assert_close(first[0], first[1])
 
@@ -187,15 +187,15 @@ def test_penalty_is_weighted_and_per_layer() -> None:
     settings = {"noise": 0.0, "specific_weight": 0.5, "shared_weight": 2.0}
     module = AESMTrunk(INPUTS, AESMConfig(kind="aesm", experts=3, hidden=[4], **settings), 6)  # type: ignore[arg-type]
     out = module(torch.randn(5, 6), context(SCENARIOS))
-    told = {name: value.item() for name, value in out.diagnostics.items()}
-    specific = sum(value for name, value in told.items() if name.endswith("specific"))
-    shared = sum(value for name, value in told.items() if name.endswith("shared"))
+    reported = {name: value.item() for name, value in out.diagnostics.items()}
+    specific = sum(value for name, value in reported.items() if name.endswith("specific"))
+    shared = sum(value for name, value in reported.items() if name.endswith("shared"))
     assert out.penalty.item() == pytest.approx(0.5 * specific + 2.0 * shared, rel=1e-5)
-    assert len(told) == 1 + 2 * 3
+    assert len(reported) == 1 + 2 * 3
 
 
 def test_a_single_gate_mixes_all_experts() -> None:
-    """There every divergence is zero: a selection would be the first experts for ever."""
+    """All divergences are zero there: a selection would always return the first experts."""
     torch.manual_seed(0)
     module = layer(1, 4).eval()
     out = module(torch.randn(5, 3), torch.zeros(5, 2), torch.zeros(5, dtype=torch.long), NO_NOISE, torch.arange(5))

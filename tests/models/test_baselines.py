@@ -1,4 +1,4 @@
-"""The baselines by hand and by the property that names each."""
+"""The baselines: values calculated by hand, and the property that gives each its name."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_the_leaves_of_the_scenario_tree_are_numbered() -> None:
     assert finest(torch.tensor([[0, 0, 0], [0, 1, 3], [2, 1, 3]])).tolist() == [0, 7, 23]
 
 
-def test_rows_through_their_own_group_are_what_separate_networks_give() -> None:
+def test_grouped_networks_give_the_same_result_as_separate_networks() -> None:
     torch.manual_seed(0)
     grouped = GroupedMLP(expert_names(3), 4, [5, 2])
     networks = []
@@ -47,12 +47,12 @@ def test_rows_through_their_own_group_are_what_separate_networks_give() -> None:
 
 
 def test_mmoe_by_hand() -> None:
-    """Equal logits average two experts; other logits weigh them."""
+    """Equal logits average two experts; other logits weight them."""
     torch.manual_seed(0)
     inputs = ModelInputs((), (), 0, (names("tab", 1),), TASKS, ("tab",))
     module = trunk("mmoe", 2, inputs, experts=2, hidden=[3], scenario_dim=1)
     x, rows = torch.randn(4, 2), context([[0]] * 4)
-    z = module.scenario.beside(x, rows.scenarios)
+    z = module.scenario.append_to(x, rows.scenarios)
     one, two = module.experts(z)
     nn.init.zeros_(module.gates.weight)
     torch.testing.assert_close(module(x, rows).hidden, ((one + two) / 2).expand(3, 4, 3))
@@ -67,7 +67,7 @@ def test_cross_stitch_by_hand() -> None:
     module = trunk("cross_stitch", 2, inputs, hidden=[3], scenario_dim=1)
     torch.testing.assert_close(module.stitches[0].detach(), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
     x, rows = torch.randn(4, 2), context([[0]] * 4)
-    own = module.layers[0](module.scenario.beside(x, rows.scenarios)).relu()
+    own = module.layers[0](module.scenario.append_to(x, rows.scenarios)).relu()
     module.stitches[0].data.copy_(torch.tensor([[1.0, 0.5], [0.0, 2.0]]))
     hidden = module(x, rows).hidden
     torch.testing.assert_close(hidden[0], own[0] + 0.5 * own[1])
@@ -81,7 +81,7 @@ def test_parallel_networks_share_nothing() -> None:
     assert used == [1 * 6 + 2 * 2 + 0]
 
 
-def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
+def test_hmoe_uses_other_scenarios_without_training_them() -> None:
     torch.manual_seed(0)
     module = trunk("hmoe", 6)
     x, rows = torch.randn(1, 6), context([[1, 0]])  # finest scenario 2 of 6
@@ -92,7 +92,7 @@ def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
         gradient = first.get_parameter(name).grad
         assert gradient.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [2], name
         assert other.get_parameter(name).grad is None or (other.get_parameter(name).grad == 0).all()
-    with torch.no_grad():  # by the formula
+    with torch.no_grad():  # calculated with the formula
         outputs = first.experts(x)
         mixed = torch.einsum("jbe,ebh->jbh", first.gates(x).softmax(-1), outputs)
         towers = first.towers(mixed)[:, 0]
@@ -101,7 +101,7 @@ def test_hmoe_listens_to_other_scenarios_without_training_them() -> None:
 
 
 def test_ple_by_hand() -> None:
-    """One level: the gate's mixture of the task's specific and the shared experts, on the scenario layer's output."""
+    """One level: its gate mixes the task's specific and the shared experts, on the output of the scenario layer."""
     torch.manual_seed(0)
     inputs = ModelInputs((), (), 0, (names("tab", 2),), TASKS, ("tab",))
     module = trunk("ple", 3, inputs, specific=1, shared=2, levels=1, hidden=[4])
@@ -117,7 +117,7 @@ def test_ple_by_hand() -> None:
     torch.testing.assert_close(module(x, rows).hidden[2, 0], expected[0])
 
 
-def test_ple_trains_a_tasks_experts_by_that_task_alone_and_shares_the_stream() -> None:
+def test_ple_experts_of_a_task_are_trained_by_other_tasks_only_through_the_shared_stream() -> None:
     torch.manual_seed(0)
     module = trunk("ple", 6, levels=1)
     module(torch.randn(5, 6), context(SCENARIOS)).hidden[0].sum().backward()
@@ -131,7 +131,7 @@ def test_ple_trains_a_tasks_experts_by_that_task_alone_and_shares_the_stream() -
     assert first.specific["buy"].layers[0].weight.grad.abs().sum() > 0, "through the shared stream"
 
 
-def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
+def test_partitioned_moments_leave_out_padding_and_other_scenarios() -> None:
     norm = PartitionedNorm(names("tab", 3), 2, momentum=0.25).train()
     z = torch.tensor([[1.0, 0.0], [10.0, 5.0], [3.0, 4.0], [99.0, 99.0], [20.0, 5.0]])
     scenario, weights = torch.tensor([0, 2, 0, 0, 2]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
@@ -149,7 +149,7 @@ def test_partitioned_moments_are_those_of_the_scenarios_real_rows() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50])
-def test_moving_moments_are_right_however_few_rows_a_batch_has(rows: int) -> None:
+def test_moving_moments_are_right_with_any_number_of_rows_per_batch(rows: int) -> None:
     torch.manual_seed(0)
     norm = PartitionedNorm(names("tab", 1), 1, momentum=0.02).train()
     group, weights = torch.zeros(rows, dtype=torch.long), torch.ones(rows)
@@ -189,8 +189,8 @@ def test_star_starts_from_the_shared_weights_and_multiplies() -> None:
     torch.testing.assert_close(module.scenario_star.ragged(x, [1, 0, 0, 0, 0, 1])[1], expected)
     out = module(x, both)
     assert out.logits is not None
-    beside = module.scenario.beside(x, both.scenarios)
-    torch.testing.assert_close(out.logits, module.auxiliary(beside).T)
+    inputs = module.scenario.append_to(x, both.scenarios)
+    torch.testing.assert_close(out.logits, module.auxiliary(inputs).T)
 
 
 def test_esmm_is_towers_on_the_shared_embedding() -> None:

@@ -1,10 +1,10 @@
-"""The tables of kinds in docs/models.md."""
+"""The tables in docs/models.md."""
 
 import runpy
 from pathlib import Path
 
 
-def test_the_tables_of_kinds_are_those_of_the_code() -> None:
+def test_the_tables_match_the_code() -> None:
     script = runpy.run_path("docs/kinds.py")
     page = Path("docs/models.md").read_text()
     assert script["with_tables"](page) == page, "run `python docs/kinds.py`"

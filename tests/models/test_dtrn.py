@@ -1,4 +1,4 @@
-"""DTRN's identities."""
+"""DTRN: its parts compared with plain layers, and its properties."""
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from tests.models.parts import INPUTS, SCENARIOS, TASKS, context, embedded, name
 CONFIG = DTRNConfig(kind="dtrn", target="item", condition_dim=4, refine_dim=5)
 
 
-def awake(bottom: nn.Module) -> nn.Module:
-    """With every parameter off its starting point."""
+def randomised(bottom: nn.Module) -> nn.Module:
+    """The bottom with random values in place of all initial values."""
     for parameter in bottom.parameters():
         nn.init.normal_(parameter, std=0.3)
     return bottom
@@ -31,8 +31,8 @@ def test_it_starts_as_one_plain_transformer_for_all_tasks() -> None:
     torch.testing.assert_close(out[0, :, 14:], batch.numerics)
 
 
-def test_it_starts_as_nothing_under_mmoe() -> None:
-    """DTRN with MMoE gives what MMoE gives on the same inputs at step 0."""
+def test_it_does_not_change_mmoe_at_the_start() -> None:
+    """At step 0, MMoE on DTRN gives the same output for all tasks' representations as for a single representation."""
     torch.manual_seed(0)
     bottom, batch = DTRNBottom(INPUTS, CONFIG), embedded()
     mmoe = trunk("mmoe", bottom.out_dim)
@@ -40,8 +40,8 @@ def test_it_starts_as_nothing_under_mmoe() -> None:
     torch.testing.assert_close(mmoe(out, context(SCENARIOS)).hidden, mmoe(out[0], context(SCENARIOS)).hidden)
 
 
-def test_the_block_is_the_transformer_of_pytorch() -> None:
-    """With gamma 1 and beta 0, on sequences without padding, against nn.TransformerEncoderLayer."""
+def test_the_block_matches_the_transformer_of_pytorch() -> None:
+    """With gamma 1 and beta 0, compared with nn.TransformerEncoderLayer at positions that are not padding."""
     torch.manual_seed(0)
     block = ConditionalBlock(8, heads=2)
     plain = nn.TransformerEncoderLayer(8, 2, dim_feedforward=32, dropout=0.0, batch_first=True)
@@ -67,18 +67,18 @@ def test_conditions_scale_and_shift_the_normalisations() -> None:
     torch.testing.assert_close(one, layer_norm(one, (4,)), atol=1e-4, rtol=1e-4)
 
 
-def test_tasks_and_behaviours_differ_once_the_hypernetwork_is_awake() -> None:
+def test_tasks_and_behaviours_differ_when_the_hypernetwork_is_not_zero() -> None:
     torch.manual_seed(0)
-    module = awake(InterestModule(["click", "buy", "like"], {"watched": 4, "liked": 4}, 4, CONFIG))
+    module = randomised(InterestModule(["click", "buy", "like"], {"watched": 4, "liked": 4}, 4, CONFIG))
     rows, lengths, target = torch.randn(2, 4, 4), torch.tensor([4, 2]), torch.randn(2, 4)
     out = module({"watched": rows, "liked": rows}, {"watched": lengths, "liked": lengths}, target)
     seen = [out[name][task] for name in ("watched", "liked") for task in range(3)]
     assert all(not torch.allclose(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
-def test_padding_and_the_longest_length_never_matter() -> None:
+def test_padding_and_the_longest_length_have_no_effect() -> None:
     torch.manual_seed(0)
-    module = awake(InterestModule(["click", "buy"], {"watched": 6}, 4, CONFIG.model_copy(update={"blocks": 2})))
+    module = randomised(InterestModule(["click", "buy"], {"watched": 6}, 4, CONFIG.model_copy(update={"blocks": 2})))
     rows, lengths, target = torch.randn(3, 6, 4), torch.tensor([2, 0, 3]), torch.randn(3, 4)
     out = module({"watched": rows}, {"watched": lengths}, target)["watched"]
     for row, length in enumerate(lengths):
@@ -89,9 +89,9 @@ def test_padding_and_the_longest_length_never_matter() -> None:
     assert (out[:, 0] != 0).all()
 
 
-def test_every_field_has_one_weight_a_task() -> None:
+def test_every_feature_has_one_weight_per_task() -> None:
     torch.manual_seed(0)
-    bottom = awake(DTRNBottom(INPUTS, CONFIG))
+    bottom = randomised(DTRNBottom(INPUTS, CONFIG))
     refine = bottom.refine
     features = torch.rand(3, 5, bottom.out_dim) + 0.1
     ratios = refine(features) / features
@@ -104,7 +104,7 @@ def test_every_field_has_one_weight_a_task() -> None:
     assert ((ratios > 0) & (ratios < 2)).all()
 
 
-def test_a_task_or_a_behaviour_more_costs_an_embedding_in_the_interest_module() -> None:
+def test_an_additional_task_or_behaviour_adds_one_embedding_to_the_interest_module() -> None:
     def size(tasks: int, behaviours: int) -> int:
         module = InterestModule(names("task", tasks), {f"b{i}": 5 for i in range(behaviours)}, 8, CONFIG)
         return sum(p.numel() for p in module.parameters())
@@ -112,7 +112,7 @@ def test_a_task_or_a_behaviour_more_costs_an_embedding_in_the_interest_module() 
     assert size(4, 2) - size(3, 2) == size(3, 3) - size(3, 2) == CONFIG.condition_dim
 
 
-def test_a_sequence_of_another_width_enters_as_its_mean() -> None:
+def test_a_sequence_of_another_width_is_represented_by_its_mean() -> None:
     inputs = ModelInputs(
         tables=(EmbeddingTable("item", 7, 4), EmbeddingTable("shop", 7, 2)),
         features=(

@@ -1,4 +1,4 @@
-"""A trained model taken over by one with another task and another scenario value."""
+"""Copying a trained model into a model with an additional task and scenario value."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,7 +19,7 @@ from models.objective import Objective
 from models.trunks.base import GrowthAxis
 from tests.models.parts import BOTTOMS, INPUTS, SMALL, TASKS, context, dense, embedded
 
-# What is new stands in the middle, so that what is old moves.
+# The new task and scenario are in the middle, so that old positions change.
 OLD_TASKS = (Task("click", "binary"), Task("buy", "binary", after=0))
 NEW_TASKS = (OLD_TASKS[0], Task("like", "binary", after=0), OLD_TASKS[1])
 USERS = ("user=new", "user=old")
@@ -32,7 +32,7 @@ GROWN = {
     "task and scenario": NEW,
 }
 
-FIRST_NUMBER = 1000  # above whatever a model starts from
+FIRST_NUMBER = 1000  # above all initial values of a model
 
 
 def build(bottom: str, kind: str, inputs: ModelInputs, seed: int = 0, **settings: Any) -> DenseModel:
@@ -41,7 +41,7 @@ def build(bottom: str, kind: str, inputs: ModelInputs, seed: int = 0, **settings
 
 
 def numbered(model: DenseModel) -> DenseModel:
-    """With every element a number of its own."""
+    """The model with a different number in every element."""
     first = FIRST_NUMBER
     for tensor in model.state_dict().values():
         tensor.copy_(torch.arange(first, first + tensor.numel()).view_as(tensor))
@@ -50,7 +50,7 @@ def numbered(model: DenseModel) -> DenseModel:
 
 
 def trained(model: DenseModel) -> DenseModel:
-    """With every element off its starting point."""
+    """The model with random values in place of all initial values."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.uniform_(-0.5, 0.5).add_(1.0 if name.endswith("variance") else 0.0)
@@ -62,7 +62,7 @@ def take_over(old: nn.Module, new: nn.Module) -> Carried:
 
 
 def elements(model: DenseModel) -> dict[tuple[str | int, ...], float]:
-    """Every number by the name of its tensor and, an axis, its label or its index."""
+    """Every number, by the name of its tensor and its label or index on each axis."""
     labels = axis_labels(model)
     found: dict[tuple[str | int, ...], float] = {}
     for name, tensor in model.state_dict().items():
@@ -73,7 +73,7 @@ def elements(model: DenseModel) -> dict[tuple[str | int, ...], float]:
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
 def test_no_axis_of_tasks_or_scenarios_is_without_labels(bottom: str, kind: str) -> None:
-    """An axis grows with tasks and scenarios where its labels name one, and nowhere else."""
+    """Exactly those axes grow whose labels are tasks or scenarios."""
     every_level = replace(NEW, scenarios=(NEW_TABS, ("user=new", "user=back", "user=old")))
     old, new = build(bottom, kind, OLD), build(bottom, kind, every_level)
     tensors, labels = new.state_dict(), axis_labels(new)
@@ -87,7 +87,7 @@ def test_no_axis_of_tasks_or_scenarios_is_without_labels(bottom: str, kind: str)
 
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
-def test_what_is_old_is_found_once_by_its_labels_and_what_is_new_is_as_built(bottom: str, kind: str) -> None:
+def test_old_values_are_copied_by_their_labels_and_new_values_stay_as_built(bottom: str, kind: str) -> None:
     old, fresh, new = numbered(build(bottom, kind, OLD)), build(bottom, kind, NEW, 1), build(bottom, kind, NEW, 1)
     carried = take_over(old, new)
     assert elements(new) == elements(fresh) | elements(old)
@@ -101,30 +101,30 @@ def test_what_is_old_is_found_once_by_its_labels_and_what_is_new_is_as_built(bot
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "places"),
+    ("kind", "name", "positions"),
     [
-        # Tasks by tabs by users: click is the first of two, then of three; `other` the second of two, then the third.
+        # Tasks x tabs x users. Click is first of two tasks, then of three; `other` is second of two tabs, then third.
         ("parallel_dnn", "networks.layers.0.weight", {0: [0, 1, 4, 5, 12, 13, 16, 17]}),
         ("star", "scenario_star.layers.0.weight", {0: [0, 1, 4, 5]}),
         ("star", "norm.variance", {0: [0, 1, 4, 5]}),
         ("star", "auxiliary.1.weight", {0: [0, 2]}),
         ("hmoe", "models.buy.mixing.weight", {0: [0, 1, 4, 5], 2: [0, 1, 4, 5]}),
         ("cross_stitch", "stitches.0", {0: [0, 2], 1: [0, 2]}),
-        # Two experts a tab; two a task, and one that is shared behind them.
+        # Two experts per tab. Two experts per task, followed by one shared expert.
         ("ple", "scenario_layers.0.specific.layers.0.bias", {0: [0, 1, 4, 5]}),
         ("ple", "task_levels.0.shared_gate.weight", {0: [0, 1, 4, 5, 6]}),
-        # Four experts a gate.
+        # Four experts per gate.
         ("aesm", "scenario_layers.0.gates.bias", {0: [0, 1, 2, 3, 8, 9, 10, 11]}),
         ("aesm", "task_layers.1.gates.weight", {0: [0, 1, 2, 3, 8, 9, 10, 11]}),
         ("aesm", "step", {}),
     ],
 )
-def test_places_by_hand(kind: str, name: str, places: dict[int, list[int]]) -> None:
+def test_positions_by_hand(kind: str, name: str, positions: dict[int, list[int]]) -> None:
     settings = {"ple": {"shared": 1}, "aesm": {"experts": 4}}.get(kind, {})
     old, new = numbered(build("concat", kind, OLD, **settings)), build("concat", kind, NEW, **settings)
     take_over(old, new)
     found = new.trunk.state_dict()[name]
-    for axis, indices in places.items():
+    for axis, indices in positions.items():
         found = found.index_select(axis, torch.tensor(indices))
     assert torch.equal(found, old.trunk.state_dict()[name])
 
@@ -132,7 +132,8 @@ def test_places_by_hand(kind: str, name: str, places: dict[int, list[int]]) -> N
 def scores_before_and_after(
     bottom: str, kind: str, growth: str, **settings: Any
 ) -> tuple[Tensor, Tensor, frozenset[GrowthAxis]]:
-    """Predictions of the old tasks for rows of old scenarios, and growths that the trunk says will not move them."""
+    """Predictions of old tasks for rows of old scenarios, and the additions that leave them unchanged by the trunk's
+    own statement."""
     inputs = GROWN[growth]
     torch.manual_seed(2)
     old, new = trained(dense(bottom, kind, OLD, **settings)).eval(), dense(bottom, kind, inputs, **settings).eval()
@@ -147,46 +148,47 @@ def scores_before_and_after(
 
 
 @pytest.mark.parametrize(("bottom", "kind", "growth"), product(["concat", "dtrn"], SMALL, GROWN))
-def test_old_predictions_stay_where_old_does_not_read_new(bottom: str, kind: str, growth: str) -> None:
-    """They move where the trunk mixes what is old with what is new, which every trunk says of itself."""
+def test_old_predictions_stay_the_same_if_old_parts_do_not_read_new_parts(bottom: str, kind: str, growth: str) -> None:
+    """They change if the trunk mixes old and new parts; each trunk states this in `keeps_predictions`."""
     before, after, keeps = scores_before_and_after(bottom, kind, growth)
-    stays = set(growth.split(" and ")) <= keeps
-    assert torch.allclose(after, before, rtol=1e-4, atol=1e-6) is stays
+    is_kept = set(growth.split(" and ")) <= keeps
+    assert torch.allclose(after, before, rtol=1e-4, atol=1e-6) is is_kept
 
 
-def test_ple_of_one_level_has_no_shared_stream_through_which_a_new_task_would_reach_the_others() -> None:
+def test_a_new_task_does_not_affect_other_tasks_in_ple_with_one_level() -> None:
+    """The last level has no shared stream."""
     before, after, _ = scores_before_and_after("concat", "ple", "task and scenario", levels=1)
     torch.testing.assert_close(after, before)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        (NEW, replace(NEW, scenarios=OLD.scenarios), r"trunk\.scenario\.levels\.0\.weight: .* nothing for tab=0"),
-        (NEW, replace(NEW, tasks=OLD_TASKS), r"trunk\.gates\.weight: .* nothing for like"),
+        (NEW, replace(NEW, scenarios=OLD.scenarios), r"trunk\.scenario\.levels\.0\.weight: .* no position for tab=0"),
+        (NEW, replace(NEW, tasks=OLD_TASKS), r"trunk\.gates\.weight: .* no position for like"),
         (replace(INPUTS, numerics=2), INPUTS, r"trunk\.experts\.layers\.0\.weight: axis 1 has 32 .* 31 in the new"),
     ],
 )
-def test_a_model_cannot_shrink_and_nothing_is_changed(old: ModelInputs, new: ModelInputs, said: str) -> None:
+def test_a_model_cannot_shrink_and_nothing_is_changed(old: ModelInputs, new: ModelInputs, message: str) -> None:
     one, other = build("concat", "mmoe", old), build("concat", "mmoe", new, 1)
     before = deepcopy(other.state_dict())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         take_over(one, other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
-def test_a_tensor_cannot_go_nor_can_what_its_axes_stand_for() -> None:
+def test_a_missing_tensor_and_different_axes_are_refused() -> None:
     tensor = {"weight": torch.zeros(2)}
     with pytest.raises(ValueError, match="bias: the new model has no such tensor"):
         carry_over({**tensor, "bias": torch.zeros(1)}, {}, tensor, {})
-    with pytest.raises(ValueError, match="weight: .* do not stand for the same"):
+    with pytest.raises(ValueError, match="weight: .* do not match"):
         carry_over(tensor, {}, tensor, {"weight": {0: ("click", "buy")}})
-    with pytest.raises(ValueError, match="weight: .* do not stand for the same"):
+    with pytest.raises(ValueError, match="weight: .* do not match"):
         carry_over(tensor, {}, {"weight": torch.zeros(2, 1)}, {})
 
 
-def test_scenarios_that_only_change_places_are_kept() -> None:
-    """By name: `other` is the last index, whatever stands before it."""
+def test_scenarios_that_only_change_position_are_kept() -> None:
+    """They are found by name: `other` is always last, so its index changes."""
     old, new = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.zeros(2)}
     carried = carry_over(old, {"w": {0: ("tab=1", "tab=0")}}, new, {"w": {0: ("tab=0", "tab=1")}})
     assert new["w"].tolist() == [2.0, 1.0]
@@ -194,7 +196,7 @@ def test_scenarios_that_only_change_places_are_kept() -> None:
 
 
 def adam(model: DenseModel, steps: int) -> dict[str, Tensor]:
-    """State of an optimizer after so many steps, as PARAMETER.KIND."""
+    """State of an optimizer after `steps` steps, as PARAMETER.KIND."""
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(steps):
         optimizer.zero_grad()
@@ -207,7 +209,7 @@ def adam(model: DenseModel, steps: int) -> dict[str, Tensor]:
     }
 
 
-def test_moments_of_an_optimizer_go_where_their_parameters_go() -> None:
+def test_moments_of_an_optimizer_are_copied_to_the_positions_of_their_parameters() -> None:
     old, new = build("concat", "mmoe", OLD), build("concat", "mmoe", NEW, 1)
     one, other = adam(old, 3), adam(new, 1)
     fresh = deepcopy(other)
@@ -224,7 +226,7 @@ def test_moments_of_an_optimizer_go_where_their_parameters_go() -> None:
     assert other["head.towers.like.1.bias.step"] == 1 and "head.towers.like.1.bias.step" in carried.new
 
 
-def test_labels_are_as_many_as_positions_and_differ() -> None:
+def test_labels_are_unique_and_one_per_position() -> None:
     layer = nn.Linear(3, 2)
     for names in (["click"], ["click", "buy", "like"], ["click", "click"]):
         with pytest.raises(ValueError, match="weight: axis 0 has 2 positions"):
@@ -232,7 +234,7 @@ def test_labels_are_as_many_as_positions_and_differ() -> None:
     assert axis_labels(layer) == {}
 
 
-def test_labels_stay_when_a_model_is_moved_or_copied() -> None:
+def test_labels_survive_moving_and_copying_a_model() -> None:
     model = build("concat", "star", OLD)
     labels = axis_labels(model)
     assert labels["trunk.norm.variance"] == {0: combined(OLD_TABS, USERS, separator="/")}

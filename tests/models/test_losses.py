@@ -1,4 +1,4 @@
-"""Losses of continuous targets against other libraries, and the weighing of tasks."""
+"""Losses of continuous targets, compared with other libraries, and the weights of tasks."""
 
 import math
 from typing import get_args
@@ -41,7 +41,7 @@ def test_zero_inflated_lognormal_is_its_likelihood() -> None:
 
 
 @pytest.mark.parametrize("power", [1.2, 1.5, 1.9])
-def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: float) -> None:
+def test_tweedie_differs_from_the_deviance_by_terms_without_the_prediction(power: float) -> None:
     config = LossConfig(loss="tweedie", power=power)
     labels, one, two = [0.0, 2.5], [[0.3], [0.3]], [[-0.8], [1.1]]
     ours = np.subtract(losses(config, one, labels), losses(config, two, labels))
@@ -54,14 +54,14 @@ def test_tweedie_differs_from_the_deviance_by_what_no_prediction_changes(power: 
 
 
 @pytest.mark.parametrize("loss", [loss for loss, facts in LOSSES.items() if facts.of_amounts])
-def test_amounts_below_zero_are_no_amounts(loss: LossName) -> None:
+def test_the_loss_of_a_negative_amount_is_nan(loss: LossName) -> None:
     config = LossConfig(loss=loss)
     units = [[0.1] * CONTINUOUS[loss].units] * 2
     assert [math.isnan(value) for value in losses(config, units, [-1.0, 0.0])] == [True, False]
 
 
 def fitted(loss: LossName) -> tuple[float, Tensor]:
-    """The value that is predicted for labels without features, and the labels: four in ten are zero."""
+    """The value that a fit without features predicts, and its labels, of which 40% are zero."""
     rng = np.random.default_rng(0)
     labels = torch.tensor(np.where(rng.random(4000) < 0.4, 0.0, rng.lognormal(0.5, 0.6, 4000)), dtype=torch.float32)
     kind, config = CONTINUOUS[loss], LossConfig(loss=loss)
@@ -86,13 +86,13 @@ def test_huber_balances_the_clipped_errors() -> None:
 
 
 @pytest.mark.parametrize("loss", CONTINUOUS)
-def test_every_loss_comes_to_rest_among_the_labels(loss: LossName) -> None:
+def test_every_loss_has_its_minimum_within_the_labels(loss: LossName) -> None:
     value, labels = fitted(loss)
     assert labels.quantile(0.1) < value < labels.quantile(0.9)
 
 
 @pytest.mark.parametrize("loss", CONTINUOUS)
-def test_every_loss_is_one_number_per_row(loss: LossName) -> None:
+def test_every_loss_has_one_value_per_row(loss: LossName) -> None:
     kind, labels = CONTINUOUS[loss], torch.tensor([0.0, 0.5, 3.0])
     units = torch.linspace(-2, 2, 3 * kind.units).view(3, kind.units)
     together = kind.loss(units, labels, LossConfig(loss=loss))
@@ -115,8 +115,8 @@ def test_fixed_weights() -> None:
     assert not list(objective.parameters()) and not objective.state_dict() and not objective.diagnostics
 
 
-def test_uncertainty_by_hand_and_where_it_comes_to_rest() -> None:
-    """s = log of the loss minimises exp(-s) L + s / 2 at exp(-s) = 1 / (2 L), for either kind of task."""
+def test_uncertainty_by_hand_and_its_minimum() -> None:
+    """The minimum of exp(-s) L + s / 2 is at exp(-s) = 1 / (2 L); the factor is the same for both kinds of task."""
     objective = Objective(TASKS, ObjectiveConfig(weighting="uncertainty"))
     values = torch.tensor([0.5, 0.1, 3.0])
     weighted, factors = objective(values)

@@ -1,4 +1,4 @@
-"""Shapes, hand-checked numbers and properties of the model parts."""
+"""Shapes, values calculated by hand, and properties of the model parts."""
 
 import math
 
@@ -25,7 +25,7 @@ def ids() -> tuple[KeyedJaggedTensor, KeyedJaggedTensor]:
     return pooled, KeyedJaggedTensor(["item", "watched"], values, lengths=torch.tensor([1, 1, 2, 3]))
 
 
-def test_shared_embedding_against_plain_lookups() -> None:
+def test_shared_embedding_equals_plain_lookups() -> None:
     torch.manual_seed(0)
     embedding = SharedEmbedding(INPUTS, torch.device("cpu"))
     weights = {name.split(".")[-2]: value for name, value in embedding.state_dict().items()}
@@ -80,7 +80,7 @@ def test_concat_averages_sequences_and_ignores_padding() -> None:
 
 
 def test_din_by_hand() -> None:
-    """With a score that is the first component of the sequence's embedding, v = sum of e_j * e_j[0]."""
+    """If the score is the first component of the sequence's embedding, then v = sum of e_j * e_j[0]."""
     attention = TargetAttention(2, [])
     linear = attention.score[-1]
     assert isinstance(linear, nn.Linear)
@@ -145,7 +145,7 @@ def test_an_auxiliary_logit_is_added_before_probabilities_are_composed() -> None
     assert scores[0].tolist() == pytest.approx([0.75, 0.75 * 0.2, 2.5])
 
 
-def test_losses_by_hand_and_padding_counts_nothing() -> None:
+def test_losses_by_hand_leave_out_padding() -> None:
     click, buy = torch.tensor([0.8, 0.4, 0.5]), torch.tensor([0.1, 0.3, 0.5])
     binary = [torch.stack([p, 1 - p], dim=1).log() for p in (click, buy)]
     predictions = HeadOutput(TASKS, (*binary, torch.tensor([[2.0], [1.0], [9.0]])))

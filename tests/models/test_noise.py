@@ -1,4 +1,4 @@
-"""Noise that belongs to rows: normal, and the same in every batch."""
+"""Noise keyed by row: its distribution, and equality in every batch."""
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ def test_draws_are_standard_normal_and_do_not_correlate() -> None:
     flat = [numbers.ravel() for numbers in drawn]
     correlation = np.corrcoef([*flat, np.roll(flat[0], 1), np.roll(flat[0], 15)])
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.02
-    places = drawn[0].transpose(1, 0, 2, 3).reshape(4000, -1)
-    assert np.abs(np.corrcoef(places.T) - np.eye(30)).max() < 0.08
+    positions = drawn[0].transpose(1, 0, 2, 3).reshape(4000, -1)
+    assert np.abs(np.corrcoef(positions.T) - np.eye(30)).max() < 0.08
 
 
-def test_a_row_draws_the_same_whoever_its_neighbours_are() -> None:
+def test_the_draws_of_a_row_do_not_depend_on_other_rows() -> None:
     keys = torch.randint(-(2**62), 2**62, (10,), generator=torch.Generator().manual_seed(0))
     whole = normal(keys, 1, torch.Size((2, 10, 4)))
     some = torch.tensor([7, 2, 9])
@@ -37,8 +37,8 @@ def test_extreme_keys_give_finite_numbers() -> None:
         assert drawn.isfinite().all() and 4 < drawn.abs().max() < 18
 
 
-def test_keys_follow_seed_epoch_and_lane_and_never_the_workers() -> None:
-    """Rows 6..11 of lanes 0 to 3: two workers have those of one, lane by lane; nothing repeats."""
+def test_keys_depend_on_seed_epoch_and_lane_and_not_on_the_workers() -> None:
+    """Rows 6..11 of lanes 0 to 3: two workers have the keys that one worker has for their lanes; no key repeats."""
     one = noise_keys((5, 0), 1, [0, 1, 2, 3], 6, 2, 3)
     assert one.shape == (2, 4, 3)
     assert (noise_keys((5, 0), 1, [1, 3], 6, 2, 3) == one[:, 1::2]).all()

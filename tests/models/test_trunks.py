@@ -1,4 +1,4 @@
-"""What holds for every trunk, under every bottom."""
+"""Properties of all trunks, with all bottoms."""
 
 from itertools import product
 
@@ -14,7 +14,7 @@ from tests.models.parts import BOTTOMS, INPUTS, SCENARIOS, SMALL, TASKS, context
 
 
 def deterministic(kind: str, in_dim: int = 6, **settings: object) -> Trunk:
-    """A trunk in evaluation: without noise, drawn labels and batch moments."""
+    """A trunk in evaluation mode: without noise, drawn labels and batch moments."""
     torch.manual_seed(0)
     return trunk(kind, in_dim, **settings).eval()
 
@@ -26,21 +26,21 @@ def all_losses(model: DenseModel, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_one_representation_or_one_a_task(kind: str) -> None:
+def test_one_representation_equals_one_per_task(kind: str) -> None:
     module = deterministic(kind)
     x = torch.randn(5, 6)
     shared = module(x, context(SCENARIOS))
     assert shared.hidden.shape == (3, 5, module.out_dim)
-    apart = module(x.expand(3, 5, 6), context(SCENARIOS))
-    torch.testing.assert_close(apart.hidden, shared.hidden)
+    separate = module(x.expand(3, 5, 6), context(SCENARIOS))
+    torch.testing.assert_close(separate.hidden, shared.hidden)
     if shared.logits is not None:
-        torch.testing.assert_close(apart.logits, shared.logits)
+        torch.testing.assert_close(separate.logits, shared.logits)
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_the_scenario_changes_the_result(kind: str) -> None:
     module = deterministic(kind)
-    for parameter in module.parameters():  # scenarios may start from the same weights
+    for parameter in module.parameters():  # scenarios may have the same initial weights
         torch.nn.init.normal_(parameter)
     x = torch.randn(5, 6)
     other = module(x, context(list(reversed(SCENARIOS)))).hidden
@@ -58,7 +58,7 @@ def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
 def test_every_parameter_gets_a_gradient_from_a_batch_of_one_scenario(bottom: str, kind: str) -> None:
-    """DDP waits for all of them, also for experts and towers that no row uses."""
+    """DDP waits for all gradients, including those of experts and towers that no row uses."""
     torch.manual_seed(0)
     model = dense(bottom, kind)
     assert isinstance(model, DenseModel)
@@ -69,15 +69,15 @@ def test_every_parameter_gets_a_gradient_from_a_batch_of_one_scenario(bottom: st
 
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
-def test_padding_inside_a_sequence_never_matters(bottom: str, kind: str) -> None:
-    """A row among longer ones has the scores that it has alone, where its sequence ends with its last behaviour."""
+def test_padding_in_a_sequence_has_no_effect(bottom: str, kind: str) -> None:
+    """A row has the same scores in a batch of longer rows as alone, where its sequence has no padding."""
     torch.manual_seed(0)
     model, batch = dense(bottom, kind).eval(), embedded()
-    for parameter in model.bottom.parameters():  # attention may start without a preference
+    for parameter in model.bottom.parameters():  # initial attention may be uniform
         torch.nn.init.normal_(parameter, std=0.3)
     lengths = batch.lengths["watched"].tolist()
     for row, length in enumerate(lengths):
-        batch.sequences["watched"][row, length:] = 0.0  # as the embedding gives it
+        batch.sequences["watched"][row, length:] = 0.0  # as in the output of the embedding
     together = model(batch, context(SCENARIOS))[0].scores()
     for row, length in enumerate(lengths):
         alone = Embedded(
@@ -92,8 +92,9 @@ def test_padding_inside_a_sequence_never_matters(bottom: str, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_row_of_weight_zero_never_matters(kind: str) -> None:
-    """Neither in losses and penalties nor in what a trunk computes over rows: the gradients are those without it."""
+def test_a_row_of_weight_zero_has_no_effect(kind: str) -> None:
+    """It affects neither losses and penalties nor values that a trunk computes over rows: gradients are the same as
+    without the row."""
     gradients = []
     for keep in (5, 4):
         torch.manual_seed(0)
@@ -112,7 +113,7 @@ def test_a_row_of_weight_zero_never_matters(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_experts_say_what_they_share(kind: str) -> None:
+def test_shares_of_experts_add_up_to_one(kind: str) -> None:
     module = deterministic(kind)
     output = module(torch.randn(5, 6), context(SCENARIOS))
     assert bool(output.experts) is module.has_experts
@@ -123,7 +124,7 @@ def test_experts_say_what_they_share(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_trunk_learns_on_a_batch(kind: str) -> None:
-    """Labels that the scenario flips: every trunk must tell scenarios and tasks apart."""
+    """The labels depend on the scenario: every trunk must distinguish scenarios and tasks."""
     torch.manual_seed(0)
     model = dense("concat", kind)
     batch, labels = embedded(), torch.tensor([[1.0, 1, 2], [0, 0, -1], [1, 0, 1], [0, 0, 0], [1, 1, 3]])

@@ -1,4 +1,4 @@
-"""Copies of runs that earlier versions have made, for tests to go on with."""
+"""Copies of runs that earlier versions made, for tests to continue."""
 
 import shutil
 import tarfile
@@ -8,19 +8,19 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 
 FIRST = Path(__file__).resolve().parent / "0.1.0"
-STEPS = (8, 12)  # of its checkpoints: in the second epoch, and the last one
+STEPS = (8, 12)  # of its checkpoints: one in the second epoch, and the last one
 GROWN_SPLITS = {"train": [1, 3], "valid": [4, 4], "test": [5, 5]}
 
 
 def copy_of_run(folder: Path) -> None:
-    """Copies the first version's run into a folder, which is to be the working directory: its paths are relative."""
+    """Copies the first version's run into a folder, which must become the working directory: its paths are relative."""
     shutil.copytree(FIRST, folder, dirs_exist_ok=True)
     with tarfile.open(folder / "checkpoints.tar.xz") as packed:
         packed.extractall(folder, filter="data")
 
 
 def with_next_day(folder: Path) -> Experiment:
-    """The experiment of a copy a day later: each split moves on by a day."""
+    """The experiment of a copy one day later: each split moves forward by one day."""
     shutil.copytree(folder / "next_day", folder / "log", dirs_exist_ok=True)
     splits = ", ".join(f"{name}: {bounds}" for name, bounds in GROWN_SPLITS.items())
     return load_experiment(folder / "experiment.yaml", [f"logs.splits={{{splits}}}"])

@@ -1,4 +1,4 @@
-"""Small logs with something of everything, and what tests do with the tables made of them."""
+"""Small logs with every kind of column, and helpers that read logs and tables."""
 
 import hashlib
 from pathlib import Path
@@ -35,7 +35,7 @@ LOG_SCHEMA = pa.schema(
 
 
 def log_rows(rows: int, seed: int) -> dict[str, list[Any]]:
-    """Random rows: skewed ids with ties, nulls everywhere that they are allowed."""
+    """Random rows: skewed ids with ties, nulls wherever they are allowed."""
     rng = np.random.default_rng(seed)
     items = [f"i{n}" for n in range(30)]
 
@@ -71,7 +71,7 @@ def write_file(path: Path, columns: dict[str, list[Any]], schema: pa.Schema = LO
 
 
 def write_log(folder: Path, days: list[str] = DAYS, rows: int = 130) -> Path:
-    """Two files a day, with row groups of 50 rows."""
+    """Writes two files per day, with row groups of 50 rows."""
     for day in days:
         for part in range(2):
             seed = int(day[-2:]) * 2 + part
@@ -80,7 +80,7 @@ def write_log(folder: Path, days: list[str] = DAYS, rows: int = 130) -> Path:
 
 
 def write_side(path: Path) -> Path:
-    """A side table: not every item, one item more; a brand and a list of years."""
+    """Writes a side table that lacks some items and has an extra one; columns: a brand and a list of years."""
     items = [f"i{n}" for n in range(3, 30)] + ["nobody sees this"]
     brands = [f"b{n % 5}" if n % 7 else None for n in range(len(items))]
     years = [[2000 + n % 3, 2001] if n % 4 else None for n in range(len(items))]
@@ -105,7 +105,7 @@ FEATURES: list[dict[str, Any]] = [
 
 
 def experiment(folder: Path, **sections: Any) -> Experiment:
-    """An experiment over the log in `folder/log`; a dict changes a section, anything else replaces it."""
+    """An experiment over the log in `folder/log`; a dict updates a section, any other value replaces it."""
     data: dict[str, Any] = {
         "name": "test",
         "output": str(folder / "runs"),
@@ -140,7 +140,7 @@ def read_split(table: Path, manifest: Manifest, split: str) -> pd.DataFrame:
 
 
 def read_days(folder: Path, days: list[str]) -> pd.DataFrame:
-    """Rows of the log with the side table joined, by plain pandas, ordered by `row`."""
+    """Rows of the log with the side table joined by pandas, ordered by `row`."""
     files = [path for day in days for path in sorted((folder / "log" / f"day={day}").glob("*.parquet"))]
     log = pd.concat([pq.read_table(path, partitioning=None).to_pandas() for path in files])
     side = pq.read_table(folder / "side.parquet").to_pandas()
@@ -148,6 +148,6 @@ def read_days(folder: Path, days: list[str]) -> pd.DataFrame:
 
 
 def digests(table: Path) -> dict[str, str]:
-    """Every file below a folder with the hash of its bytes."""
+    """The hash of every file below a folder, by path."""
     files = [path for path in table.rglob("*") if path.is_file()]
     return {str(path.relative_to(table)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}

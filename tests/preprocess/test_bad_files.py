@@ -1,4 +1,4 @@
-"""Broken files and folders: read, left alone, skipped and named, or refused with one clear UserError."""
+"""Broken files and folders: read, ignored, skipped and listed, or refused with one clear UserError."""
 
 import os
 from collections.abc import Callable
@@ -38,7 +38,7 @@ Break = Callable[[Path], Any]
 
 
 def cut(path: Path) -> None:
-    """Leaves the first half."""
+    """Keeps only the first half."""
     write(good(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -62,7 +62,7 @@ def odd_column_name(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"unusual", b"unusu\xff\xfe"))
 
 
-# (what the file is, how it is made, what the error says, its day: the first is read by both passes)
+# (description, how the file is made, part of the error message, its day: only day 1 is read by both passes)
 UNREADABLE: list[tuple[str, Break, str, int]] = [
     ("cut off", cut, "Parquet magic bytes not found", 1),
     ("wrong magic bytes", other_magic, "Parquet magic bytes not found", 2),
@@ -71,17 +71,17 @@ UNREADABLE: list[tuple[str, Break, str, int]] = [
     ("zero bytes", lambda path: path.write_bytes(b""), "size is 0 bytes", 1),
     ("text", lambda path: path.write_text("row,user\n1,2\n"), "Parquet magic bytes not found", 2),
     ("encrypted", lambda path: path.write_bytes(b"PARE" + bytes(99) + b"\4\0\0\0PARE"), "encrypted", 1),
-    ("a flipped bit in a day that is fitted", flipped_bit, "CRC checksum", 1),
+    ("a flipped bit in a train day", flipped_bit, "CRC checksum", 1),
     ("a flipped bit", flipped_bit, "CRC checksum", 2),
     ("a column name that is not UTF-8", odd_column_name, "utf-8", 1),
 ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize(("damage", "told", "day"), [c[1:] for c in UNREADABLE], ids=[c[0] for c in UNREADABLE])
-def test_unreadable_files(folder: Path, damage: Break, told: str, day: int) -> None:
+@pytest.mark.parametrize(("damage", "message", "day"), [c[1:] for c in UNREADABLE], ids=[c[0] for c in UNREADABLE])
+def test_unreadable_files_are_refused_or_skipped(folder: Path, damage: Break, message: str, day: int) -> None:
     damage(folder / f"log/day={day}/odd.parquet")
-    refused(folder, [rf"The log file .*day={day}/odd.parquet cannot be read: .*{told}", "unreadable_files=skip"])
+    refused(folder, [rf"The log file .*day={day}/odd.parquet cannot be read: .*{message}", "unreadable_files=skip"])
     manifest = run(folder, "skipping", logs={"unreadable_files": "skip"})
     assert {p.value: p.skipped_files for p in manifest.partitions if p.skipped_files} == {
         str(day): [f"day={day}/odd.parquet"]
@@ -97,9 +97,9 @@ def more_rows(path: str) -> Break:
     return lambda day: write(good(), day / path)
 
 
-UNTYPED = pa.table({name: pa.nulls(0) for name in good().column_names})  # what pandas writes of a frame without rows
+UNTYPED = pa.table({name: pa.nulls(0) for name in good().column_names})  # as pandas writes a frame without rows
 
-# (what lies in the first day beside its good file, rows that come out of it)
+# (what is in the first day beside its good file, how it is made, number of rows that it adds)
 BESIDE: list[tuple[str, Break, int]] = [
     ("_SUCCESS", no_data("_SUCCESS"), 0),
     ("checksums", no_data(".good.parquet.crc"), 0),
@@ -126,7 +126,7 @@ def empty_groups(path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize(("put", "rows"), [c[1:] for c in BESIDE], ids=[c[0] for c in BESIDE])
-def test_what_lies_beside(folder: Path, put: Break, rows: int) -> None:
+def test_only_visible_parquet_files_are_read(folder: Path, put: Break, rows: int) -> None:
     put(folder / "log/day=1")
     manifest = run(folder)
     keys = {"1": [*range(ROWS), *range(100, 100 + rows)], "2": list(range(50, 50 + ROWS))}
@@ -135,7 +135,7 @@ def test_what_lies_beside(folder: Path, put: Break, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_days_without_rows_or_files(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_days_without_rows_or_files_are_accepted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(good(0), folder / "log/day=3/empty.parquet")
     (folder / "log/day=4").mkdir()
     (folder / "log/day=5").write_text("a file named like a partition")
@@ -146,13 +146,13 @@ def test_days_without_rows_or_files(folder: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["day=__HIVE_DEFAULT_PARTITION__", "day=", "day=1%20", "day=one", "day=1.0"])
-def test_partitions_that_are_no_numbers(folder: Path, name: str) -> None:
+def test_partitions_that_are_not_numbers_are_refused(folder: Path, name: str) -> None:
     (folder / "log" / name).mkdir()
     refused(folder, [f"logs.splits has whole numbers, but the log has a folder {name}\\. Write .* as texts"])
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_partitions_that_are_texts(folder: Path) -> None:
+def test_partitions_may_be_texts(folder: Path) -> None:
     names = ["__HIVE_DEFAULT_PARTITION__", "2024-01-01%2000%3A00", "2024-01-01 00:00", "2024-01-02 é"]
     for i, name in enumerate(names):
         write(good(first=1000 * i), folder / f"log/day={name}/odd.parquet")
@@ -164,12 +164,12 @@ def test_partitions_that_are_texts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [b"log/day=\xff", b"log/day=1/\xff.parquet", b"log/day=1/\xff/odd.parquet"])
-def test_names_that_are_not_utf8(folder: Path, place: bytes) -> None:
+def test_names_that_are_not_utf8_are_refused(folder: Path, place: bytes) -> None:
     (folder / os.fsdecode(place)).mkdir(parents=True)
     refused(folder, [r"name is not UTF-8: b'.*\\xff.*'\. Rename it"])
 
 
-# Keys of the log in other types than in other files: (types, what the error says; nothing where all values fit)
+# Keys whose type differs between files: (description, values, parts of the error message; none if all values fit)
 KEYS: list[tuple[str, pa.Array, list[str]]] = [
     ("int32", pa.array([1, 2], pa.int32()), []),
     ("uint64 that fits", pa.array([1, 2], pa.uint64()), []),
@@ -180,13 +180,13 @@ KEYS: list[tuple[str, pa.Array, list[str]]] = [
 
 
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize(("values", "told"), [c[1:] for c in KEYS], ids=[c[0] for c in KEYS])
-def test_keys_of_several_types(folder: Path, values: pa.Array, told: list[str]) -> None:
+@pytest.mark.parametrize(("values", "messages"), [c[1:] for c in KEYS], ids=[c[0] for c in KEYS])
+def test_keys_of_several_types_fit_or_are_refused(folder: Path, values: pa.Array, messages: list[str]) -> None:
     write(with_column("row", values), folder / "log/day=1/odd.parquet")
-    if told and "double" in told[0]:
+    if messages and "double" in messages[0]:
         write(with_column("row", pa.array([2**60 + 1])), folder / "log/day=2/large.parquet")
-    if told:
-        refused(folder, [*told, "not every value fits", "one type in all files"])
+    if messages:
+        refused(folder, [*messages, "not every value fits", "one type in all files"])
         return
     train = first_day(run(folder))
     missing = sum(value is None or value != value for value in values.to_pylist())
@@ -196,7 +196,7 @@ def test_keys_of_several_types(folder: Path, values: pa.Array, told: list[str]) 
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_keys_that_are_not_utf8(folder: Path) -> None:
+def test_keys_that_are_not_utf8_are_quarantined(folder: Path) -> None:
     write(with_column("item", BROKEN_TEXT), folder / "log/day=1/odd.parquet")
     train = first_day(run(folder, logs={"keys": ["row", "item"]}))
     assert train.reasons == {"key item: text is not UTF-8": 3}
@@ -213,7 +213,7 @@ VIEWS = [
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize("values", VIEWS, ids=[str(values.type) for values in VIEWS])
-def test_keys_of_view_types_and_quarantined_rows_that_have_them(folder: Path, values: pa.Array) -> None:
+def test_keys_may_have_view_types_in_kept_and_quarantined_rows(folder: Path, values: pa.Array) -> None:
     for day, first in (("1", 0), ("2", 50)):
         write(good(2, first).append_column("view", values), folder / f"log/day={day}/good.parquet")
     train = first_day(run(folder, logs={"keys": ["row", "view"]}))
@@ -223,7 +223,7 @@ def test_keys_of_view_types_and_quarantined_rows_that_have_them(folder: Path, va
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_scenarios_that_are_not_utf8_are_others(folder: Path) -> None:
+def test_scenarios_that_are_not_utf8_are_other_scenarios(folder: Path) -> None:
     write(with_column("item", BROKEN_TEXT), folder / "log/day=1/odd.parquet")
     train = first_day(run(folder, scenarios=[{"name": "item", "column": "item", "values": ["i1", "i2"]}]))
     assert read_lanes(folder / "table", train)["scenario:item"].to_pylist()[-5:] == [0, 2, 2, 2, 2]
@@ -239,7 +239,7 @@ def side(item: Any, brand: Any) -> pa.Table:
 
 SIDE = side(["i0", "i1"], ["x", "y"])
 
-# (what the side table is, its table, brands of the items i0, i1, i2 by their ids)
+# (description, the side table, ids of the brands of the items i0, i1, i2)
 SIDES: list[tuple[str, pa.Table, list[int]]] = [
     ("without rows", SIDE.slice(0, 0), [0, 0, 0]),
     ("null and NaN", side(pa.array(["i0", None, "i1"]), pa.array([None, "x", "y"])), [0, 2, 0]),
@@ -248,13 +248,13 @@ SIDES: list[tuple[str, pa.Table, list[int]]] = [
     ("string_view", side(*(pa.array(c, pa.string_view()) for c in (["i0", "i1"], ["x", None]))), [2, 0, 0]),
     ("numbers beyond int64", side(["i0", "i1"], pa.array([2**64 - 1, 5], pa.uint64())), [2, 3, 0]),
     ("texts that are not UTF-8", side(texts(b"i0", b"\xff", b"i1"), texts(b"\xff", b"", b"\xfe")), [3, 2, 0]),
-    ("a column that stands twice and is not used", twice(SIDE.append_column("x", SIDE["item"]), "x"), [2, 3, 0]),
+    ("a duplicate column that is not used", twice(SIDE.append_column("x", SIDE["item"]), "x"), [2, 3, 0]),
 ]
 
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize(("table", "brands"), [c[1:] for c in SIDES], ids=[c[0] for c in SIDES])
-def test_side_tables(folder: Path, table: pa.Table, brands: list[int]) -> None:
+def test_side_tables_are_joined(folder: Path, table: pa.Table, brands: list[int]) -> None:
     write(table, folder / "side.parquet")
     manifest = run(folder, **joined(folder))
     assert read_lanes(folder / "table", first_day(manifest))["brand"].to_pylist() == 2 * brands
@@ -281,24 +281,24 @@ BAD_SIDES: list[tuple[str, Break, list[str]]] = [
     ("a folder without files", lambda path: path.mkdir(), ["logs.joins.0.key: .*has no column 'item'"]),
     ("a file without a column", side_folder(SIDE, SIDE.select(["item"])), ["1.parquet has no column 'brand'"]),
     ("a key in another case", as_file(SIDE.rename_columns(["Item", "brand"])), ["did you mean 'Item'"]),
-    ("a key that stands twice", as_file(twice(SIDE, "item")), ["logs.joins.0.key: .*has 2 columns 'item'"]),
-    ("a column that stands twice", as_file(twice(SIDE, "brand")), ["The side table .* has 2 columns 'brand'"]),
+    ("a duplicate key column", as_file(twice(SIDE, "item")), ["logs.joins.0.key: .*has 2 columns 'item'"]),
+    ("a duplicate column", as_file(twice(SIDE, "brand")), ["The side table .* has 2 columns 'brand'"]),
     ("a moment as key", as_file(side(MOMENT, ["x"])), [r"'item' of .* is timestamp\[us\]; a key must be"]),
     ("a struct as id", as_file(side(["i0"], STRUCT)), ["'brand', which feature 'brand' .* is struct.* side table"]),
-    ("keys twice", as_file(side(texts(b"\xff", b"\xff"), ["x", "y"])), [r"for example '\\xff'", "one row a key"]),
+    ("duplicate keys", as_file(side(texts(b"\xff", b"\xff"), ["x", "y"])), [r"for example '\\xff'", "one row per key"]),
     ("numbers as keys", as_file(side([1], ["x"])), ["'item' is text in the log but int in"]),
-    ("parts of numbers as keys", as_file(side([1, 2.5], ["x", "y"])), ["1 values of the key .* for example 2.5"]),
+    ("fractions as keys", as_file(side([1, 2.5], ["x", "y"])), ["1 values of the key .* for example 2.5"]),
 ]
 
 
-@pytest.mark.parametrize(("damage", "told"), [c[1:] for c in BAD_SIDES], ids=[c[0] for c in BAD_SIDES])
-def test_bad_side_tables(folder: Path, damage: Break, told: list[str]) -> None:
+@pytest.mark.parametrize(("damage", "messages"), [c[1:] for c in BAD_SIDES], ids=[c[0] for c in BAD_SIDES])
+def test_bad_side_tables_are_refused(folder: Path, damage: Break, messages: list[str]) -> None:
     damage(folder / "side.parquet")
-    refused(folder, told, **joined(folder))
+    refused(folder, messages, **joined(folder))
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_join_keys_that_are_null_or_no_whole_numbers_have_no_row(folder: Path) -> None:
+def test_join_keys_that_are_null_or_fractional_match_no_row(folder: Path) -> None:
     odd = with_column("heat", pa.array([0.0, None, 0.5, float("nan"), 1.0]))
     write(odd, folder / "log/day=1/odd.parquet")
     write(pa.table({"heat": [0, 1, None], "brand": ["x", "y", "z"]}), folder / "side.parquet")

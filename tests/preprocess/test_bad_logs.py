@@ -1,4 +1,4 @@
-"""Broken logs: each works, or loses rows or files with a reason that is counted, or ends with one clear UserError."""
+"""Broken logs: each works, or loses rows or files for a counted reason, or ends with one clear UserError."""
 
 import re
 from collections import Counter
@@ -66,7 +66,7 @@ def with_column(name: str, values: pa.Array) -> pa.Table:
 
 
 def texts(*parts: bytes) -> pa.Array:
-    """A string column of any bytes, which Arrow and Parquet keep as they are."""
+    """A string column of arbitrary bytes, which Arrow and Parquet keep unchanged."""
     ends = np.cumsum([0, *(len(part) for part in parts)]).astype(np.int32)
     return pa.Array.from_buffers(pa.string(), len(parts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(parts))])
 
@@ -76,7 +76,7 @@ BROKEN_TEXT = texts(b"i1", b"\xff\xfe", b"caf\xe9", "é".encode(), b"\xff\xfe")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two good days; cases add to the first of them, on which encoders are fitted, a file `odd.parquet`."""
+    """Two good days. Tests add a file `odd.parquet`, most of them to day 1, on which the encoders are fitted."""
     write(good(first=0), tmp_path / "log/day=1/good.parquet")
     write(good(first=50), tmp_path / "log/day=2/good.parquet")
     return tmp_path
@@ -98,11 +98,11 @@ def run(folder: Path, into: str = "table", **sections: Any) -> Manifest:
     return preprocess(experiment(folder, logs=logs, **given), str(folder / into))
 
 
-def refused(folder: Path, told: list[str], **sections: Any) -> None:
-    """The job ends with one error that says all of this, and there is no finished table."""
+def refused(folder: Path, messages: list[str], **sections: Any) -> None:
+    """The job ends with one error that contains all messages, and there is no finished table."""
     with pytest.raises(UserError) as error:
         run(folder, **sections)
-    for part in told:
+    for part in messages:
         assert re.search(part, str(error.value)), f"{part!r} is not in: {error.value}"
     assert "\n" not in str(error.value)
     assert not (folder / "table/manifest.json").exists()
@@ -127,11 +127,11 @@ def quarantined_rows(table: Path, partition: Partition, column: str = "row") -> 
 
 
 def check_nothing_is_lost(folder: Path, manifest: Manifest, tables: dict[str, str], keys: dict[str, list[Any]]) -> None:
-    """Every row is kept or quarantined, once; ids lie in their tables and numbers are finite.
+    """Every row is kept or quarantined exactly once; ids are within their tables and numbers are finite.
 
     Args:
         tables: embedding table of each column of ids.
-        keys: values of `row` that the log has in each partition.
+        keys: values of `row` in each partition of the log.
     """
     for partition in manifest.partitions:
         assert partition.rows_read == partition.kept + partition.quarantined + partition.filtered
@@ -165,10 +165,10 @@ RATING_INFINITE, RATING_LARGE = "task rating: label is infinite", "task rating: 
 NO_TAB = "scenario tab: value is missing or not a whole number"
 NO_KEY = "key row: value is missing"
 
-# (what the values are, column, values of a file, rows that are quarantined by reason)
+# (description, column, values of a file, number of quarantined rows by reason)
 VALUES: list[tuple[str, str, pa.Array, dict[str, int]]] = [
     ("ids as int32", "user", pa.array([1, 2, None], pa.int32()), {}),
-    ("ids as uint64 up to the last", "user", pa.array([1, 2**63, 2**64 - 1], pa.uint64()), {}),
+    ("ids as uint64 up to the largest", "user", pa.array([1, 2**63, 2**64 - 1], pa.uint64()), {}),
     ("ids as floats", "user", pa.array([1.0, 1e300, -1e19, 2.5, INF, NAN, None]), {NOT_WHOLE: 4}),
     ("ids as booleans", "user", pa.array([True, None]), {}),
     ("no id at all", "user", pa.nulls(3), {}),
@@ -180,7 +180,7 @@ VALUES: list[tuple[str, str, pa.Array, dict[str, int]]] = [
     ("texts to be split that are not UTF-8", "words", texts(b" a ,\xff ", b"\xff,", b",", "\u3000a".encode()), {}),
     ("texts to be split with nothing in them", "words", pa.array(["", " ", ",,", " , ", None]), {}),
     ("lists of texts that are not UTF-8", "tags", pa.ListArray.from_arrays([0, 2, 2, 5], BROKEN_TEXT), {}),
-    ("nulls inside of lists", "tags", pa.array([[None], ["a", None], [], None], pa.list_(pa.string())), {}),
+    ("nulls inside lists", "tags", pa.array([[None], ["a", None], [], None], pa.list_(pa.string())), {}),
     ("lists of nulls only", "tags", pa.array([[None], [], None], pa.list_(pa.null())), {}),
     (
         "lists of dictionary texts",
@@ -202,12 +202,12 @@ VALUES: list[tuple[str, str, pa.Array, dict[str, int]]] = [
     ("numbers without a square", "heat", pa.array([1e308, -1e300, 1e38]), {TOO_LARGE: 2}),
     ("no label at all", "click", pa.nulls(3), {NO_CLICK: 3}),
     (
-        "labels of NaN and more",
+        "labels that are not finite or not 0 or 1",
         "click",
         pa.array([NAN, INF, -INF, 0.5]),
         {INFINITE_CLICK: 2, NO_CLICK: 1, NO_BINARY: 1},
     ),
-    ("labels of other numbers", "click", pa.array([2, 2**64 - 1, 0, 1], pa.uint64()), {NO_BINARY: 2}),
+    ("labels that are other integers", "click", pa.array([2, 2**64 - 1, 0, 1], pa.uint64()), {NO_BINARY: 2}),
     ("labels as booleans", "click", pa.array([True, False, None]), {NO_CLICK: 1}),
     ("labels below 0", "spent", pa.array([-1, 0, None]), {NO_SPENT: 1, NEGATIVE: 1}),
     ("labels beyond float32", "rating", pa.array([1e308, 1e36, 1e35, -INF]), {RATING_LARGE: 2, RATING_INFINITE: 1}),
@@ -222,7 +222,9 @@ VALUES: list[tuple[str, str, pa.Array, dict[str, int]]] = [
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize(("column", "values", "reasons"), [c[1:] for c in VALUES], ids=[c[0] for c in VALUES])
-def test_values(folder: Path, column: str, values: pa.Array, reasons: dict[str, int]) -> None:
+def test_bad_values_are_read_or_quarantined(
+    folder: Path, column: str, values: pa.Array, reasons: dict[str, int]
+) -> None:
     odd = with_column(column, values)
     write(odd, folder / "log/day=1/odd.parquet")
     manifest = run(folder)
@@ -237,7 +239,7 @@ LISTS_EXPECTED = "expected lists of whole numbers or texts"
 MOMENT = pa.array([0], pa.timestamp("us"))
 STRUCT = pa.array([{"a": 1}])
 
-# (name, column, its values in one file, what the error says beside the column and the file)
+# (description, column, its values in one file, further parts of the error message)
 TYPES: list[tuple[str, str, pa.Array, list[str]]] = [
     ("int to text", "user", pa.array(["1"]), ["int64 in .*good.parquet but string in", "convert one of them"]),
     ("text to int", "item", pa.array([1]), ["string in .*good.parquet but int64 in"]),
@@ -260,27 +262,27 @@ TYPES: list[tuple[str, str, pa.Array, list[str]]] = [
     ("a struct as label", "spent", STRUCT, ["is struct", NUMBERS_EXPECTED]),
     ("text as scenario", "tab", pa.array(["1"]), ["int64 in .*good.parquet but string in"]),
     ("bytes as scenario", "tab", pa.array([b"1"]), ["is binary", IDS_EXPECTED]),
-    ("text as key", "row", pa.array(["1"]), ["types that do not go together", "int64, string"]),
-    ("a struct as key", "row", STRUCT, ["types that do not go together", "int64, struct"]),
+    ("text as key", "row", pa.array(["1"]), ["incompatible types", "int64, string"]),
+    ("a struct as key", "row", STRUCT, ["incompatible types", "int64, struct"]),
 ]
 
 
-@pytest.mark.parametrize(("column", "values", "told"), [c[1:] for c in TYPES], ids=[c[0] for c in TYPES])
-def test_types_that_do_not_fit(folder: Path, column: str, values: pa.Array, told: list[str]) -> None:
+@pytest.mark.parametrize(("column", "values", "messages"), [c[1:] for c in TYPES], ids=[c[0] for c in TYPES])
+def test_types_that_do_not_fit_are_refused(folder: Path, column: str, values: pa.Array, messages: list[str]) -> None:
     write(with_column(column, values), folder / "log/day=2/odd.parquet")
-    refused(folder, [f"The column '{column}', which ", *told])
+    refused(folder, [f"The column '{column}', which ", *messages])
     assert not (folder / "table").exists()
 
 
 @pytest.mark.parametrize("day", [1, 2])
-def test_a_missing_column_and_one_in_another_case(folder: Path, day: int) -> None:
+def test_a_column_name_in_another_case_is_refused(folder: Path, day: int) -> None:
     odd = good().rename_columns(["Item" if name == "item" else name for name in good().column_names])
     write(odd, folder / f"log/day={day}/odd.parquet")
-    refused(folder, [rf"day={day}/odd.parquet has no column 'item'", "did you mean 'Item'", "Write that file again"])
+    refused(folder, [rf"day={day}/odd.parquet has no column 'item'", "did you mean 'Item'", "Rewrite that file"])
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_a_new_column_and_another_order(folder: Path) -> None:
+def test_a_new_column_and_another_order_are_accepted(folder: Path) -> None:
     odd = good().append_column("new", pa.array([STRUCT[0].as_py()] * ROWS))
     write(odd.select(odd.column_names[::-1]), folder / "log/day=1/odd.parquet")
     lanes = read_lanes(folder / "table", first_day(run(folder)))
@@ -291,13 +293,13 @@ def twice(table: pa.Table, name: str) -> pa.Table:
     return table.append_column(name, table[name])
 
 
-def test_a_column_that_stands_twice(folder: Path) -> None:
+def test_a_duplicate_column_is_refused(folder: Path) -> None:
     write(twice(good(), "item"), folder / "log/day=2/odd.parquet")
     refused(folder, [r"The log file day=2/odd.parquet has 2 columns 'item', which feature 'item'", "not clear which"])
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_columns_that_stand_twice_and_are_not_used(folder: Path) -> None:
+def test_duplicate_columns_that_are_not_used_are_accepted(folder: Path) -> None:
     odd = with_column("click", pa.array([0, 7])).append_column("x", pa.array(["a", "b"]))
     for name in ("quarantine_row", "x"):
         odd = odd.append_column(name, pa.array([8, 9]))
@@ -325,18 +327,18 @@ def test_unexpected_scenarios_are_filtered_and_missing_ones_quarantined(folder: 
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_scenarios_beyond_int64_can_be_named(folder: Path) -> None:
+def test_scenarios_may_have_values_beyond_int64(folder: Path) -> None:
     write(with_column("tab", pa.array([5, 2**64 - 1], pa.uint64())), folder / "log/day=1/odd.parquet")
     lanes = read_lanes(folder / "table", first_day(run(folder, scenarios=[{**TAB, "values": [2**64 - 1, 0]}])))
     assert lanes["scenario:tab"].to_pylist()[-2:] == [2, 0]
 
 
-def test_scenarios_beyond_64_bits_cannot(folder: Path) -> None:
+def test_scenarios_beyond_64_bits_are_refused(folder: Path) -> None:
     refused(folder, [f"scenarios.0.values: .*64 bits.*'tab'.*{2**64}"], scenarios=[{**TAB, "values": [2**64]}])
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_large_and_broken_ids_stay_apart(folder: Path) -> None:
+def test_large_and_broken_ids_stay_distinct(folder: Path) -> None:
     big = with_column("user", pa.array([2**63, 2**64 - 1, 2**63, 2**62, 7], pa.uint64()))
     write(big.set_column(2, "item", BROKEN_TEXT), folder / "log/day=1/odd.parquet")
     lanes = read_lanes(folder / "table", first_day(run(folder))).slice(ROWS).to_pydict()
@@ -347,7 +349,7 @@ def test_large_and_broken_ids_stay_apart(folder: Path) -> None:
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize(("column", "kept"), [("tags", 10**6), ("seen", 3)])
-def test_a_list_of_a_million(folder: Path, column: str, kept: int) -> None:
+def test_a_list_may_have_a_million_items(folder: Path, column: str, kept: int) -> None:
     values = np.arange(10**6) % 1000
     items = pa.array(values) if column == "seen" else pa.array(values.astype(str))
     lists = pa.ListArray.from_arrays(pa.array([0, 10**6, 10**6], pa.int32()), items)
@@ -367,7 +369,7 @@ def small_dictionary(first: int) -> pa.Array:
 
 
 @pytest.mark.usefixtures("ray_is_up")
-def test_small_codes_with_another_dictionary_in_each_row_group(folder: Path) -> None:
+def test_row_groups_with_small_codes_and_different_dictionaries_are_read(folder: Path) -> None:
     parts = [with_column("item", small_dictionary(first)) for first in (0, 1000)]
     path = folder / "log/day=1/odd.parquet"
     with pq.ParquetWriter(path, parts[0].schema) as writer:

@@ -1,4 +1,4 @@
-"""Whatever the columns are made of: no row is lost, and the kernels agree with plain Python."""
+"""For columns of any type: no row is lost, and the kernels agree with plain Python."""
 
 import math
 import tempfile
@@ -49,14 +49,14 @@ TYPES: dict[str, list[pa.DataType]] = {
     "spent": NUMBERS,
     "rating": NUMBERS,
 }
-"""What each column may be."""
+"""The types that each column may have."""
 
 PARTS = [b"", b" ", b"a", b"i1", b"a,b", " é\u3000, x".encode(), b"\xff", b"caf\xe9, ", b"\0", b"x" * 40]
 
 
 @st.composite
 def arrays(draw: st.DrawFn, type_: pa.DataType, rows: int) -> pa.Array:
-    """Values of a type with nulls among them: the first and last integers, NaN, bytes that are not UTF-8."""
+    """Values of a type, including nulls, the smallest and largest integers, NaN, and bytes that are not UTF-8."""
     if pa.types.is_null(type_):
         return pa.nulls(rows)
     if pa.types.is_dictionary(type_):
@@ -90,13 +90,13 @@ def values_of(type_: pa.DataType) -> st.SearchStrategy[Any]:
 
 @st.composite
 def logs(draw: st.DrawFn, misfits: bool) -> pa.Table:
-    """A file of the log, of which `row` alone is sure; with misfits, a type may be one that fits no use."""
+    """A log file in which every column but `row` may be random; with `misfits`, a column may have an unusable type."""
     rows = draw(st.integers(1, 6))
     table = good(rows, first=draw(st.sampled_from([1000, 2000])))
     names = table.column_names[1:]
     misfit = draw(st.sampled_from([*[None] * 50, *names])) if misfits else None
     for i, name in enumerate(names, start=1):
-        # Labels and scenarios are good more often than not, or hardly a row would get past them.
+        # Labels and scenarios are good most of the time, because otherwise hardly any row would be kept.
         if name == misfit:
             table = table.set_column(i, name, pa.nulls(rows, pa.timestamp("us")))
         elif name not in ("click", "spent", "rating", "tab") or draw(st.integers(0, 3)) == 0:
@@ -112,7 +112,7 @@ MANY = settings(SLOW, max_examples=200)
 @pytest.mark.usefixtures("ray_is_up")
 @SLOW
 @given(logs(misfits=True), logs(misfits=True))
-def test_a_table_has_every_row_or_there_is_none(first: pa.Table, second: pa.Table) -> None:
+def test_a_table_accounts_for_every_row_or_is_not_made(first: pa.Table, second: pa.Table) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = {}
@@ -136,8 +136,8 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
-def first_mistake(row: dict[str, Any]) -> str | None:
-    """Why a row cannot be used, told by plain Python."""
+def first_fault(row: dict[str, Any]) -> str | None:
+    """The reason why a row cannot be used, computed in plain Python."""
     click, spent, rating = (
         math.nan if row[name] is None else float(row[name]) for name in ("click", "spent", "rating")
     )
@@ -173,7 +173,7 @@ def is_int64(number: float) -> bool:
 
 @FEWER
 @given(logs(misfits=False))
-def test_rows_are_judged_as_plain_python_does_and_encoded(odd: pa.Table) -> None:
+def test_rows_are_judged_as_in_plain_python_and_encoded(odd: pa.Table) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(odd, folder / "log/day=1/odd.parquet")
@@ -188,7 +188,7 @@ def test_rows_are_judged_as_plain_python_does_and_encoded(odd: pa.Table) -> None
         verdict = judge(sections, plan.sources, rows)
         reasons = [verdict.reasons[code - 1] if code else None for code in verdict.codes]
         numeric = odd.select(["click", "spent", "rating", "tab", "user", "price", "heat"]).to_pylist()
-        assert reasons == [first_mistake(row) for row in numeric]
+        assert reasons == [first_fault(row) for row in numeric]
         encoded, counts = encode_rows(Transform(plan, ENCODERS), rows, verdict.kept)
         assert encoded["key:row"].to_pylist() == odd["row"].take(pa.array(verdict.kept)).to_pylist()
         for column in encoded.columns:
@@ -199,14 +199,14 @@ def test_rows_are_judged_as_plain_python_does_and_encoded(odd: pa.Table) -> None
 
 @st.composite
 def parts_of(draw: st.DrawFn, types: list[pa.DataType]) -> pa.Array:
-    """A slice, whose buffers begin before it."""
+    """A slice of an array: its buffers may start before its first value."""
     array = draw(arrays(draw(st.sampled_from(types)), draw(st.integers(0, 9))))
     first = draw(st.integers(0, len(array)))
     return array.slice(first, draw(st.integers(0, len(array))))
 
 
 def plain(values: pa.Array) -> list[Any]:
-    """Values in Python, texts as bytes."""
+    """Values as Python objects, texts as bytes."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
@@ -227,7 +227,7 @@ def kind_of(values: pa.Array) -> Any:
 
 @MANY
 @given(parts_of([*NUMBERS, pa.string(), pa.large_string(), pa.null()]))
-def test_ids_are_those_of_plain_python(values: pa.Array) -> None:
+def test_ids_equal_those_of_plain_python(values: pa.Array) -> None:
     ids, wrong = as_ids(values, kind_of(values))
     assert plain(ids) == [plain_id(value) for value in plain(values)]
     fractions = [isinstance(v, float) and not math.isnan(v) and not is_int64(v) for v in plain(values)]
@@ -236,14 +236,14 @@ def test_ids_are_those_of_plain_python(values: pa.Array) -> None:
 
 @MANY
 @given(parts_of([*NUMBERS, pa.null()]))
-def test_numbers_are_those_of_plain_python(values: pa.Array) -> None:
+def test_numbers_equal_those_of_plain_python(values: pa.Array) -> None:
     expected = [math.nan if value is None else float(value) for value in values.to_pylist()]
     np.testing.assert_array_equal(as_numbers(values), expected)
 
 
 @MANY
 @given(parts_of([pa.list_(pa.string()), pa.large_list(pa.uint64()), pa.list_(pa.bool_())]))
-def test_lists_are_those_of_plain_python(values: pa.Array) -> None:
+def test_lists_equal_those_of_plain_python(values: pa.Array) -> None:
     lists = as_lists(values, kind_of(values.flatten()), None)
     rows = [plain(row.values) if row.is_valid else [] for row in values]
     kept = [[plain_id(item) for item in row if item is not None] for row in rows]
@@ -271,7 +271,7 @@ def test_texts_are_split_as_by_plain_python(values: pa.Array) -> None:
 
 @MANY
 @given(st.lists(parts_of(TEXTS[2:]), min_size=1, max_size=3), st.lists(parts_of([pa.int64()]), min_size=1, max_size=3))
-def test_columns_of_several_chunks(dictionaries: list[pa.Array], numbers: list[pa.Array]) -> None:
+def test_columns_of_several_chunks_keep_all_values(dictionaries: list[pa.Array], numbers: list[pa.Array]) -> None:
     for chunks in (dictionaries, numbers):
         column = Column.of(pa.chunked_array(chunks))
         assert plain(column.values.take(pa.array(column.rows))) == [value for chunk in chunks for value in plain(chunk)]

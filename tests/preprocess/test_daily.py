@@ -1,4 +1,4 @@
-"""Daily operation: vocabularies that are extended, days that move, files that come late, experiments that grow."""
+"""Daily operation: extended vocabularies, days that move to other splits, late files, growing experiments."""
 
 import json
 import os
@@ -60,7 +60,7 @@ FEATURES: list[dict[str, Any]] = [
 TASKS = [{"name": "click", "column": "click", "kind": "binary"}]
 BUY = {"name": "buy", "column": "buy", "kind": "binary"}
 
-# What each day adds. Users get an id from 5 on, items from 2 on, at most 4 of them; `seen` counts as items do.
+# The values of each day. Users get an id when seen 5 times, items when seen twice (at most 4 items, also from `seen`).
 DAYS: dict[int, tuple[list[int], list[str], list[str]]] = {
     1: ([7] * 6 + [8] * 2, ["a"] * 3 + ["b"], ["b", "c"]),
     2: ([8] * 2 + [9] * 5 + [7], ["d"] * 2, ["c", "e"]),
@@ -70,7 +70,7 @@ DAYS: dict[int, tuple[list[int], list[str], list[str]]] = {
 
 
 def write_day(folder: Path, day: int, part: int = 0) -> None:
-    """A file of a day in which every value of DAYS stands once as often as listed, each in a row."""
+    """Writes a file of a day with every value of DAYS as often as listed, one value per row."""
     users, items, seen = DAYS[day]
     rows = max(len(users), len(items), len(seen))
 
@@ -91,7 +91,7 @@ def write_day(folder: Path, day: int, part: int = 0) -> None:
 
 
 def daily(folder: Path, encoders: str = "extend", **sections: Any) -> Experiment:
-    """An experiment over the days above; all are in the train split unless told otherwise."""
+    """An experiment over the days above; by default all days are in the train split."""
     logs: dict[str, Any] = {"joins": [], "splits": sections.pop("splits", {"train": [1, 9]})}
     table = {"lanes": 2, "encoders": encoders, **sections.pop("table", {})}
     sections = {"features": FEATURES, "tasks": TASKS, **sections}
@@ -119,10 +119,10 @@ def vocabularies(table: Path) -> dict[str, dict[Any, tuple[int, int]]]:
     max_size=st.none() | st.integers(1, 8),
     ranges=st.lists(st.integers(1, 3), min_size=5, max_size=5),
 )
-def test_a_value_gets_its_id_on_the_day_that_it_reaches_min_count(
+def test_a_value_gets_its_id_on_the_day_when_it_reaches_min_count(
     days: list[dict[int, int]], min_count: int, max_size: int | None, ranges: list[int]
 ) -> None:
-    """Whatever the ranges of each day: the same as counting all days in one dictionary."""
+    """For any number of ranges per day, the result is the same as counting all days in one dictionary."""
     limits = VocabularyConfig(min_count=min_count, max_size=max_size)
     known, totals, expected = vocabulary.empty_vocabulary("int"), Counter[int](), list[int]()
     with tempfile.TemporaryDirectory() as folder:
@@ -135,9 +135,9 @@ def test_a_value_gets_its_id_on_the_day_that_it_reaches_min_count(
                 vocabulary.write_partial(paths[-1], vocabulary.read_partials([earlier]), parts)
             merged = []
             for part in range(parts):
-                may_get_one, rare = vocabulary.merge_range(paths, part, limits, known)
+                kept, rare = vocabulary.merge_range(paths, part, limits, known)
                 vocabulary.write_rare(folder, "x", number, part, rare)
-                merged.append(may_get_one)
+                merged.append(kept)
             known = vocabulary.extended(known, pa.concat_tables(merged), limits)
             vocabulary.write_vocabulary(folder, "x", number, known, limits)
             totals.update(day)
@@ -181,7 +181,7 @@ def test_vocabularies_are_extended_day_by_day(tmp_path: Path, monkeypatch: pytes
     after = digests(table)
     kept = ("train/day=1/", "encoders/price", "encoders/spent")
     assert {p: first[p] for p in first if p.startswith(kept)} == {p: after[p] for p in after if p.startswith(kept)}
-    # No rare value is left and no earlier generation.
+    # No rare counts and no earlier generations are left.
     assert {path for path in after if path.startswith("encoders")} == {
         "encoders/encoders.json",
         "encoders/price.parquet",
@@ -191,7 +191,7 @@ def test_vocabularies_are_extended_day_by_day(tmp_path: Path, monkeypatch: pytes
     }
 
 
-def test_fixed_vocabularies_stay_and_may_be_extended_later(tmp_path: Path) -> None:
+def test_fixed_vocabularies_do_not_change_and_may_be_extended_later(tmp_path: Path) -> None:
     write_day(tmp_path, 1)
     make(tmp_path, encoders="fixed")
     encoders = digests(tmp_path / "table/encoders")
@@ -200,7 +200,7 @@ def test_fixed_vocabularies_stay_and_may_be_extended_later(tmp_path: Path) -> No
     assert digests(tmp_path / "table/encoders") == encoders
     write_day(tmp_path, 3)
     manifest = make(tmp_path, encoders="extend")
-    # Counted since: of day 3 alone, so that 8, 9 and the items of day 2 have none.
+    # Only day 3 was counted since, so users 8 and 9 and the items of day 2 have no ids.
     assert vocabularies(tmp_path / "table") == {
         "user": {7: (2, 6), 5: (3, 6), 6: (4, 6)},
         "item": {"a": (2, 3), "b": (3, 2), "f": (4, 9)},
@@ -227,7 +227,7 @@ def test_a_day_moves_from_valid_to_train(tmp_path: Path) -> None:
     check_table_is_of(daily(tmp_path, splits=new), str(table), manifest)
     shutil.rmtree(tmp_path / "log/day=2")
     untouched = digests(table)
-    with pytest.raises(UserError, match="moves day=2 from `train` to `valid`, but .* has no files of it"):
+    with pytest.raises(UserError, match="moves day=2 from `train` to `valid`, but .* has no files to rebuild it from"):
         make(tmp_path, splits={"train": [1, 1], "valid": [2, 3]})
     assert digests(table) == untouched
 
@@ -245,13 +245,13 @@ def test_a_day_that_leaves_a_sliding_window_comes_back(tmp_path: Path, caplog: p
     with caplog.at_level("INFO"):
         manifest = make(tmp_path, splits=narrow)
     assert [p.value for p in manifest.partitions] == ["2", "3"] and read_manifest(str(table)) == manifest
-    assert "in no split now, so left out of its manifest: 1" in caplog.text
+    assert "now in no split, so left out of its manifest: 1" in caplog.text
     check_table_is_of(daily(tmp_path, splits=narrow), str(table), manifest)
     assert make(tmp_path, splits={"train": [1, 2], "valid": [3, 3]}) == whole
     assert files and files == {path: path.stat().st_mtime_ns for path in table.rglob("day=1/**/*.parquet")}
 
 
-def test_files_that_came_late_are_told_and_taken_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_late_files_are_reported_and_added_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = tmp_path / "table"
     for day in (1, 2):
         write_day(tmp_path, day)
@@ -281,7 +281,7 @@ def test_files_that_came_late_are_told_and_taken_in(tmp_path: Path, caplog: pyte
     record = json.loads((table / "partitions/train-1.json").read_text())
     assert sorted(record.pop("log_files")) == ["day=1/part-0.parquet", "day=1/part-1.parquet"]
     del record["made_with"]
-    (table / "partitions/train-1.json").write_text(json.dumps(record))  # as before records said this
+    (table / "partitions/train-1.json").write_text(json.dumps(record))  # as in records of earlier versions
     write_day(tmp_path, 1, part=2)
     assert make(tmp_path) == manifest and "have changed" not in caplog.text
 
@@ -291,7 +291,7 @@ def tab(*values: int, **keys: str) -> list[dict[str, Any]]:
 
 
 def test_an_experiment_grows_by_a_scenario_value_and_a_task(tmp_path: Path) -> None:
-    """The table is that which the new experiment would have made from the start."""
+    """The result is the table that the new experiment would have made from the start."""
     table = tmp_path / "table"
     for day in (1, 2, 3):
         write_day(tmp_path, day)
@@ -299,7 +299,7 @@ def test_an_experiment_grows_by_a_scenario_value_and_a_task(tmp_path: Path) -> N
     before = make(tmp_path, splits=splits, scenarios=tab(2, 0))
     assert read_split(table, before, "valid")["scenario:tab"].tolist() == [[1, 2, 0, 2][i % 4] for i in range(13)]
     grown: dict[str, Any] = {"splits": splits, "scenarios": tab(2, 3, 0), "tasks": [BUY, *TASKS]}
-    with pytest.raises(UserError, match="other settings: .* Take them in with `manygate preprocess`, change"):
+    with pytest.raises(UserError, match="other settings: .* Apply the changes with `manygate preprocess`, revert"):
         check_table_is_of(daily(tmp_path, **grown), str(table), before)
     manifest = make(tmp_path, **grown)
     rows = read_split(table, manifest, "valid")
@@ -308,12 +308,12 @@ def test_an_experiment_grows_by_a_scenario_value_and_a_task(tmp_path: Path) -> N
     check_table_is_of(daily(tmp_path, **grown), str(table), manifest)
     preprocess(daily(tmp_path, **grown), str(tmp_path / "fresh"))
     found, fresh = digests(table), digests(tmp_path / "fresh")
-    # The lineage stays that of the first fit: checkpoints of the table may go on.
+    # The lineage stays that of the first fit: checkpoints of the table can be continued.
     assert {name for name in fresh if fresh[name] != found[name]} == {"manifest.json", "encoders/encoders.json"}
     assert manifest.lineage == before.lineage != read_manifest(str(tmp_path / "fresh")).lineage
 
 
-def test_days_without_logs_drop_out_of_a_table_that_grows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_days_without_logs_are_removed_from_a_growing_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = tmp_path / "table"
     for day in (1, 2, 3):
         write_day(tmp_path, day)
@@ -323,20 +323,20 @@ def test_days_without_logs_drop_out_of_a_table_that_grows(tmp_path: Path, caplog
     shutil.rmtree(tmp_path / "log/day=1")
     manifest = make(tmp_path, splits=splits, tasks=[*TASKS, BUY])
     assert [p.value for p in manifest.partitions] == ["2", "3"]
-    assert "no longer have them to be made again: day=1 (8 rows)" in caplog.text
+    assert "the logs to rebuild them are gone: day=1 (8 rows)" in caplog.text
     assert digests(table / "encoders") == encoders  # kept, and no day is counted twice
     assert not (table / "train/day=1").exists()
     caplog.clear()
-    assert make(tmp_path, splits=splits, tasks=[*TASKS, BUY]) == manifest and "no longer" not in caplog.text
+    assert make(tmp_path, splits=splits, tasks=[*TASKS, BUY]) == manifest and "are gone" not in caplog.text
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "a value removed": {"scenarios": tab(2, 3)},
+    "a removed value": {"scenarios": tab(2, 3)},
     "values in another order": {"scenarios": tab(0, 2, 3)},
     "other": {"scenarios": tab(2, 0, 3, other="drop")},
-    "a level more": {"scenarios": [*tab(2, 0), {"name": "click", "column": "click", "values": [1]}]},
-    "a task changed": {"tasks": [{**TASKS[0], "column": "buy"}, BUY]},
-    "a task removed": {"tasks": [BUY]},
+    "an additional level": {"scenarios": [*tab(2, 0), {"name": "click", "column": "click", "values": [1]}]},
+    "a changed task": {"tasks": [{**TASKS[0], "column": "buy"}, BUY]},
+    "a removed task": {"tasks": [BUY]},
     "growth with another change": {"scenarios": tab(2, 0, 3), "table": {"seed": 1}},
 }
 
@@ -346,14 +346,14 @@ def test_other_changes_are_refused(tmp_path: Path) -> None:
     make(tmp_path, scenarios=tab(2, 0))
     before = digests(tmp_path / "table")
     for what, sections in REFUSED.items():
-        with pytest.raises(UserError, match="was made with other settings: .*Make it again with"):
+        with pytest.raises(UserError, match="was made with other settings: .*Rebuild it with"):
             make(tmp_path, **{"scenarios": tab(2, 0), **sections})
             pytest.fail(what)
     assert digests(tmp_path / "table") == before
 
 
-# Where a job is killed: before or after which call on which file, and at which such call. A table that grows writes the
-# records that it has once more, before those of the partitions that are made again.
+# Where a job is killed: before or after a call on a file, and at which of these calls. A growing table first writes its
+# existing records again, and then the records of the rebuilt partitions.
 KILLS = {
     "extension": [
         ("before", "write_json", "/encoders/encoders.json", 1),
@@ -397,13 +397,13 @@ def one_by_one(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], s
 
 
 def later(folder: Path, what: str, table: Path) -> Manifest:
-    """A day later: day 3 moves from valid to train, day 4 is new; or besides, the experiment has grown."""
+    """A day later: day 3 moves from valid to train, day 4 is new; for "growth" the experiment has also grown."""
     grown: dict[str, Any] = {"scenarios": tab(2, 0, 3), "tasks": [*TASKS, BUY]} if what == "growth" else {}
     return preprocess(daily(folder, splits={"train": [1, 3], "valid": [4, 4]}, **grown), str(table))
 
 
 def assert_finished_or_none(table: Path) -> None:
-    """Whoever reads the manifest at this moment finds all that it names, made with the settings beside it."""
+    """If there is a manifest, all files that it names exist and were made with the settings beside it."""
     if not (table / "manifest.json").exists():
         return
     manifest = read_manifest(str(table))
@@ -415,11 +415,11 @@ def assert_finished_or_none(table: Path) -> None:
 
 
 @pytest.mark.parametrize("what", list(KILLS))
-def test_a_killed_job_continues_to_the_table_of_an_undisturbed_one(tmp_path: Path, what: str) -> None:
+def test_a_killed_job_continues_to_the_table_of_an_uninterrupted_job(tmp_path: Path, what: str) -> None:
     for day in (1, 2, 3):
         write_day(tmp_path, day)
     make(tmp_path, splits={"train": [1, 2], "valid": [3, 3]})
-    if what == "growth":  # of a table whose records do not say yet what they were made with
+    if what == "growth":  # for a table whose records lack `made_with`
         for path in (tmp_path / "table/partitions").iterdir():
             record = json.loads(path.read_text())
             del record["made_with"]
@@ -431,10 +431,10 @@ def test_a_killed_job_continues_to_the_table_of_an_undisturbed_one(tmp_path: Pat
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "printed.txt").read_text()
     later(tmp_path, what, tmp_path / "table")
-    undisturbed = digests(tmp_path / "table")
+    uninterrupted = digests(tmp_path / "table")
     for table, kill in zip(tables, KILLS[what], strict=True):
         assert_finished_or_none(table)
         if what == "growth" and "/settings.json" in kill:
             (table / "columns.parquet").write_text("half")
         later(tmp_path, what, table)
-        assert digests(table) == undisturbed, kill
+        assert digests(table) == uninterrupted, kill

@@ -1,4 +1,4 @@
-"""A whole feature table against the same computation in plain pandas."""
+"""A whole feature table compared with the same computation in pandas."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from tests.preprocess.logs import DAYS, digests, experiment, read_days, read_spl
 
 
 class Made:
-    """A table with the log that it was made of."""
+    """A table with the log that it was made from."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest, self.table = folder, manifest, folder / "table"
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> Made:
     write_log(folder / "log")
     write_side(folder / "side.parquet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "UNIT_ROWS", 100)  # two units a file, eight in the train split ...
+        patch.setattr(units, "UNIT_ROWS", 100)  # two units per file, eight in the train split ...
         patch.setattr(vocabulary, "UNITS_PER_RANGE", 3)  # ... merged in three ranges
         return Made(folder, preprocess(experiment(folder), str(folder / "table")))
 
@@ -58,7 +58,7 @@ def cleaned(value: Any, last: int | None = None) -> list[Any]:
 
 
 def flat(lists: Iterable[list[Any]]) -> list[Any]:
-    return [part for one in lists for part in one]
+    return [item for items in lists for item in items]
 
 
 SPLITS = pytest.mark.parametrize("split", ["train", "valid", "test"])
@@ -70,7 +70,7 @@ def test_every_row_is_kept_once_with_its_key(made: Made, split: str) -> None:
 
 
 @SPLITS
-def test_vocabularies(made: Made, split: str) -> None:
+def test_vocabularies_equal_counting_in_python(made: Made, split: str) -> None:
     log, rows = made.log[split], made.rows[split]
     users = ids_by_count(made.train["user"], min_count=3)
     assert rows["user"].tolist() == encoded(log["user"], users)
@@ -92,7 +92,7 @@ def test_a_shared_table_counts_all_its_features(made: Made, split: str) -> None:
 
 
 @SPLITS
-def test_separated_texts_and_joined_lists(made: Made, split: str) -> None:
+def test_separated_texts_and_joined_lists_are_encoded(made: Made, split: str) -> None:
     def words(value: Any) -> list[str]:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else []
 
@@ -104,7 +104,7 @@ def test_separated_texts_and_joined_lists(made: Made, split: str) -> None:
 
 
 @SPLITS
-def test_hashed_ids(made: Made, split: str) -> None:
+def test_hashed_ids_follow_the_hash(made: Made, split: str) -> None:
     texts = made.log[split]["item"]
     hashes = hash_values(pa.array(texts.fillna("").tolist(), pa.large_string())) % np.uint64(7) + np.uint64(2)
     assert made.rows[split]["hashed"].tolist() == np.where(texts.isna(), 0, hashes.astype(int)).tolist()
@@ -112,7 +112,7 @@ def test_hashed_ids(made: Made, split: str) -> None:
 
 
 @SPLITS
-def test_numbers(made: Made, split: str) -> None:
+def test_numbers_are_bucketed_or_standardised(made: Made, split: str) -> None:
     log, rows, train = made.log[split], made.rows[split], made.train
     edges = np.unique(np.quantile(train["price"].dropna(), np.arange(1, 8) / 8, method="inverted_cdf"))
     buckets = np.searchsorted(edges, log["price"], side="right") + 2
@@ -127,20 +127,20 @@ def test_numbers(made: Made, split: str) -> None:
 
 
 @SPLITS
-def test_labels_and_scenarios(made: Made, split: str) -> None:
+def test_labels_are_transformed_and_scenarios_indexed(made: Made, split: str) -> None:
     log, rows = made.log[split], made.rows[split]
     assert rows["label:click"].tolist() == log["click"].astype(float).tolist()
     np.testing.assert_allclose(rows["label:spent"], np.log1p(log["spent"].astype(float) * 0.5), rtol=1e-6)
     assert rows["scenario:tab"].tolist() == log["tab"].map({2: 0, 0: 1}).fillna(2).astype(int).tolist()
 
 
-def test_manifest_tells_what_lies_there(made: Made) -> None:
+def test_the_manifest_describes_the_files(made: Made) -> None:
     manifest = read_manifest(str(made.table))
     assert manifest == made.manifest
     for partition in manifest.partitions:
         assert partition.rows_read == partition.kept + partition.quarantined + partition.filtered == 260
         lengths = [sum(file.rows for file in lane) for lane in partition.lanes]
-        assert max(lengths) - min(lengths) <= 4  # at most one a unit
+        assert max(lengths) - min(lengths) <= 4  # at most one per unit
         for lane in partition.lanes:
             for file in lane:
                 metadata = pq.read_metadata(made.table / file.path)
@@ -156,7 +156,7 @@ def test_manifest_tells_what_lies_there(made: Made) -> None:
     assert not (made.table / "work").exists()
 
 
-def test_manifest_counts_unknown_and_missing_ids(made: Made) -> None:
+def test_the_manifest_counts_unknown_and_missing_ids(made: Made) -> None:
     (partition,) = made.manifest.split("test")
     log, rows = made.log["test"], made.rows["test"]
     assert partition.ids["user"] == len(rows)
@@ -178,7 +178,7 @@ def test_rows_are_shuffled_over_the_lanes(made: Made) -> None:
 def test_another_run_gives_the_same_bytes_and_another_seed_does_not(made: Made, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "UNIT_ROWS", 100)
-        again = preprocess(experiment(made.folder), str(tmp_path / "table"))  # merged in one range this time
+        again = preprocess(experiment(made.folder), str(tmp_path / "table"))  # merged in one range
         assert digests(tmp_path / "table") == digests(made.table)
         other = preprocess(experiment(made.folder, table={"seed": 1}), str(tmp_path / "other"))
     assert again.rows("train") == other.rows("train")

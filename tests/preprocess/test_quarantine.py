@@ -1,4 +1,4 @@
-"""Rows and files that cannot be used."""
+"""Quarantined rows and unreadable files."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.preprocess.logs import LOG_SCHEMA, experiment, log_rows, read_split, 
 
 pytestmark = pytest.mark.usefixtures("ray_is_up")
 
-MISTAKES: list[tuple[str, Any, str]] = [
+FAULTS: list[tuple[str, Any, str]] = [
     ("click", None, "task click: label is missing"),
     ("click", 2.0, "task click: label is neither 0 nor 1"),
     ("click", float("inf"), "task click: label is infinite"),
@@ -40,29 +40,29 @@ def run(folder: Path, **logs: Any) -> Manifest:
     return preprocess(experiment(folder, logs=logs), str(folder / "table"))
 
 
-def test_each_mistake_has_its_reason_and_the_row_is_kept_whole(folder: Path) -> None:
+def test_each_fault_has_its_reason_and_the_whole_row_is_quarantined(folder: Path) -> None:
     rows = log_rows(60, seed=99)
     rows["click"] = [float(value) for value in rows["click"]]
-    for i, (column, value, _) in enumerate(MISTAKES):
+    for i, (column, value, _) in enumerate(FAULTS):
         rows[column][2 * i] = value
-    rows["spent"][0] = None  # a second mistake in the first row: the first reason stays the only one
+    rows["spent"][0] = None  # a second fault in the first row: only the first reason is recorded
     rows["row"][1] = -1
     schema = LOG_SCHEMA.set(LOG_SCHEMA.get_field_index("click"), pa.field("click", pa.float64()))
     write_file(folder / "log/day=20240102/part.parquet", rows, schema, group_rows=7)
     manifest = run(folder, max_quarantined=0.5)
     (partition,) = [p for p in manifest.partitions if p.value == "20240102"]
-    assert partition.quarantined == len(MISTAKES)
-    assert partition.rows_read == 60 == partition.kept + len(MISTAKES)
-    assert partition.reasons == {reason: sum(r == reason for _, _, r in MISTAKES) for _, _, reason in MISTAKES}
+    assert partition.quarantined == len(FAULTS)
+    assert partition.rows_read == 60 == partition.kept + len(FAULTS)
+    assert partition.reasons == {reason: sum(r == reason for _, _, r in FAULTS) for _, _, reason in FAULTS}
     (file,) = (folder / "table/quarantine/day=20240102").iterdir()
     bad = pq.read_table(file, partitioning=None)
-    assert bad["reason"].to_pylist() == [reason for _, _, reason in MISTAKES]
-    # The log has a column `row` of its own, so the row number takes a longer name.
-    assert bad["quarantine_row"].to_pylist() == [2 * i for i in range(len(MISTAKES))]
+    assert bad["reason"].to_pylist() == [reason for _, _, reason in FAULTS]
+    # The log already has a column `row`, so the row number gets a longer name.
+    assert bad["quarantine_row"].to_pylist() == [2 * i for i in range(len(FAULTS))]
     assert set(bad["file"].to_pylist()) == {"day=20240102/part.parquet"}
     written = pq.read_table(folder / "log/day=20240102/part.parquet", partitioning=None)
     assert bad.column_names[: len(LOG_SCHEMA)] == written.column_names
-    expected = written.take(pa.array(range(0, 2 * len(MISTAKES), 2)))
+    expected = written.take(pa.array(range(0, 2 * len(FAULTS), 2)))
     for column in written.column_names:  # compared as text, for which NaN equals NaN
         assert str(bad[column].to_pylist()) == str(expected[column].to_pylist())
 
@@ -87,16 +87,16 @@ def test_other_scenarios_are_filtered_out_on_request(folder: Path) -> None:
     assert set(read_split(folder / "table", manifest, "train")["scenario:tab"]) == {0, 1}
 
 
-def test_too_many_bad_rows_fail_and_a_higher_limit_goes_on(folder: Path) -> None:
+def test_too_many_bad_rows_fail_and_a_higher_limit_continues(folder: Path) -> None:
     rows = log_rows(40, seed=99)
     rows["spent"][3], rows["tab"][4], rows["tab"][5] = -1.0, None, None
     write_file(folder / "log/day=20240102/part.parquet", rows)
     with pytest.raises(
         UserError, match=r"3 of 40 rows of day=20240102 .*: scenario tab: .* \(2\); task spent: "
-    ) as told:
+    ) as error:
         run(folder)
-    place = str(told.value).split("Look at them in ")[1].split(",")[0]
-    assert len(list(Path(place).glob("*.parquet"))) == 1
+    quarantine = str(error.value).split("Look at them in ")[1].split(",")[0]
+    assert len(list(Path(quarantine).glob("*.parquet"))) == 1
     assert not (folder / "table/manifest.json").exists()
     assert run(folder, max_quarantined=0.1).rows("train") == 120 + 37
 
@@ -106,7 +106,7 @@ def break_footer(path: Path) -> None:
 
 
 def break_data(path: Path) -> None:
-    """Damages a page in the second half: the footer, the first row group and most columns can be read."""
+    """Damages a page in the second half: the footer, the first row group and most columns stay readable."""
     data = bytearray(path.read_bytes())
     group = pq.read_metadata(path).row_group(1)
     start = group.column(0).data_page_offset
@@ -115,7 +115,7 @@ def break_data(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_footer, break_data])
-def test_unreadable_files(folder: Path, damage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_refused_or_skipped(folder: Path, damage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.preprocess.units.UNIT_ROWS", 50)
     damage(folder / "log/day=20240101/part-1.parquet")
     damage(folder / "log/day=20240104/part-0.parquet")
@@ -126,7 +126,7 @@ def test_unreadable_files(folder: Path, damage: Any, monkeypatch: pytest.MonkeyP
     assert skipped == {"20240101": ["day=20240101/part-1.parquet"], "20240104": ["day=20240104/part-0.parquet"]}
     assert manifest.rows("train") == 60 and manifest.rows("test") == 60
     kept = {file.path for p in manifest.partitions for lane in p.lanes for file in lane}
-    there = {str(path.relative_to(folder / "skipping")) for path in (folder / "skipping").glob("*/day=*/lane-*/*")}
-    assert there == kept
+    written = {str(path.relative_to(folder / "skipping")) for path in (folder / "skipping").glob("*/day=*/lane-*/*")}
+    assert written == kept
     users = pq.read_table(folder / "skipping/encoders/flag.parquet")["count"].to_pylist()
-    assert sum(users) <= 60  # the damaged file gave nothing to the encoders, not even what could be read of it
+    assert sum(users) <= 60  # the damaged file adds nothing to the encoders, not even its readable part

@@ -1,4 +1,4 @@
-"""The synthetic log: repeatable, with what it promises in it, and fit for its experiment."""
+"""The synthetic log: reproducible, with the promised content, and readable by its experiment."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def test_rows_follow_from_seed_and_file(rows: pa.Table) -> None:
 
 
 @pytest.mark.parametrize(("rows", "days"), [(7, 7), (1_001, 10), (600_000, 2), (250_000, 1)])
-def test_files_hold_all_rows_and_every_day_has_one(rows: int, days: int) -> None:
+def test_files_contain_all_rows_and_every_day_has_a_file(rows: int, days: int) -> None:
     files = Settings("unused", rows=rows, days=days).files
     assert sum(count for count, _ in files) == rows
     assert {day for _, day in files} == set(range(days)) and all(count for count, _ in files)
 
 
-def test_ids_are_by_the_law_and_numbers_are_missing_as_often_as_told(rows: pa.Table) -> None:
+def test_ids_follow_the_law_and_numbers_are_missing_at_the_documented_rate(rows: pa.Table) -> None:
     law = 1 / np.arange(1, 201) ** SMALL.zipf
     counts = {item["values"]: item["counts"] for item in pc.value_counts(rows["c01"].cast("string")).to_pylist()}
     for rank in (0, 1, 5):
@@ -42,7 +42,7 @@ def test_ids_are_by_the_law_and_numbers_are_missing_as_often_as_told(rows: pa.Ta
     assert rows["n01"].null_count / 20_000 == pytest.approx(MISSING, abs=0.01)
 
 
-def test_what_is_planted_shows_in_the_labels(rows: pa.Table) -> None:
+def test_the_planted_effects_show_in_the_labels(rows: pa.Table) -> None:
     click, buy, watched = (rows[name].to_numpy() for name in ("click", "buy", "watch_ms"))
     assert not buy[click == 0].any() and not watched[click == 0].any()
     world = World(SMALL)
@@ -57,7 +57,7 @@ def test_what_is_planted_shows_in_the_labels(rows: pa.Table) -> None:
     assert np.corrcoef(own, click)[0, 1] > np.corrcoef(other, click)[0, 1] + 0.02
 
 
-def test_its_experiment_reads_it(tmp_path: Path, ray_is_up: None) -> None:
+def test_the_synthetic_experiment_reads_the_log(tmp_path: Path, ray_is_up: None) -> None:
     assert generate(Settings(str(tmp_path / "log"), rows=3_000)) == 3_000
     experiment = load_experiment("examples/synthetic/experiment.yaml", [f"logs.path={tmp_path / 'log'}"])
     manifest = preprocess(experiment, str(tmp_path / "table"))

@@ -1,4 +1,4 @@
-"""Errors out of Ray tasks, how a unit is read, and the summary of a table that was made."""
+"""Errors from Ray tasks, reading of units, and the summary of a finished table."""
 
 import pickle
 import subprocess
@@ -19,7 +19,7 @@ from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn
 from tests.preprocess.logs import experiment
 
 
-def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> None:
+def test_a_user_error_in_a_task_is_raised_unchanged(ray_is_up: None) -> None:
     def task(item: dict[str, Any], shared: int) -> dict[str, Any]:
         if item["number"] == shared:
             raise UserError("The number is 2; expected another.")
@@ -35,7 +35,7 @@ def test_a_user_error_in_a_task_surfaces_as_it_was_raised(ray_is_up: None) -> No
     assert list(run_tasks(task, [], 2)) == []
 
 
-def test_what_tasks_get_brings_no_pytorch(tmp_path: Path) -> None:
+def test_tasks_do_not_import_pytorch(tmp_path: Path) -> None:
     (tmp_path / "experiment").write_bytes(pickle.dumps(experiment(tmp_path).table_experiment))
     code = (
         "import pickle, sys, pipeline.preprocess.transform; "
@@ -56,12 +56,12 @@ def test_only_repetitive_texts_are_read_as_dictionaries(tmp_path: Path) -> None:
     assert read["few"].cast(pa.string()).equals(texts["few"]) and read["many"].equals(texts["many"])
 
 
-def test_the_summary_of_a_job() -> None:
+def test_the_summary_counts_rows() -> None:
     lanes = [[LaneFile("a", 600, 2048)], [LaneFile("b", 590, 2048)]]
     train = Partition("train", "1", 1203, 3, 10, lanes)
     manifest = Manifest("f" * 64, 2, 16, [TableColumn("user", "int32")], {"user": 12}, [train])
     assert "train: 1,190 rows in 1 partitions (1,203 read, 3 quarantined, 10 filtered out)" in summary(manifest, "t", 1)
 
 
-def test_bytes_in_words() -> None:
+def test_sizes_are_printed_with_units() -> None:
     assert [in_bytes(n) for n in (0, 1023, 1536, 5 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]

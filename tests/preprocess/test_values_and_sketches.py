@@ -1,4 +1,4 @@
-"""The pure parts: ids and lists out of Arrow, hashes, summaries of numbers, dealing rows to lanes."""
+"""The pure functions: ids and lists from Arrow, hashes, summaries of numbers, distribution of rows over lanes."""
 
 from typing import Any
 
@@ -36,20 +36,20 @@ def test_hashes_never_change() -> None:
     ]
 
 
-def test_hash_encoder_keeps_null_apart() -> None:
+def test_the_hash_encoder_keeps_null_separate() -> None:
     ids = HashEncoder(5).encode(pa.array(["x", None, "x", "y"], pa.large_string()))
     assert ids.dtype == np.int32 and ids[1] == 0 and ids[0] == ids[2] and ids.min() == 0 and 2 <= ids[3] < 7
     assert HashEncoder(5).encode(pa.array([], pa.int64())).tolist() == []
 
 
-def test_vocabulary_encoder() -> None:
+def test_the_vocabulary_encoder_numbers_known_values() -> None:
     encoder = VocabularyEncoder(pa.array([7, 3, 9]))
     assert encoder.encode(pa.array([3, None, 4, 7, 9, 3])).tolist() == [3, 0, 1, 2, 4, 3]
     assert encoder.encode(pa.array([3])).tolist() == [3]  # fewer values than the vocabulary
     assert VocabularyEncoder(pa.array([], pa.int64())).encode(pa.array([3, None])).tolist() == [1, 0]
 
 
-def test_number_encoders() -> None:
+def test_number_encoders_bucket_and_standardise() -> None:
     values = pa.array([None, float("nan"), 1.0, 2.0, 5.0])
     assert QuantileEncoder(np.array([2.0, 4.0]), 3).encode(values).tolist() == [0, 0, 2, 3, 4]
     assert StandardizeEncoder(2.0, 0.5, log1p=False).encode(values).tolist() == [0, 0, -2, 0, 6]
@@ -70,12 +70,12 @@ def test_number_encoders() -> None:
         (pa.nulls(2), [None, None], [0, 0]),
     ],
 )
-def test_ids_of_every_type(array: pa.Array, ids: list[Any], fractional: list[int]) -> None:
+def test_ids_may_have_every_type(array: pa.Array, ids: list[Any], fractional: list[int]) -> None:
     found, bad = as_ids(array, "int")
     assert found.type == pa.int64() and found.to_pylist() == ids and bad.tolist() == [bool(f) for f in fractional]
 
 
-def test_dictionary_chunks_with_different_dictionaries_and_nulls() -> None:
+def test_chunks_may_have_different_dictionaries_and_nulls() -> None:
     chunks = [pa.array(["a", None, "b"]).dictionary_encode(), pa.array(["c", "a"]).dictionary_encode()]
     column = Column.of(pa.chunked_array(chunks))
     assert column.values.take(pa.array(column.rows)).to_pylist() == ["a", None, "b", "c", "a"]
@@ -86,18 +86,18 @@ lists_of_ids = st.lists(st.none() | st.lists(st.none() | st.integers(0, 9), max_
 
 @given(lists_of_ids, st.integers(1, 4), st.sampled_from([pa.list_, pa.large_list]), st.integers(0, 3))
 def test_lists_lose_nulls_then_all_but_the_last(values: list[Any], length: int, type_: Any, skip: int) -> None:
-    array = pa.array([[99], *values], type_(pa.int32())).slice(min(skip, len(values)))  # a slice has offsets of its own
+    array = pa.array([[99], *values], type_(pa.int32())).slice(min(skip, len(values)))  # slices have their own offsets
     whole = as_lists(array, "int", None)
-    kept = [[item for item in one or [] if item is not None] for one in array.to_pylist()]
-    assert whole.lengths.tolist() == [len(one) for one in kept]
-    assert whole.items.to_pylist() == [item for one in kept for item in one]
-    assert whole.dropped.tolist() == [len(one or []) - len(k) for one, k in zip(array.to_pylist(), kept, strict=True)]
+    kept = [[item for item in items or [] if item is not None] for items in array.to_pylist()]
+    assert whole.lengths.tolist() == [len(items) for items in kept]
+    assert whole.items.to_pylist() == [item for items in kept for item in items]
+    assert whole.dropped.tolist() == [len(a or []) - len(k) for a, k in zip(array.to_pylist(), kept, strict=True)]
     last = whole.last(length)
-    assert last.lengths.tolist() == [len(one[-length:]) for one in kept]
-    assert last.items.to_pylist() == [item for one in kept for item in one[-length:]]
+    assert last.lengths.tolist() == [len(items[-length:]) for items in kept]
+    assert last.items.to_pylist() == [item for items in kept for item in items[-length:]]
 
 
-def test_lists_of_fixed_size_and_split_texts() -> None:
+def test_lists_of_fixed_size_and_split_texts_are_read() -> None:
     fixed = as_lists(pa.array([[1, None], None, [2, 3]], pa.list_(pa.int64(), 2)), "int", None)
     assert (fixed.lengths.tolist(), fixed.items.to_pylist(), fixed.dropped.tolist()) == (
         [1, 0, 2],
@@ -109,7 +109,7 @@ def test_lists_of_fixed_size_and_split_texts() -> None:
 
 
 @given(st.lists(st.none() | st.integers(0, 20), max_size=40), st.sets(st.integers(0, 30), max_size=30))
-def test_positions(values: list[Any], vocabulary: set[int]) -> None:
+def test_positions_are_indices_in_the_vocabulary(values: list[Any], vocabulary: set[int]) -> None:
     ordered = sorted(vocabulary, reverse=True)
     found = positions(pa.array(values, pa.int64()), pa.array(ordered, pa.int64()))
     assert found.tolist() == [ordered.index(value) if value in vocabulary else -1 for value in values]
@@ -122,7 +122,7 @@ def test_count_values_sums_over_arrays() -> None:
 
 
 @given(st.lists(numbers, min_size=1, max_size=8), st.sampled_from([2, 4, 8, 16]))
-def test_merged_quantiles_are_those_of_all_values(parts: list[list[float]], buckets: int) -> None:
+def test_merged_quantiles_equal_those_of_all_values(parts: list[list[float]], buckets: int) -> None:
     points = merge(summarize(np.array(part), ones(part)) for part in parts)
     whole = np.concatenate(parts)
     expected = np.unique(np.quantile(whole, np.arange(1, buckets) / buckets, method="inverted_cdf"))
@@ -141,16 +141,16 @@ def test_compressed_quantiles_are_close(seed: int, parts: int) -> None:
     whole = np.sort(np.concatenate(values))
     assert points.weights.sum() == len(whole)
     shares = np.searchsorted(whole, bucket_edges(points, 10), side="right") / len(whole)
-    np.testing.assert_allclose(shares, np.arange(1, 10) / 10, atol=4 / 128)  # at most three levels, and the edge itself
+    np.testing.assert_allclose(shares, np.arange(1, 10) / 10, atol=4 / 128)  # at most three levels, plus the edge
 
 
-def test_quantiles_of_nothing() -> None:
+def test_quantiles_of_no_values_are_empty() -> None:
     assert bucket_edges(merge([]), 4).tolist() == []
     assert bucket_edges(summarize(np.array([1.0]), np.array([0])), 4).tolist() == []
 
 
 @given(st.lists(numbers, min_size=1, max_size=8))
-def test_combined_moments_are_those_of_all_values(parts: list[list[float]]) -> None:
+def test_combined_moments_equal_those_of_all_values(parts: list[list[float]]) -> None:
     total = Moments(0, 0.0, 0.0)
     for part in parts:
         total = total.combined(Moments.of(np.array(part), ones(part)))
@@ -168,7 +168,7 @@ def test_dealing_gives_every_row_to_one_lane(rows: int, lanes: int, seed: int) -
     assert lengths.sum() == rows and len(lengths) == lanes and lengths.max() - lengths.min() <= 1
 
 
-def test_which_lane_gets_one_more_is_random() -> None:
+def test_lanes_with_an_extra_row_are_random() -> None:
     longest = [deal(np.arange(5), 4, unit_generator(0, _unit(number)))[1].argmax() for number in range(50)]
     assert set(longest) == {0, 1, 2, 3}
     assert unit_generator(-1, _unit(3)).integers(2**40) == unit_generator(-1, _unit(3)).integers(2**40)

@@ -1,4 +1,4 @@
-"""Mistakes that are told before anything is written. None of these needs Ray."""
+"""Errors that are reported before anything is written. None of these tests needs Ray."""
 
 import re
 from collections.abc import Callable
@@ -22,16 +22,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(folder: Path, *told: str, **sections: Any) -> None:
-    """The experiment fails with all that is to be told, and nothing is written."""
+def refused(folder: Path, *messages: str, **sections: Any) -> None:
+    """The experiment fails with an error that contains all messages, and nothing is written."""
     with pytest.raises(UserError) as error:
         preprocess(experiment(folder, **sections), str(folder / "table"))
-    for part in told:
+    for part in messages:
         assert re.search(part, str(error.value)), f"{part!r} is not in: {error.value}"
     assert not (folder / "table").exists()
 
 
-def test_folders(folder: Path) -> None:
+def test_wrong_folders_are_refused(folder: Path) -> None:
     refused(folder, r"no folder .*/nowhere\b", logs={"path": str(folder / "nowhere")})
     refused(folder, "no folders hour=VALUE", "day=20240101, .*", logs={"partition": "hour"})
     splits = {"train": [20240101, 20240102], "valid": [20250101, 20250102]}
@@ -42,13 +42,13 @@ def test_folders(folder: Path) -> None:
     refused(folder, "day=tomorrow", "texts")
 
 
-def test_no_parquet_at_all(folder: Path) -> None:
+def test_a_log_without_parquet_files_is_refused(folder: Path) -> None:
     for path in (folder / "log").rglob("*.parquet"):
         path.rename(path.with_suffix(".csv"))
     refused(folder, r"no readable Parquet file")
 
 
-def test_text_splits(folder: Path) -> None:
+def test_a_split_of_texts_without_partition_is_refused(folder: Path) -> None:
     (folder / "log/day=tomorrow").mkdir()
     splits = {"train": ["20240101", "20240102"], "valid": ["20240105", "20240109"]}
     refused(folder, "logs.splits.valid: no partition", logs={"splits": splits})
@@ -60,7 +60,7 @@ def with_feature(**feature: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("feature", "told"),
+    ("feature", "messages"),
     [
         ({"column": "usr", "kind": "categorical"}, ["'usr', which feature 'new' .features.0.column.", "'user'"]),
         (
@@ -76,11 +76,11 @@ def with_feature(**feature: Any) -> list[dict[str, Any]]:
         ({"column": "item", "kind": "sequence", "max_length": 3}, ["expected lists of"]),
     ],
 )
-def test_features(folder: Path, feature: dict[str, Any], told: list[str]) -> None:
-    refused(folder, *told, features=with_feature(**feature))
+def test_features_with_wrong_columns_are_refused(folder: Path, feature: dict[str, Any], messages: list[str]) -> None:
+    refused(folder, *messages, features=with_feature(**feature))
 
 
-def test_labels_scenarios_and_keys(folder: Path) -> None:
+def test_wrong_labels_scenarios_and_keys_are_refused(folder: Path) -> None:
     refused(folder, "'clicked', which task 'click' .tasks.0.column.", "did you mean 'click'",
             tasks=[{"name": "click", "column": "clicked", "kind": "binary"}])  # fmt: skip
     task = {"name": "c", "column": "unused", "kind": "binary"}
@@ -90,7 +90,7 @@ def test_labels_scenarios_and_keys(folder: Path) -> None:
     refused(folder, "'price2', which the key .logs.keys.0.", logs={"keys": ["price2"]})
 
 
-def test_shared_tables_of_two_kinds(folder: Path) -> None:
+def test_a_shared_table_with_two_kinds_of_ids_is_refused(folder: Path) -> None:
     shares = {"name": "other", "column": "visits", "kind": "categorical", "shares": "item"}
     refused(
         folder, "features.12.shares: 'other' has whole numbers", "'item', .* has texts", features=[*FEATURES, shares]
@@ -102,7 +102,7 @@ def write_table(path: Path, **columns: Any) -> str:
     return str(path)
 
 
-def test_side_tables(folder: Path) -> None:
+def test_wrong_side_tables_are_refused(folder: Path) -> None:
     def joined(path: str, key: str = "item") -> dict[str, Any]:
         return {"joins": [{"path": str(folder / "side.parquet"), "key": "item"}, {"path": path, "key": key}]}
 
@@ -118,13 +118,13 @@ def test_side_tables(folder: Path) -> None:
     path = write_table(other, item=[1, 2])
     refused(folder, r"logs.joins.1.key: 'item' is text in the log but int", logs=joined(path))
     path = write_table(other, item=["a"], price=[1.0], unused=["fine: not used"])
-    refused(folder, r"'price', which feature 'price'.* stands in the log and in .*other.parquet", logs=joined(path))
+    refused(folder, r"'price', which feature 'price'.* is in the log and in .*other.parquet", logs=joined(path))
     path = write_table(other, item=["a"], brand=["b"])
-    refused(folder, r"'brand'.* stands in .*side.parquet and in .*other.parquet", logs=joined(path))
+    refused(folder, r"'brand'.* is in .*side.parquet and in .*other.parquet", logs=joined(path))
 
 
 def change(column: str, type_: pa.DataType | None) -> Callable[[Path], None]:
-    """Writes one file of the log again, with a column of another type or without it."""
+    """Rewrites one file of the log, with a column of another type or without the column."""
 
     def write(path: Path) -> None:
         rows = log_rows(5, seed=1)
@@ -140,7 +140,7 @@ def change(column: str, type_: pa.DataType | None) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "messages"),
     [
         (change("item", None), ["log file day=20240104/part-1.parquet has no column 'item'", "other files have it"]),
         (change("item", pa.int64()), ["'item'", "string in .* but int64 in .*day=20240104/part-1.parquet"]),
@@ -148,12 +148,12 @@ def change(column: str, type_: pa.DataType | None) -> Callable[[Path], None]:
         (change("row", pa.string()), ["'row', which the key", "int64, string"]),
     ],
 )
-def test_one_file_that_differs(folder: Path, damage: Callable[[Path], None], told: list[str]) -> None:
+def test_one_file_that_differs_is_refused(folder: Path, damage: Callable[[Path], None], messages: list[str]) -> None:
     damage(folder / "log/day=20240104/part-1.parquet")
-    refused(folder, *told)
+    refused(folder, *messages)
 
 
-def test_a_broken_file_and_an_empty_train_split(folder: Path) -> None:
+def test_a_broken_file_and_an_empty_train_split_are_refused(folder: Path) -> None:
     for part in range(2):
         write_file(folder / f"log/day=20240101/part-{part}.parquet", log_rows(0, seed=0))
         write_file(folder / f"log/day=20240102/part-{part}.parquet", log_rows(0, seed=0))

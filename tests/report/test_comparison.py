@@ -1,4 +1,4 @@
-"""The comparison of models over seeds, against numbers worked by hand and scipy's paired t test."""
+"""The comparison of models over seeds, checked with numbers computed by hand and scipy's paired t test."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Cells = dict[str, float | None]
 
 
 def evaluation(auc: Cells, rmse: Cells | None = None) -> Evaluation:
-    """What `evaluate` gives, as far as a comparison reads it: AUC of `click` and RMSE of `value` by cell."""
+    """The part of an evaluation that a comparison reads: AUC of `click` and RMSE of `value` by cell."""
     tasks = {"click": ("binary", "auc", auc), "value": ("continuous", "rmse", auc if rmse is None else rmse)}
     return parse_evaluation(
         {
@@ -64,7 +64,7 @@ def test_a_fourth_seed_takes_the_same_difference_beyond_noise() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
-def test_beyond_noise_is_what_scipys_paired_test_says(pairs: list[tuple[float, float]]) -> None:
+def test_beyond_noise_agrees_with_the_paired_test_of_scipy(pairs: list[tuple[float, float]]) -> None:
     one, other = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
     differences = np.array(list(one.values())) - np.array(list(other.values()))
     if np.ptp(differences) < 1e-6:
@@ -84,7 +84,7 @@ def test_lower_is_better_for_rmse() -> None:
     assert cell_of(comparison, "base", "value", "tab=1")["transfer_beyond_noise"] is True
 
 
-def test_the_reference_is_there_for_its_own_cells_only() -> None:
+def test_the_reference_is_used_for_its_own_cells_only() -> None:
     reference = {("click", "tab=1"): runs(0.80, 0.82)}
     comparison = compare({"base": runs(0.70, 0.72), "other": runs(0.90, 0.92)}, reference)
     assert cell_of(comparison, "base", cell="tab=1")["transfer"] == pytest.approx(-0.1)
@@ -95,14 +95,14 @@ def test_the_reference_is_there_for_its_own_cells_only() -> None:
     }
 
 
-def test_one_seed_tells_nothing_about_noise() -> None:
+def test_one_seed_shows_nothing_about_noise() -> None:
     cell = cell_of(compare({"base": runs(0.70), "other": runs(0.72)}, {("click", "all"): runs(0.71)}), "other")
     assert (cell["mean"], cell["std"], cell["values"]) == (0.72, None, [0.72])
     assert cell["difference"] == pytest.approx(0.02) and cell["better"] is True
     assert cell["beyond_noise"] is None and cell["transfer_beyond_noise"] is None
 
 
-def test_undefined_with_one_seed_is_undefined_and_never_zero() -> None:
+def test_a_cell_undefined_with_one_seed_is_undefined_and_never_zero() -> None:
     comparison = compare({"base": runs(0.70, 0.72), "other": runs(0.72, None)}, {("click", "all"): runs(0.7, 0.7)})
     cell = cell_of(comparison, "other")
     assert cell["values"] == [0.72, None]
@@ -145,14 +145,14 @@ EXPECTED = """\
 | reference          | -              | -              | -     |
 
 Mean ± standard deviation over 3 seeds (0, 1, 2). ▲ better and ▼ worse than base, beyond noise.
-† negative transfer: worse, beyond noise, than the reference, a model of that scenario and that task alone.
-Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference leaves out 0.
-That is the noise of training alone: the test rows are the same for all seeds, and a small scenario may lean one way \
-by the rows it has.
-Where nothing differs, 1 cell in 20 is marked all the same: among many cells some marks come by chance."""
+† negative transfer: worse, beyond noise, than the reference, a model for that scenario and that task alone.
+Beyond noise: paired by seed, the two-sided 95% t interval of the mean difference excludes 0.
+This is only the noise of training: the test rows are the same for all seeds, and the rows of a small scenario may \
+favour one model by chance.
+Even without any real difference, 1 cell in 20 is marked: among many cells, some marks appear by chance."""
 
 
-def test_as_a_table() -> None:
+def test_the_text_of_a_comparison() -> None:
     """Differences are nearly the same with every seed, so that all but those of zero are beyond noise."""
     variants = {"base": runs(0.70, 0.72, 0.74), "good": runs(0.80, 0.821, 0.841), "bad": runs(0.591, 0.61)}
     comparison = compare(variants, {("click", "tab=1"): runs(0.78, 0.8005, 0.821)})

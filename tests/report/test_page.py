@@ -1,4 +1,4 @@
-"""The report of a run: what the page holds for what lies in the run's folder, and that nothing breaks out of it."""
+"""The report of a run: the page shows the contents of the run's folder, and no text in them acts as markup."""
 
 import json
 from html.parser import HTMLParser
@@ -104,18 +104,18 @@ LINES = [
 
 
 def write_run(folder: Path, lines: list[dict[str, Any]], **files: Any) -> str:
-    """A run's folder; what is not given is not there. Gives the folder."""
+    """Writes a run's folder with only the given files. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "st')  # killed while it wrote
+    (folder / "metrics.jsonl").write_text(text + '{"kind": "train", "st')  # killed while writing
     for name, content in files.items():
         (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(content))
     return str(folder)
 
 
 class Page(HTMLParser):
-    """A report, taken apart."""
+    """A parsed report."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -149,13 +149,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_report(write_run(folder, LINES, evaluation_test=evaluation(), compare=comparison())))
 
 
-def test_sections_stand_in_their_order(page: Page) -> None:
+def test_sections_are_in_their_order(page: Page) -> None:
     assert page.texts["h2"] == SECTIONS
     assert page.texts["summary"] == ["Experiment"]
     assert "kind: aesm" in "".join(page.texts["code"])
 
 
-def test_the_headline_says_what_and_how_good(page: Page) -> None:
+def test_the_headline_shows_the_model_and_its_results(page: Page) -> None:
     assert dict(zip(page.texts["dt"], page.texts["dd"], strict=True)) == {
         "Steps": "40",
         "Bottom": "concat",
@@ -194,7 +194,7 @@ def test_learning_curves_and_the_best_step(page: Page) -> None:
             assert figure["layout"]["annotations"][0]["text"] == "best: 20"
 
 
-def test_calibration_has_a_diagonal_and_a_curve_a_scenario(page: Page) -> None:
+def test_calibration_has_a_diagonal_and_one_curve_per_scenario(page: Page) -> None:
     diagonal, everything, hostile = page.traces["click"]
     assert (diagonal["x"], diagonal["y"]) == ([0.125, 0.75], [0.125, 0.75])
     assert (everything["x"], everything["y"]) == page.line("click", HOSTILE) == ([0.125, 0.5], [0.25, 0.75])
@@ -207,7 +207,7 @@ def test_expert_use_by_scenario_and_task(page: Page) -> None:
     assert selected["text"] == [["50", "100"], ["38", "100"]]
     assert page.traces["all tasks: mean weight, %"][0]["z"] == [[0.25, 0.75], [0.125, 0.875]]
     assert page.traces["value: mean weight, %"][0]["z"] == [[0.3, 0.7]]
-    assert "click: how often selected, %" not in page.traces  # always: that layer's gates are dense
+    assert "click: how often selected, %" not in page.traces  # left out: the gates of that layer are dense
 
 
 def test_diagnostics_over_steps(page: Page) -> None:
@@ -219,7 +219,7 @@ def test_diagnostics_over_steps(page: Page) -> None:
     assert page.line("task_weight", "click") == ([20], [1.5])
 
 
-def test_comparison_marks_what_is_beyond_noise(page: Page) -> None:
+def test_comparison_marks_differences_beyond_noise(page: Page) -> None:
     assert "begun" not in page.texts["th"]
     (cell,) = [i for i, text in enumerate(page.texts["td"]) if text.startswith("0.7500 ± 0.0020")]
     attributes = [attributes for tag, attributes in page.tags if tag == "td"]
@@ -231,7 +231,7 @@ def test_comparison_marks_what_is_beyond_noise(page: Page) -> None:
     assert page.figures[-1]["layout"]["yaxis"]["ticktext"] == ["mmoe", "aesm"]
 
 
-def test_nothing_is_fetched_and_plotly_is_there_once(page: Page) -> None:
+def test_nothing_is_fetched_and_plotly_is_included_once(page: Page) -> None:
     assert page.source.count(get_plotlyjs()) == 1
     addresses = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
     assert addresses and all(address.startswith("#") for address in addresses if address is not None)
@@ -240,7 +240,7 @@ def test_nothing_is_fetched_and_plotly_is_there_once(page: Page) -> None:
     assert policy is not None and policy.startswith("default-src 'none';") and "http" not in policy
 
 
-def test_texts_of_files_stay_texts(tmp_path: Path) -> None:
+def test_markup_in_files_is_shown_as_text(tmp_path: Path) -> None:
     hostile = Page(write_report(write_run(tmp_path, LINES, evaluation_test=evaluation())))
     assert any(f"path: {HOSTILE}" in text.replace("'", "") for text in hostile.texts["code"])
     assert len(hostile.texts["script"]) == 3
@@ -252,17 +252,17 @@ def test_texts_of_files_stay_texts(tmp_path: Path) -> None:
     assert not any("<" in label.replace("<br>", "") for label in labels)
 
 
-def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
+def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
     lines = [{key: value for key, value in line.items() if key != "diagnostics"} for line in LINES]
     bare = Page(write_report(write_run(tmp_path, lines)))
     assert bare.texts["h2"] == ["Metrics", "Learning curves"]
-    assert "not evaluated yet" in " ".join(bare.texts["p"])
+    assert "not been evaluated yet" in " ".join(bare.texts["p"])
     assert "manygate evaluate EXPERIMENT" in bare.texts["code"]
     old = {key: value for key, value in evaluation().items() if key not in ("reliability", "experts")}
     assert Page(write_report(write_run(tmp_path, lines, evaluation_test=old))).texts["h2"] == SECTIONS[:2]
 
 
-def test_all_splits_are_told_the_test_split_first(tmp_path: Path) -> None:
+def test_all_splits_are_shown_the_test_split_first(tmp_path: Path) -> None:
     valid = evaluation() | {"split": "valid", "rows": 7, "tasks": tasks(0.6, 1.0)}
     both = Page(write_report(write_run(tmp_path, LINES, evaluation_valid=valid, evaluation_test=evaluation())))
     titles = [title for title in both.texts["h3"] if title.startswith("click")]

@@ -1,4 +1,4 @@
-"""The evaluation as a person reads it on a terminal."""
+"""The evaluation as it is printed on a terminal."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ TASKS = [
 ]
 
 EXPECTED = """\
-click (binary): mean AUC of scenarios 0.7500, 1 without one left out
+click (binary): mean AUC of scenarios 0.7500 (1 undefined, left out)
               AUC  log loss  calibration   rows  positives
 all        0.7500    0.4845       0.9000  4,000      2,000
 tab=1      0.7500    0.4845       0.9000  4,000      2,000
@@ -42,7 +42,7 @@ def evaluated(rows: Predictions, levels: list[ScenarioConfig]) -> Evaluation:
 
 
 def of_snapshot(cell: Cell) -> Cell:
-    """A cell with those metrics alone that the snapshot has, whichever are added."""
+    """A cell with only the metrics of the snapshot, so that new metrics do not change the test."""
     return {key: value for key, value in cell.items() if key not in METRICS or f" {METRICS[key].heading} " in EXPECTED}
 
 

@@ -1,4 +1,4 @@
-"""Predictions as Parquet: which columns they have, and when they count as complete."""
+"""Predictions as Parquet: their columns, and when they are marked as complete."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.training.runs import new_run
 
 
 def test_predictions_without_keys(tmp_path: Path) -> None:
-    """Keys are an option: without them rows carry scenarios, labels and predictions."""
+    """Keys are optional: without them, rows hold scenarios, labels and predictions."""
     experiment = new_run(tmp_path, logs={"keys": []}, training={"max_steps": 2})
     train.run(experiment, "local", None, "auto")
     (tmp_path / "out").mkdir()
@@ -25,7 +25,7 @@ def test_predictions_without_keys(tmp_path: Path) -> None:
     assert rows.column_names[:3] == ["scenario_tab", "label_click", "prediction_click"]
 
 
-def test_predictions_that_are_no_numbers_are_not_marked_as_complete(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_are_not_marked_as_complete(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 predictions are not finite numbers"):
         finish([(5, 0), (4, 3)], {"split": "test"}, str(tmp_path))
     assert not list(tmp_path.iterdir())

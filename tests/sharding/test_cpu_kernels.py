@@ -1,4 +1,4 @@
-"""Linear layers by convolution and by parts: the same numbers and gradients as PyTorch's own, alone and in models."""
+"""Linear layers as convolutions and group by group: the same numbers and gradients as PyTorch's, also in models."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ def always_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
 
 
-def made(*shape: int) -> Tensor:
+def random_leaf(*shape: int) -> Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
@@ -32,8 +32,8 @@ def with_gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
-    for mine, its in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance * float(its.abs().max()))
+    for value, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -41,7 +41,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> N
 @pytest.mark.parametrize("shape", [(32, 24), (2, 16, 24), (33, 24)])
 def test_affine_is_linear(shape: tuple[int, ...], relu: bool, precision: str) -> None:
     torch.manual_seed(0)
-    x, weight, bias = made(*shape), made(40, 24), made(40)
+    x, weight, bias = random_leaf(*shape), random_leaf(40, 24), random_leaf(40)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         ours = with_gradients(affine(x, weight, bias, relu), [x, weight, bias])
         plain = linear(x, weight, bias)
@@ -54,16 +54,16 @@ def test_rows_that_fill_the_images_are_convolved(rows: int, convolves: bool, mon
     calls: list[int] = []
     convolve = cpu_kernels._convolve
     monkeypatch.setattr(cpu_kernels, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
-    assert affine(made(rows, 24), made(40, 24), None).shape == (rows, 40)
+    assert affine(random_leaf(rows, 24), random_leaf(40, 24), None).shape == (rows, 40)
     assert bool(calls) == convolves
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("side_by_side", [False, True])
-def test_grouped_affine_is_a_product_a_group(side_by_side: bool, has_bias: bool, precision: str) -> None:
+def test_grouped_affine_is_one_product_per_group(side_by_side: bool, has_bias: bool, precision: str) -> None:
     torch.manual_seed(0)
-    x, weight, bias = made(48, 3, 8), made(3, 8, 10), made(3, 10)
+    x, weight, bias = random_leaf(48, 3, 8), random_leaf(3, 8, 10), random_leaf(3, 10)
     leaves = [x, weight, *([bias] if has_bias else [])]
     inputs = x.transpose(0, 1) if side_by_side else x.transpose(0, 1).contiguous()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -75,12 +75,12 @@ def test_grouped_affine_is_a_product_a_group(side_by_side: bool, has_bias: bool,
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("has_factor", [False, True])
-def test_ragged_affine_is_a_product_a_group_and_a_group_without_rows_gets_zeros(
+def test_ragged_affine_is_one_product_per_group_and_a_group_without_rows_gets_zero_gradients(
     has_factor: bool, precision: str
 ) -> None:
     torch.manual_seed(0)
     sizes = [5, 0, 9]
-    x, weight, bias, factor = made(14, 8), made(3, 8, 10), made(3, 10), made(10, 8)
+    x, weight, bias, factor = random_leaf(14, 8), random_leaf(3, 8, 10), random_leaf(3, 10), random_leaf(10, 8)
     leaves = [x, weight, bias, *([factor] if has_factor else [])]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         ours = with_gradients(
@@ -93,7 +93,7 @@ def test_ragged_affine_is_a_product_a_group_and_a_group_without_rows_gets_zeros(
     assert not ours[2][1].any() and not ours[3][1].any()
 
 
-ROWS = 160  # a multiple of the images that a convolution is made of, and of the rows of SCENARIOS
+ROWS = 160  # a multiple of the number of images in a convolution, and of the number of rows in SCENARIOS
 
 
 def results(model: DenseModel) -> list[Tensor]:
@@ -109,8 +109,8 @@ def results(model: DenseModel) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
-def test_a_model_with_kernels_is_the_plain_one(bottom: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to rounding: only the order of the sums inside a product differs."""
+def test_a_model_with_cpu_kernels_computes_the_same(bottom: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal up to rounding: only the order of the sums inside a product differs."""
     calls: list[int] = []
     convolve = cpu_kernels._convolve
     monkeypatch.setattr(cpu_kernels, "_convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
@@ -123,12 +123,13 @@ def test_a_model_with_kernels_is_the_plain_one(bottom: str, kind: str, monkeypat
     assert not calls
     ours = results(fast)
     assert calls and len(ours) == len(expected)
-    for mine, its in zip(ours, expected, strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * max(float(its.abs().max()), 1e-3))
+    for value, plain_value in zip(ours, expected, strict=True):
+        tolerance = 1e-5 * max(float(plain_value.abs().max()), 1e-3)
+        torch.testing.assert_close(value, plain_value, rtol=1e-4, atol=tolerance)
 
 
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
-def test_all_layers_but_the_last_ones_get_kernels_and_no_tensor_changes(bottom: str, kind: str) -> None:
+def test_all_layers_but_the_last_ones_get_cpu_kernels_and_no_tensor_changes(bottom: str, kind: str) -> None:
     model = dense(bottom, kind)
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     use_cpu_kernels(model)

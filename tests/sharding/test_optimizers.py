@@ -1,4 +1,4 @@
-"""Schedules, and the learning rate that the fused kernels really use."""
+"""Optimizers, schedules, and the learning rate that the fused kernels use."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_schedule_by_hand(schedule: ScheduleConfig, expected: list[float]) -> No
 
 
 def test_the_fused_kernels_follow_the_schedule(tmp_path: Path) -> None:
-    """With factor 0 neither tables nor dense weights move; with factor 1 both do."""
+    """With factor 0 neither tables nor dense weights change; with factor 1 both do."""
     experiment = new_run(tmp_path, training={"schedule": {"decay": "linear"}})
     manifest = read_manifest(experiment.folder + "/table")
     with one_worker() as worker:
@@ -83,7 +83,7 @@ def test_every_optimizer_of_the_experiment_file_has_a_class() -> None:
 
 
 @pytest.mark.parametrize("kind", SPARSE_OPTIMIZERS)
-def test_a_sparse_optimizer_takes_its_options_and_has_the_state_that_plan_counts(kind: str) -> None:
+def test_a_sparse_optimizer_takes_its_options_and_has_the_state_size_that_plan_assumes(kind: str) -> None:
     config = SparseOptimizerConfig(kind=kind, lr=0.1, eps=1e-5, weight_decay=0.3)
     known, cpu = SPARSE_OPTIMIZERS[kind], torch.device("cpu")
     table = EmbeddingBagCollection(
@@ -105,7 +105,7 @@ def test_a_sparse_optimizer_takes_its_options_and_has_the_state_that_plan_counts
 
 @pytest.mark.parametrize("kind", DENSE_OPTIMIZERS)
 def test_creating_the_state_changes_nothing(kind: str) -> None:
-    """The first steps equal those of the same optimizer used plainly, weight decay included."""
+    """The first steps equal those of the same optimizer from torch.optim, weight decay included."""
     torch.manual_seed(0)
     ours, plain = torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.zeros(3))
     plain.data.copy_(ours.data)

@@ -1,4 +1,4 @@
-"""The same model whatever the plan: weights drawn by table and row, columns selected by name."""
+"""The sharding plan does not change the model: weights are drawn by table and row, columns are selected by name."""
 
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ PLANS = ["table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard"
 
 
 def features(sharding: str | None, dim: int = 64) -> list[dict[str, Any]]:
-    place = {"sharding": sharding} if sharding else {}
+    types = {"sharding": sharding} if sharding else {}
     return [
-        {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": dim, **place},
+        {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": dim, **types},
         {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": dim},
-        {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": dim, **place},
+        {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": dim, **types},
         {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
         {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
     ]
 
 
 def predictions_of(worker: Worker, experiment: Experiment) -> tuple[list[str], torch.Tensor]:
-    """Plan, and predictions of the test split in the order of rows, of a freshly initialised model."""
+    """Plan and predictions of a newly initialised model, for the test split in row order."""
     table = experiment.folder + "/table"
     manifest = read_manifest(table)
     model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
@@ -89,10 +89,10 @@ def before(two_workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_run_goes_on_under_another_plan(
+def test_a_run_continues_under_another_plan(
     two_workers: WorkerPool, before: Experiment, tmp_path: Path, plan: str
 ) -> None:
-    """Weights and fused optimizer state move from table-wise to any plan."""
+    """Weights and fused optimizer state of a table-wise plan can be loaded under any plan."""
     after = continued(before, tmp_path / "after", 6, features=features(plan), checkpoint=CHECKPOINTS)
     two_workers.run(run_on, after)
     expected, found = tensors(before, 24, tmp_path), tensors(after, 24, tmp_path)
@@ -113,7 +113,7 @@ def local_rows(worker: Worker, experiment: Experiment) -> dict[str, list[tuple[l
     }
 
 
-def test_initial_rows_are_those_of_the_whole_table(two_workers: WorkerPool, table: Path) -> None:
+def test_initial_rows_of_a_sharded_table_are_those_of_the_whole_table(two_workers: WorkerPool, table: Path) -> None:
     from tests import synthetic
 
     with one_worker() as worker:
@@ -130,7 +130,7 @@ def test_initial_rows_are_those_of_the_whole_table(two_workers: WorkerPool, tabl
     assert seen == sum(expected.numel() for ((_, expected),) in whole.values())
 
 
-def test_an_optimizer_that_cpu_lacks_is_told(table: Path) -> None:
+def test_an_optimizer_that_cpu_lacks_is_an_error(table: Path) -> None:
     from tests import synthetic
 
     experiment = synthetic.experiment(table, features=features(None), training={"sparse_optimizer": {"kind": "adam"}})

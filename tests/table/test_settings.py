@@ -1,4 +1,4 @@
-"""What settings have gained since a table, or a model, was made with them."""
+"""Growth of settings since a table or a model was made with them."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def test_added_values_and_tasks_are_growth(values: list[int | str], tasks: list[
         ([2, 0], ["buy", "like", "click"]),
     ],
 )
-def test_what_is_gone_or_in_another_order_is_none(values: list[int | str], tasks: list[str]) -> None:
+def test_removed_or_reordered_values_and_tasks_are_not_growth(values: list[int | str], tasks: list[str]) -> None:
     assert growth(OLD, settings(values, tasks)) is None
 
 
@@ -58,14 +58,14 @@ def test_what_is_gone_or_in_another_order_is_none(values: list[int | str], tasks
     ("section", "key", "value"),
     [("scenarios", "other", "drop"), ("scenarios", "column", "d"), ("tasks", "column", "d"), ("scenarios", None, None)],
 )
-def test_other_changes_of_a_level_or_a_task_are_none(section: str, key: str | None, value: str | None) -> None:
+def test_other_changes_of_a_level_or_a_task_are_not_growth(section: str, key: str | None, value: str | None) -> None:
     grown = settings([2, 0, 5], ["click", "buy", "like"]).model_dump(mode="json")
     parts = grown[section]
     changed = parts[:-1] if key is None else [*parts[:1], {**parts[1], key: value}, *parts[2:]]
     assert growth(OLD, Experiment.model_validate({**grown, section: changed})) is None
 
 
-def test_a_table_looks_at_the_other_sections_too() -> None:
+def test_growth_of_a_table_compares_the_other_sections_too() -> None:
     grown, elsewhere = settings([2, 0, 1], ["click", "buy"]), {"path": "elsewhere"}
     moved = settings([2, 0, 1], ["click", "buy"], logs=elsewhere)
     assert table_growth(TableSettings.of(OLD).meaning, TableSettings.of(grown).meaning) == Growth({"tab": [1]}, [])

@@ -1,4 +1,4 @@
-"""Whole runs on the synthetic table, and what they leave behind."""
+"""Whole runs on the synthetic table, and readers of their output."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def run_on(worker: Worker, experiment: Experiment, resume: str = "auto") -> str:
 
 
 def new_run(folder: Path, **sections: Any) -> Experiment:
-    """An experiment in a folder of its own, with its table written."""
+    """An experiment in its own folder, with its table written."""
     experiment = synthetic.experiment(folder, **sections)
     synthetic.write_table(Path(experiment.folder) / "table", experiment)
     return experiment
 
 
 def continued(before: Experiment, folder: Path, step: int, **sections: Any) -> Experiment:
-    """A copy of a run as it stood right after the checkpoint of a step: later ones are gone, logs are as they were."""
+    """A copy of a run as it was right after the checkpoint of a step: without later checkpoints, with all log lines."""
     after = synthetic.experiment(folder, **sections)
     shutil.copytree(before.folder, after.folder)
     for checkpoint in (Path(after.folder) / "checkpoints").glob("step-*"):
@@ -53,7 +53,7 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, torch.Tensor]]:
 
 
 def metrics(experiment: Experiment) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without the one number that is a measurement of time."""
+    """The lines of metrics.jsonl, without the only number that depends on time."""
     lines = (Path(experiment.folder) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:

@@ -1,4 +1,4 @@
-"""Histogram-binned AUC against the exact one."""
+"""AUC from histograms, compared with the exact AUC."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_the_error_is_within_its_bound(bins: int) -> None:
         assert binned.compute() == [0.5, 0.5]
 
 
-def test_scores_on_the_bins_give_the_exact_auc() -> None:
+def test_scores_on_the_edges_of_bins_give_the_exact_auc() -> None:
     predictions, labels, weights = make(500)
     predictions = (predictions * 64).floor() / 64
     predictions[:2] = torch.tensor([[0.0] * 3, [1.0] * 3])  # both ends have a bin
@@ -50,7 +50,7 @@ def test_scores_on_the_bins_give_the_exact_auc() -> None:
     assert binned.compute() == pytest.approx(expected, abs=1e-12)
 
 
-def test_workers_merge_by_a_sum() -> None:
+def test_states_of_workers_are_merged_by_a_sum() -> None:
     predictions, labels, weights = make(1000)
     whole, *workers = (BinnedAuc([0, 1], CPU) for _ in range(4))
     whole.update(predictions, labels, weights)
@@ -62,7 +62,7 @@ def test_workers_merge_by_a_sum() -> None:
     np.testing.assert_allclose(whole.state.sum((0, 2)), weights.sum().expand(2))
 
 
-def test_undefined_until_both_classes_are_seen_and_after_a_reset() -> None:
+def test_auc_is_undefined_until_both_classes_are_seen_and_after_a_reset() -> None:
     predictions, labels, weights = make(100)
     labels[:, 1] = 1
     binned = BinnedAuc([0, 1], CPU)
@@ -74,7 +74,7 @@ def test_undefined_until_both_classes_are_seen_and_after_a_reset() -> None:
     assert binned.compute() == [None, None]
 
 
-def test_takes_half_precision_and_predictions_that_need_gradients() -> None:
+def test_predictions_may_be_of_half_precision_and_need_gradients() -> None:
     predictions, labels, weights = make(200)
     binned = BinnedAuc([0], CPU)
     binned.update(predictions.bfloat16().requires_grad_(), labels, weights)

@@ -21,8 +21,8 @@ MODELS = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_run_on_cuda_is_that_on_cpu_up_to_rounding(tmp_path: Path, model: dict[str, Any]) -> None:
-    """Both loops, on NCCL, against the reference on gloo."""
+def test_a_run_on_cuda_equals_the_run_on_cpu_up_to_rounding(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Compares both loops, on NCCL, with the reference on gloo."""
     losses = {}
     for name, training in {
         "cpu": {"device": "cpu"},

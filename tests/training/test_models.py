@@ -1,4 +1,4 @@
-"""Every model under the trainer: on two workers, resumed, and on a planted signal."""
+"""Every model under the trainer: on two workers, resumed, and on data with a planted signal."""
 
 from itertools import product
 from pathlib import Path
@@ -30,7 +30,7 @@ def model(bottom: str, trunk: str, **sections: Any) -> dict[str, Any]:
 def steps(
     worker: Worker, experiment: Experiment, models: list[dict[str, Any]], count: int
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Losses of some steps of each model, the same batches for all, and sums of this worker's copy of its weights."""
+    """Losses of the first steps of each model on the same batches, and sums of this worker's copy of its weights."""
     losses, copies = [], []
     for sections in models:
         chosen = experiment.model_copy(update={"model": type(experiment.model).model_validate(sections)})
@@ -50,11 +50,11 @@ def test_every_bottom_with_every_trunk_on_two_workers(tmp_path: Path, two_worker
     models = [model(bottom, trunk) for bottom, trunk in product(BOTTOMS, SMALL)]
     (losses, copies), (_, others) = two_workers.run(steps, experiment, models, 3, timeout=300)
     assert all(torch.tensor(of_model).isfinite().all() for of_model in losses)
-    assert copies == others, "workers read other rows, and their copies of a model stay the same"
+    assert copies == others, "workers read different rows, and their copies of a model stay the same"
 
 
-def moved(worker: Worker, experiment: Experiment, pipelined: bool = False) -> tuple[Tensors, list[float]]:
-    """Weights and buffers after the last, padded, batch of an epoch, and its diagnostics."""
+def after_a_step(worker: Worker, experiment: Experiment, pipelined: bool = False) -> tuple[Tensors, list[float]]:
+    """Weights and buffers after a step on the last batch of an epoch, which is padded, and the step's diagnostics."""
     inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table").table_rows)
     sharded = shard(experiment, inputs, worker)
     step = (PipelinedStep if pipelined else PlainStep)(sharded, worker.device)
@@ -78,7 +78,7 @@ CORE = {"gradients": {"kind": "core", "gamma": 0.7}}
     ],
     ids=["star", "aesm+core", "dtrn+mmoe+core", "hmoe", "ple", "parallel_dnn"],
 )
-def test_a_step_of_two_workers_is_that_of_one(
+def test_a_step_of_two_workers_equals_a_step_of_one(
     tmp_path: Path, two_workers: WorkerPool, sections: dict[str, Any]
 ) -> None:
     """Moments, divergences, norms and inner products are those of the global batch."""
@@ -90,14 +90,14 @@ def test_a_step_of_two_workers_is_that_of_one(
     ]
     experiment = new_run(tmp_path, model=sections, training=SGD, features=features)
     with one_worker() as worker:
-        alone, told = moved(worker, experiment)
-    results = two_workers.run(moved, experiment)
+        alone, diagnostics = after_a_step(worker, experiment)
+    results = two_workers.run(after_a_step, experiment)
     together = {name: value for result in results for name, value in result[0].items()}
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert results[0][1] == results[1][1] == pytest.approx(told, rel=1e-3, abs=1e-6)
-    for loop in two_workers.run(moved, experiment, True):
+    assert results[0][1] == results[1][1] == pytest.approx(diagnostics, rel=1e-3, abs=1e-6)
+    for loop in two_workers.run(after_a_step, experiment, True):
         for name, value in loop[0].items():
             assert torch.equal(value, together[name]), name
 
@@ -108,7 +108,7 @@ def test_a_step_of_two_workers_is_that_of_one(
     ids=["aesm", "star", "htlnet"],
 )
 def test_a_resume_in_the_middle_is_exact(tmp_path: Path, sections: dict[str, Any]) -> None:
-    """Noise and its schedule, moving moments, learned weights, drawn labels, windows of diagnostics."""
+    """Gate noise and its schedule, moving moments, learned task weights, drawn labels, sums of diagnostics."""
     settings: dict[str, Any] = {"model": sections, "checkpoint": {"every_steps": 5, "keep_last": 10}}
     whole = new_run(tmp_path / "whole", **settings)
     with one_worker() as worker:
@@ -120,12 +120,12 @@ def test_a_resume_in_the_middle_is_exact(tmp_path: Path, sections: dict[str, Any
     assert_identical(tensors(whole, last, tmp_path), tensors(resumed, last, tmp_path))
     assert metrics(whole) == metrics(resumed)
     names = {name for record in metrics(whole) for name in record.get("diagnostics", {})}
-    assert names, "there is something that the window must keep"
+    assert names, "the models have diagnostics whose sums must be restored"
 
 
 @pytest.mark.parametrize("trunk", SMALL)
 def test_a_planted_signal_is_found(tmp_path: Path, trunk: str) -> None:
-    """Clicks follow a hidden number of each user and item, which rows of other days tell."""
+    """Clicks follow a hidden number of each user and item, which can be learned from rows of other days."""
     settings: dict[str, Any] = {
         "model": model("concat", trunk),
         "training": {"epochs": 6, "sparse_optimizer": {"lr": 0.5}, "dense_optimizer": {"lr": 0.02}},

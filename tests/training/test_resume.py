@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped."""
+"""A run that stops and resumes gives the same result as a run that never stopped."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 
-# 354 rows in batches of 32: 12 steps an epoch, 24 in all. Checkpoints at 5, 10, 12 (epoch end, best), 15, 20, 24.
+# 354 rows in batches of 32: 12 steps per epoch, 24 in all. Checkpoints at 5, 10, 12 (epoch end, best), 15, 20, 24.
 SECTIONS: dict[str, Any] = {
     "checkpoint": {"every_steps": 5, "keep_last": 100},
     "training": {
@@ -67,8 +67,8 @@ def test_a_finished_run_does_nothing_more(straight: Experiment, two_workers: Wor
 
 
 def test_two_workers_to_one_and_back(two_workers: WorkerPool, tmp_path: Path) -> None:
-    """Same samples in the same global batches, so the same losses up to rounding; optimizer moments included."""
-    sections = {**SECTIONS, "model": {}}  # dropout draws differ between workers
+    """The same samples in the same global batches, so the same losses and optimizer moments up to rounding."""
+    sections = {**SECTIONS, "model": {}}  # without dropout, whose masks depend on the number of workers
     straight = new_run(tmp_path / "straight", **sections)
     two_workers.run(run_on, straight)
     alone = continued(straight, tmp_path / "alone", 5, **sections)
@@ -87,7 +87,7 @@ def test_two_workers_to_one_and_back(two_workers: WorkerPool, tmp_path: Path) ->
         assert again == pytest.approx(losses, rel=1e-4)
 
 
-def test_one_worker_is_the_same_run_from_the_first_step(two_workers: WorkerPool, tmp_path: Path) -> None:
+def test_one_worker_gives_the_same_run_as_two_from_the_first_step(two_workers: WorkerPool, tmp_path: Path) -> None:
     """Initial weights and samples do not depend on the number of workers."""
     two, one = new_run(tmp_path / "two"), new_run(tmp_path / "one")
     two_workers.run(run_on, two)
@@ -101,7 +101,7 @@ def test_one_worker_is_the_same_run_from_the_first_step(two_workers: WorkerPool,
 
 @pytest.mark.parametrize("loop", ["plain", "pipelined"])
 def test_loops_agree_bit_by_bit(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, loop: str) -> None:
-    """The pipelined loop reads ahead, is interrupted by validation, and still does the same."""
+    """The pipelined loop reads ahead and is interrupted by validation, and its results are still the same."""
     sections = {**SECTIONS, "training": {**SECTIONS["training"], "loop": loop}}
     other = continued(straight, tmp_path, 10, **sections)
     two_workers.run(run_on, other)
@@ -109,7 +109,7 @@ def test_loops_agree_bit_by_bit(straight: Experiment, two_workers: WorkerPool, t
     assert metrics(other) == metrics(straight)
 
 
-def test_a_checkpoint_without_marker_does_not_exist(
+def test_a_checkpoint_without_a_complete_marker_is_ignored(
     straight: Experiment, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
     torn = continued(straight, tmp_path, 20, **SECTIONS)
@@ -119,7 +119,7 @@ def test_a_checkpoint_without_marker_does_not_exist(
     assert_identical(tensors(straight, 24, tmp_path), tensors(torn, 24, tmp_path))
 
 
-def test_pruning_keeps_the_last_the_best_and_every_so_many(two_workers: WorkerPool, tmp_path: Path) -> None:
+def test_pruning_keeps_the_last_the_best_and_multiples_of_keep_every(two_workers: WorkerPool, tmp_path: Path) -> None:
     sections = {**SECTIONS, "checkpoint": {"every_steps": 3, "keep_last": 2, "keep_every": 9}}
     experiment = new_run(tmp_path, **sections)
     two_workers.run(run_on, experiment)
@@ -131,8 +131,8 @@ def test_pruning_keeps_the_last_the_best_and_every_so_many(two_workers: WorkerPo
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"training": {"seed": 1}}, "training.seed=0; the experiment says 1"),
-        ({"training": {"global_batch_size": 64}}, "training.global_batch_size=32; the experiment says 64"),
+        ({"training": {"seed": 1}}, "training.seed=0; the experiment has 1"),
+        ({"training": {"global_batch_size": 64}}, "training.global_batch_size=32; the experiment has 64"),
         (
             {"model": {"trunk": {"kind": "mmoe", "experts": 3, "hidden": [16]}}},
             r"is of another model: model\.trunk\.experts: 2 -> 3",
@@ -145,7 +145,7 @@ def test_pruning_keeps_the_last_the_best_and_every_so_many(two_workers: WorkerPo
         ),
         (
             {"training": {"dense_optimizer": {"kind": "sgd"}}},
-            "training.dense_optimizer.kind=adam; the experiment says sgd",
+            "training.dense_optimizer.kind=adam; the experiment has sgd",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_train_split_of_other_files_is_refused(straight: Experiment, two_worke
         two_workers.run(run_on, other)
 
 
-def test_exactly_is_only_said_when_nothing_has_changed(
+def test_a_resume_lists_what_has_changed_instead_of_exactly(
     straight: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     features = straight.model_dump(mode="json")["features"]
@@ -199,10 +199,10 @@ def test_exactly_is_only_said_when_nothing_has_changed(
     )
 
 
-def test_going_on_from_an_earlier_checkpoint_leaves_no_later_one(
+def test_resuming_from_an_earlier_checkpoint_deletes_later_ones(
     straight: Experiment, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
-    """The abandoned branch must neither be taken for the latest, nor make pruning delete what was just saved."""
+    """The abandoned branch must not count as the latest, nor make pruning delete the checkpoint that was just saved."""
     sections = {**SECTIONS, "checkpoint": {"every_steps": 5, "keep_last": 1}}
     again = continued(straight, tmp_path, 24, **sections)
     folder = Path(again.folder) / "checkpoints"
@@ -230,27 +230,27 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "file", "told"), DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(
+@pytest.mark.parametrize(("damage", "file", "message"), DAMAGES)
+def test_a_damaged_checkpoint_is_skipped(
     straight: Experiment,
     two_workers: WorkerPool,
     tmp_path: Path,
     damage: Callable[[Path], None],
     file: str,
-    told: str,
+    message: str,
 ) -> None:
-    """The run goes on from the one before it, to the same end; asked for by name it is refused."""
+    """The run resumes from the checkpoint before it and ends the same. If named by path, a damaged one is refused."""
     other = continued(straight, tmp_path, 12, **SECTIONS)
     folder = Path(other.folder) / "checkpoints/step-00000012"
     damage(folder / file)
-    with pytest.raises(UserError, match=f"step-00000012 is damaged: {file} .*{told}"):
+    with pytest.raises(UserError, match=f"step-00000012 is damaged: {file} .*{message}"):
         two_workers.run(run_on, other, str(folder))
     two_workers.run(run_on, other)
     assert_identical(tensors(straight, 24, tmp_path), tensors(other, 24, tmp_path))
     assert metrics(other) == metrics(straight)
 
 
-def test_no_run_begins_anew_over_damaged_checkpoints(
+def test_no_run_starts_over_if_all_checkpoints_are_damaged(
     straight: Experiment, two_workers: WorkerPool, tmp_path: Path
 ) -> None:
     other = continued(straight, tmp_path, 10, **SECTIONS)
@@ -261,7 +261,7 @@ def test_no_run_begins_anew_over_damaged_checkpoints(
 
 
 def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:
-    """A filesystem without folders, renames and appends: saved there, resumed from there."""
+    """A run is saved to and resumed from a filesystem without folders, renames and appends."""
     experiment = new_run(tmp_path, **SECTIONS)
     remote = experiment.model_copy(update={"output": f"memory://{tmp_path.name}"})
     filesystem, path = storage.resolve(remote.folder)

@@ -1,4 +1,4 @@
-"""Days that come in later: the same run goes on with them, with larger tables, and with more scenarios and tasks."""
+"""Training windows: a run continues with later days, with larger tables, and with more scenarios and tasks."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ SPLITS_TO_3 = {"train": [1, 3], "valid": [5, 5], "test": [6, 6]}
 
 
 def with_days(folder: Path, first: int, last: int, users: int = synthetic.USERS, **sections: Any) -> Experiment:
-    """The run of a folder as it is when its train split has these days, with its table."""
+    """The experiment of a folder when its train split has these days, with its table written."""
     splits = {"train": [first, last], "valid": [5, 5], "test": [6, 6]}
     experiment = synthetic.experiment(folder, logs={"splits": splits}, **{**SECTIONS, **sections})
     synthetic.write_table(Path(experiment.folder) / "table", experiment, DAYS, users, seen={"1": 30, "2": 30})
@@ -46,14 +46,14 @@ def progress(experiment: Experiment) -> dict[str, Any]:
     return state
 
 
-def test_new_days_are_trained_on_alone_and_the_schedule_begins_anew(
+def test_new_days_are_trained_on_alone_and_the_schedule_starts_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Days 1 and 2: 354 rows, 12 steps of 32 an epoch, 24 in all. Days 3 and 4: 210 rows, 7 an epoch, 14 in all."""
+    """Days 1 and 2 have 354 rows: 12 steps per epoch, 24 in all. Days 3 and 4 have 210: 7 per epoch, 14 in all."""
     train(with_days(tmp_path, 1, 2))
     with caplog.at_level(logging.INFO, "pipeline"):
         train(with_days(tmp_path, 1, 4))
-    assert "Going on with what is new in the train split: 3, 4." in caplog.text
+    assert "Continuing with the new partitions of the train split: 3, 4." in caplog.text
     last = progress(with_days(tmp_path, 1, 4))
     assert last["step"] == 38
     assert last["span"]["first_step"] == 24 and list(last["span"]["partitions"]) == ["3", "4"]
@@ -63,7 +63,7 @@ def test_new_days_are_trained_on_alone_and_the_schedule_begins_anew(
     assert factors[27] == 1.0  # the last of three steps of warm-up
     before = metrics(with_days(tmp_path, 1, 4))
     assert train(with_days(tmp_path, 1, 4)) == "finished"
-    assert metrics(with_days(tmp_path, 1, 4)) == before, "a third time there is nothing left to do"
+    assert metrics(with_days(tmp_path, 1, 4)) == before, "a third call has nothing left to do"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 def test_a_run_that_was_stopped_finishes_its_days_before_it_takes_new_ones(
     whole: Experiment, tmp_path: Path, step: int
 ) -> None:
-    """Stopped in the first span, at its end, or in the second one: the same in the end, bit by bit."""
+    """Stopped in the first window, at its end, or in the second window: the final result is the same bit by bit."""
     sections = {"logs": {"splits": {"train": [1, 4], "valid": [5, 5], "test": [6, 6]}}, **SECTIONS}
     stopped = continued(whole, tmp_path / "other", step, **sections)
     train(stopped)
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_finishes_its_days_before_it_takes_new_ones(
     assert metrics(whole) == metrics(stopped)
 
 
-def test_days_that_were_trained_on_may_leave_and_others_may_not(tmp_path: Path) -> None:
+def test_finished_days_may_leave_the_train_split_and_unfinished_days_may_not(tmp_path: Path) -> None:
     train(with_days(tmp_path / "a", 1, 2))
     assert train(with_days(tmp_path / "a", 2, 3)) == "finished"
     assert list(progress(with_days(tmp_path / "a", 2, 3))["span"]["partitions"]) == ["3"]
@@ -99,8 +99,8 @@ def test_days_that_were_trained_on_may_leave_and_others_may_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("loop", ["plain", "pipelined"])
-def test_loops_agree_over_several_spans(tmp_path: Path, loop: str) -> None:
-    """A span that ends in the middle of an epoch leaves nothing behind that was read ahead."""
+def test_loops_agree_over_several_windows(tmp_path: Path, loop: str) -> None:
+    """After a window that ends in the middle of an epoch, no batch that was read ahead is left over."""
     sections = {**SECTIONS, "training": {**SECTIONS["training"], "max_steps": 5, "loop": loop}}
     plain = with_days(tmp_path / "plain", 1, 2, **SECTIONS | {"training": {**SECTIONS["training"], "max_steps": 5}})
     first = with_days(tmp_path / "first", 1, 2, **sections)
@@ -108,7 +108,7 @@ def test_loops_agree_over_several_spans(tmp_path: Path, loop: str) -> None:
         train(run)
     plain = with_days(tmp_path / "plain", 1, 3, **SECTIONS | {"training": {**SECTIONS["training"], "max_steps": 5}})
     train(plain)
-    # Both spans in one process: stopped in the first, with the days of the second there.
+    # Both windows in one process: stopped in the first one, when the table already has the days of the second.
     both = continued(first, tmp_path / "both", 4, logs={"splits": SPLITS_TO_3}, **sections)
     with_days(tmp_path / "both", 1, 3, **sections)
     train(both)
@@ -116,7 +116,7 @@ def test_loops_agree_over_several_spans(tmp_path: Path, loop: str) -> None:
     assert_identical(tensors(plain, 10, tmp_path), tensors(both, 10, tmp_path))
 
 
-def test_the_best_is_looked_for_anew(tmp_path: Path) -> None:
+def test_the_search_for_the_best_step_starts_again_in_each_window(tmp_path: Path) -> None:
     stopping = {"early_stopping": {"metric": "click.log_loss", "patience": 1}, "sparse_optimizer": {"lr": 3.0}}
     sections = {**SECTIONS, "training": {**SECTIONS["training"], **stopping, "epochs": 50}}
     assert train(with_days(tmp_path, 1, 2, **sections)) == "stopped early"
@@ -129,7 +129,7 @@ def test_the_best_is_looked_for_anew(tmp_path: Path) -> None:
 def test_tables_grow_and_keep_old_rows_and_moments(
     tmp_path: Path, two_workers: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From 30 to 50 users, on one worker and on two: old rows as they were, new ones as initialised, sums at zero."""
+    """From 30 to 50 users, on one worker and on two: old rows are kept, new rows are initialised, their sums are 0."""
     old = with_days(tmp_path / "one", 1, 2, users=30)
     train(old)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -152,8 +152,8 @@ def test_tables_grow_and_keep_old_rows_and_moments(
     assert (one[momentum][30:] == 0).any() and (one[weight][30:] != 0).all()
 
 
-def test_a_table_that_is_cut_by_columns_is_not_loaded_into_wrong_rows(tmp_path: Path, two_workers: WorkerPool) -> None:
-    """Its row-wise moments are one for each row of each cut, one cut after the other: refused and not mixed."""
+def test_a_column_wise_table_that_has_grown_is_refused(tmp_path: Path, two_workers: WorkerPool) -> None:
+    """It has one row-wise moment per row and shard, shard after shard, so they would be loaded into wrong rows."""
     features = with_days(tmp_path / "x", 1, 2).model_dump(mode="json")["features"]
     features[0] |= {"dim": 256, "sharding": "column_wise"}
     sections = {**SECTIONS, "features": features, "training": {"max_steps": 4}, "model": {"bottom": {"kind": "concat"}}}
@@ -182,7 +182,7 @@ TRUNKS = [
 def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trunk: dict[str, Any]
 ) -> None:
-    """What was there is kept, Adam's moments included; what is new is told. It trains on all days, made anew."""
+    """Old tensors are kept, Adam's moments included; new ones are logged. The run trains on all days again."""
     sections = {**SECTIONS, "model": {"trunk": trunk}}
     before = with_days(tmp_path, 1, 2, **sections)
     train(before)
@@ -190,7 +190,7 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     with caplog.at_level(logging.INFO, "pipeline"):
         one_step = {**sections["training"], "max_steps": 1, "dense_optimizer": {"lr": 1e-12}}
         after = with_days(tmp_path, 1, 2, **{**sections, **GROWN, "training": one_step})
-        with one_worker() as worker, pytest.raises(UserError, match="knows nothing of tab=7, task share"):
+        with one_worker() as worker, pytest.raises(UserError, match="does not contain tab=7, task share"):
             evaluate_on_worker(worker, after, LATEST, "test")
         assert train(after) == "finished"
     assert "grown by tab=7, task share" in caplog.text
@@ -211,7 +211,7 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
 
 
 def test_a_task_after_the_core_task_does_not_become_the_core(tmp_path: Path) -> None:
-    """The default is the last task: a new one at the end would change what all others are turned towards."""
+    """The default core task is the last task: a new last task would change the gradients of all others."""
     last = {"name": "share", "column": "sh", "kind": "binary", "after": "click"}
     tasks = [task for task in GROWN["tasks"] if task["name"] != "share"]
     model: dict[str, Any] = {"bottom": {"kind": "concat"}, "trunk": {"kind": "htlnet", "hidden": [16]}}

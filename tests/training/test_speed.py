@@ -1,4 +1,4 @@
-"""What makes training fast changes no result."""
+"""Optimisations for speed change no result."""
 
 import resource
 import sys
@@ -40,7 +40,7 @@ def numbers(value: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_a_run_with_convolutions_has_the_metrics_of_one_without(
+def test_a_run_with_convolutions_has_the_metrics_of_a_run_without(
     trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
@@ -55,7 +55,7 @@ def test_a_run_with_convolutions_has_the_metrics_of_one_without(
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_a_resumed_run_with_convolutions_is_the_straight_one_bit_by_bit(
+def test_a_resumed_run_with_convolutions_equals_the_uninterrupted_run_bit_by_bit(
     trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_kernels, "SMALLEST", 1)
@@ -71,7 +71,7 @@ def test_a_resumed_run_with_convolutions_is_the_straight_one_bit_by_bit(
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "adagrad", "sgd"])
-def test_the_fused_optimizer_does_what_the_plain_one_does(kind: str) -> None:
+def test_the_fused_optimizer_equals_the_plain_optimizer(kind: str) -> None:
     classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
@@ -86,7 +86,7 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(kind: str) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
-def test_large_blocks_are_not_given_back_between_steps() -> None:
+def test_large_blocks_are_not_returned_to_the_kernel_between_steps() -> None:
     keep_memory()
 
     def faults() -> int:

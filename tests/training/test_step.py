@@ -1,4 +1,4 @@
-"""A sharded step held against the same step in plain PyTorch."""
+"""A sharded step compared with the same step in plain PyTorch."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def sharded_step(worker: Worker, experiment: Experiment) -> tuple[Tensors, Tenso
 
 
 def weights(module: torch.nn.Module) -> Tensors:
-    """Full tables where this worker holds them whole, and dense parameters."""
+    """The tables that this worker has, and the dense parameters. Only for tables that are on one worker."""
     found = {}
     for name, value in module.state_dict().items():
         parts = value.local_shards() if hasattr(value, "local_shards") else None
@@ -80,8 +80,8 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_step_is_that_of_plain_pytorch(tmp_path: Path, two_workers: WorkerPool, workers: int) -> None:
-    """Gradients are those of the mean over the real rows of the global batch: padding and workers change nothing."""
+def test_a_step_equals_that_of_plain_pytorch(tmp_path: Path, two_workers: WorkerPool, workers: int) -> None:
+    """Gradients are of the mean over the global batch's real rows: padding and the number of workers change nothing."""
     features = [
         {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": 8, "sharding": "table_wise"},
         {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": "table_wise"},
@@ -101,4 +101,4 @@ def test_a_step_is_that_of_plain_pytorch(tmp_path: Path, two_workers: WorkerPool
     assert expected.keys() == after.keys()
     for name, value in expected.items():
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6, msg=name)
-        assert not torch.equal(before[name], after[name]), f"{name} has moved"
+        assert not torch.equal(before[name], after[name]), f"{name} has changed"

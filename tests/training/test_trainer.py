@@ -1,4 +1,4 @@
-"""What a run does beside resuming: learns, stops, logs, survives a failed save, lists its state."""
+"""Training runs apart from resuming: learning, stopping, logging, failed saves, the list of their state."""
 
 import os
 import resource
@@ -55,7 +55,7 @@ def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_early_stopping_ends_the_run_and_stays_ended(tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run_for_good(tmp_path: Path) -> None:
     sections: dict[str, Any] = {
         "training": {
             "epochs": 50,
@@ -80,18 +80,18 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert (Path(experiment.folder) / "checkpoints/step-00000007/complete.json").exists()
 
 
-def test_a_failed_save_leaves_the_run_going(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file stands where the folder of the checkpoint of step 5 should be: that save fails, the others do not."""
+def test_a_run_continues_after_a_failed_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There is a file in place of the folder of checkpoint 5, so that this save fails. The others do not."""
     sections = {"checkpoint": {"every_steps": 5, "keep_last": 100}}
-    straight, hurt = new_run(tmp_path / "straight", **sections), new_run(tmp_path / "hurt", **sections)
-    blocked = Path(hurt.folder) / "checkpoints/step-00000005"
+    straight, disturbed = new_run(tmp_path / "straight", **sections), new_run(tmp_path / "disturbed", **sections)
+    blocked = Path(disturbed.folder) / "checkpoints/step-00000005"
     blocked.parent.mkdir()
     blocked.write_text("in the way")
-    for experiment in (straight, hurt):
+    for experiment in (straight, disturbed):
         with one_worker() as worker:
             assert run_on(worker, experiment) == "finished"
     assert "checkpoint of step 5 could not be saved" in caplog.text
-    assert_identical(tensors(straight, 24, tmp_path), tensors(hurt, 24, tmp_path))
+    assert_identical(tensors(straight, 24, tmp_path), tensors(disturbed, 24, tmp_path))
 
 
 def test_a_last_step_that_cannot_be_saved_is_an_error(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_table_of_another_experiment_is_refused(tmp_path: Path, sections: dict
         run(synthetic.experiment(tmp_path, **sections), launcher="local", workers=None, resume="auto")
 
 
-def test_a_checkpoint_holds_all_that_decides_the_future(tmp_path: Path) -> None:
-    """Its parts, by their names on disk. That nothing is missing is what the exact resumes show (test_resume.py)."""
+def test_a_checkpoint_contains_everything_that_a_resume_needs(tmp_path: Path) -> None:
+    """Its parts, by their names on disk. The exact resumes of test_resume.py show that nothing is missing."""
     experiment = new_run(tmp_path, training={"max_steps": 2})
     with one_worker() as worker:
         run_on(worker, experiment)
@@ -141,20 +141,20 @@ def test_a_checkpoint_holds_all_that_decides_the_future(tmp_path: Path) -> None:
     own = {name.split("/")[2] for name in tensors(experiment, 2, tmp_path) if name.startswith("own/")}
     assert own == {"rng_cpu", "sums", "auc"}
     assert asdict(saved.state().progress).keys() == {
-        "step", "position", "best", "best_step", "stale_validations", "span", "earlier",
+        "step", "position", "best", "best_step", "stale_validations", "window", "earlier",
     }  # fmt: skip
 
 
-def test_a_file_that_is_cut_short_costs_a_checkpoint_and_not_the_run(
+def test_a_checkpoint_with_a_truncated_file_is_lost_and_the_run_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A real limit of the kernel in place of a full disk: writing fails in the middle of a file."""
+    """A file size limit of the kernel, in place of a full disk, makes a write fail in the middle of a file."""
     experiment = new_run(tmp_path / "cut", checkpoint={"every_steps": 5, "keep_last": 100})
     straight = continued(experiment, tmp_path / "straight", 0, checkpoint={"every_steps": 5, "keep_last": 100})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Validation:
-        """Lets files grow again from the first validation on, at step 12."""
+        """Removes the limit at the first validation, at step 12."""
 
         def __call__(self) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -168,17 +168,17 @@ def test_a_file_that_is_cut_short_costs_a_checkpoint_and_not_the_run(
             trainer = Trainer(run_of, state, settings, RunLog(run_of.folder, 0), validation=Validation())
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
             try:
-                assert trainer.train(train_reader(run_of, manifest, worker, state.progress.span)) == "finished"
+                assert trainer.train(train_reader(run_of, manifest, worker, state.progress.window)) == "finished"
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "The checkpoint of step 5 could not be saved" in caplog.text
     steps = [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)]
-    assert steps == [15, 20, 24], "step 10 and 5 were cut short, and each cost nothing but itself"
+    assert steps == [15, 20, 24], "only the truncated checkpoints of steps 5 and 10 are lost"
     assert_identical(tensors(straight, 24, tmp_path), tensors(experiment, 24, tmp_path))
 
 
-def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
-    """Saves of new bests fail at steps 4 and 8, the last one; that of step 8 works when it is tried once more."""
+def test_the_best_step_is_the_best_one_that_was_saved(tmp_path: Path) -> None:
+    """Saves of new best steps fail at step 4 and at the last step, 8. The second try to save step 8 succeeds."""
     sections = {"training": {"max_steps": 8, "validate_every_steps": 2}, "checkpoint": {"keep_last": 100}}
     experiment = new_run(tmp_path, **sections)
     manifest = read_manifest(experiment.table_folder)
@@ -209,7 +209,7 @@ def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
         settings = run_settings(experiment, manifest, worker)
         run_log = Retrying(experiment.folder, 0)
         trainer = Trainer(experiment, state, settings, run_log, validate, criterion)
-        trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+        trainer.train(train_reader(experiment, manifest, worker, state.progress.window))
     saved = complete_checkpoints(experiment.checkpoint_folder)
     assert [checkpoint.step for checkpoint in saved] == [2, 6, 8]
     at = {checkpoint.step: checkpoint.state().progress for checkpoint in saved}
@@ -218,7 +218,7 @@ def test_the_best_is_the_best_that_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path: Path) -> None:
-    """As workers that were cut off from a Ray that has died: they may go on for a while."""
+    """Workers that have lost the connection to a Ray that has died may still run for a while."""
     experiment = new_run(tmp_path, checkpoint={"every_steps": 5})
     manifest = read_manifest(experiment.table_folder)
 
@@ -230,20 +230,20 @@ def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path
         state = fresh_state(experiment, manifest, worker)
         settings = run_settings(experiment, manifest, worker)
         trainer = Trainer(experiment, state, settings, RunLog(experiment.folder, 0), validation=taken_over)
-        with pytest.raises(UserError, match="Another training has begun in .*/synthetic since this one did"):
-            trainer.train(train_reader(experiment, manifest, worker, state.progress.span))
+        with pytest.raises(UserError, match="Another training job has started in .*/synthetic after this one"):
+            trainer.train(train_reader(experiment, manifest, worker, state.progress.window))
     names = {path.name for path in Path(experiment.checkpoint_folder).iterdir()}
     assert names == {"step-00000005", "step-00000010"}, "the epoch ends at step 12, with a validation"
 
 
 @pytest.mark.whole_run
-def test_sigterm_saves_and_leaves_with_its_own_code(tmp_path: Path) -> None:
-    """A real process gets a real signal; what it left goes on to the same end as the run that was left alone."""
+def test_sigterm_saves_and_exits_with_a_distinct_code(tmp_path: Path) -> None:
+    """A real process receives a real signal. Its run, resumed, ends the same as an undisturbed run."""
     sections = {
         "training": {"epochs": 10, "log_every_steps": 1, "validate_every_steps": 100},
         "checkpoint": {"every_steps": 1000},
     }
-    experiment = new_run(tmp_path / "told", **sections)
+    experiment = new_run(tmp_path / "stopped", **sections)
     straight = continued(experiment, tmp_path / "straight", 0, **sections)
     file = tmp_path / "experiment.yaml"
     file.write_text(dump_experiment(experiment))
@@ -273,12 +273,12 @@ def whole_machine() -> Iterator[Worker]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"launcher": "local", "workers": 2}, "has one worker; 2 were asked for"),
+        ({"launcher": "local", "workers": 2}, "has one worker; 2 were requested"),
         ({"device": "cuda"}, "torch sees no CUDA device"),
         ({"resume": "/nowhere/step-1"}, "/nowhere/step-1 is not a complete checkpoint"),
     ],
 )
-def test_wrong_wishes_are_told(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_cannot_be_met_are_errors(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     if arguments.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     experiment = new_run(tmp_path, training={"device": arguments.pop("device", "cpu")})
@@ -287,7 +287,7 @@ def test_wrong_wishes_are_told(tmp_path: Path, arguments: dict[str, Any], messag
     assert not (Path(experiment.folder) / "metrics.jsonl").exists()
 
 
-def test_training_without_a_table_is_told(tmp_path: Path) -> None:
+def test_training_without_a_table_is_an_error(tmp_path: Path) -> None:
     from tests import synthetic
 
     with pytest.raises(UserError, match="no finished feature table .* run `manygate preprocess"):
@@ -297,7 +297,7 @@ def test_training_without_a_table_is_told(tmp_path: Path) -> None:
 def test_resume_never_does_not_mix_two_runs(tmp_path: Path) -> None:
     experiment = new_run(tmp_path, training={"max_steps": 2})
     run(experiment, "local", None, "never")
-    with pytest.raises(UserError, match="holds checkpoints of an earlier run"):
+    with pytest.raises(UserError, match="has checkpoints of an earlier run"):
         run(experiment, "local", None, "never")
 
 
@@ -312,8 +312,8 @@ def diverge(worker: Worker, experiment: Experiment) -> None:
     validation()
 
 
-def test_an_error_of_the_first_worker_reaches_all(tmp_path: Path, two_workers: WorkerPool) -> None:
-    """Metrics are computed on the first worker; without care the second would wait for it for ever."""
+def test_an_error_of_the_first_worker_is_raised_on_all(tmp_path: Path, two_workers: WorkerPool) -> None:
+    """Metrics are computed on the first worker; if only that one raised the error, the second would wait for ever."""
     with pytest.raises(UserError, match="not finite numbers: training has probably diverged"):
         two_workers.run(diverge, new_run(tmp_path))
     assert two_workers.run(worker_rank) == [0, 1]

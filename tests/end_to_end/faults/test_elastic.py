@@ -1,4 +1,4 @@
-"""One run on 1, 2 and 4 workers, in any order and under other sharding plans: the same run up to rounding."""
+"""A run on 1, 2 and 4 workers, in any order and under different sharding plans, is the same up to rounding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.config.experiment import Experiment
 from tests.training.runs import continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 
-# 12 steps an epoch, 24 in all, saved every 5. What models draw, normalise and compare over rows is in one of them.
+# 12 steps per epoch, 24 in all, saved every 5. Each random draw and each computation over rows is in one of the models.
 MODELS: dict[str, dict[str, Any]] = {
     "aesm": {"trunk": {"kind": "aesm", "experts": 3, "hidden": [16], "noise": 0.5}},
     "star": {"trunk": {"kind": "star", "hidden": [16]}},
@@ -27,7 +27,7 @@ Run = Callable[[Experiment], None]
 
 @pytest.fixture(scope="module")
 def run_with(two_workers: WorkerPool, four_workers: WorkerPool) -> dict[int, Run]:
-    """Number of workers -> what trains a run on them to its end."""
+    """Number of workers -> a function that trains a run on them to its end."""
 
     def alone(experiment: Experiment) -> None:
         with one_worker() as worker:
@@ -39,17 +39,17 @@ def run_with(two_workers: WorkerPool, four_workers: WorkerPool) -> dict[int, Run
     return {1: alone, 2: on(two_workers), 4: on(four_workers)}
 
 
-def sections(model: str, placed: str | None = None) -> dict[str, Any]:
+def sections(model: str, sharding: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": MODELS[model],
         "checkpoint": {"every_steps": 5, "keep_last": 100},
         "training": {"log_every_steps": 1},
     }
-    if placed is not None:
-        ids = {"ids": {"hash": 48}, "dim": 8, "sharding": placed}
+    if sharding is not None:
+        ids = {"ids": {"hash": 48}, "dim": 8, "sharding": sharding}
         found["features"] = [
             {"name": "user", "column": "u", "kind": "categorical", **ids},
-            {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": placed},
+            {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": sharding},
             {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": 4},
             {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
             {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
@@ -63,7 +63,7 @@ def losses(experiment: Experiment) -> list[float]:
 
 
 def assert_same(one: Experiment, other: Experiment, scratch: Path) -> None:
-    """The same losses at every step, and the same weights and moments in the end."""
+    """The same losses at every step, and the same weights and moments at the end."""
     assert len(losses(one)) == 3 * LAST
     assert losses(other) == pytest.approx(losses(one), rel=2e-4)
     expected, found = tensors(one, LAST, scratch), tensors(other, LAST, scratch)
@@ -87,14 +87,14 @@ def alone(run_with: dict[int, Run], tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_seed_gives_the_same_run_from_the_first_step(
     run_with: dict[int, Run], alone: dict[str, Experiment], tmp_path: Path, model: str, workers: int
 ) -> None:
-    """Initial rows, order of samples, gate noise, normalisation, inner products of gradients: of the global batch."""
+    """Initial rows, sample order, gate noise, moments and inner products of gradients do not depend on the workers."""
     together = new_run(tmp_path, **sections(model))
     run_with[workers](together)
     assert_same(alone[model], together, tmp_path)
 
 
 @pytest.mark.parametrize("order", [(1, 4, 2), (4, 2, 1), (2, 1, 4)])
-def test_workers_come_and_go(
+def test_a_run_continues_on_other_numbers_of_workers(
     run_with: dict[int, Run], alone: dict[str, Experiment], tmp_path: Path, order: tuple[int, int, int]
 ) -> None:
     """Five steps on one number of workers, ten more on another, the rest on a third, each under another plan."""
@@ -111,7 +111,7 @@ def test_workers_come_and_go(
 def test_noise_matters_and_another_seed_is_another_run(
     run_with: dict[int, Run], alone: dict[str, Experiment], tmp_path: Path
 ) -> None:
-    """So that the tests above compare something: without noise, or with another seed, losses differ."""
+    """Shows that the tests above can fail: without noise, or with another seed, losses differ."""
     runs = {}
     for name, change in (("quiet", {"noise": 0.0}), ("b", {})):
         model = {"model": {"trunk": {**MODELS["aesm"]["trunk"], **change}}}

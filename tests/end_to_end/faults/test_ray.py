@@ -1,4 +1,4 @@
-"""Ray starts workers again that died or hang, and goes on with fewer when machines disappear."""
+"""Ray restarts workers that die or hang, and continues with fewer workers when machines disappear."""
 
 import re
 import signal
@@ -32,7 +32,7 @@ LAST = 480
 
 @pytest.fixture(autouse=True)
 def quick_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Train looks after its workers more often, and waits less long for those that a lost machine had."""
+    """Makes Ray Train check its workers more often, and wait less for the workers of a lost machine."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
@@ -45,7 +45,7 @@ def straight(two_workers: WorkerPool, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def fresh(straight: Experiment, folder: Path) -> Experiment:
-    """A run of the same experiment that has not begun."""
+    """A run of the same experiment that has not started."""
     experiment = continued(straight, folder, 0, **SECTIONS)
     Path(experiment.folder, "metrics.jsonl").unlink()
     return experiment
@@ -75,8 +75,8 @@ def train_workers(process: ForkServerProcess) -> list[psutil.Process]:
     return [child for child in children if child.is_running() and "RayTrainWorker" in "".join(child.cmdline())]
 
 
-def test_a_worker_killed_and_a_worker_that_hangs(straight: Experiment, tmp_path: Path) -> None:
-    """SIGKILL, and SIGSTOP, which the others' watchdogs see. In the end bit by bit the run that was left alone."""
+def test_a_run_survives_a_killed_worker_and_a_hanging_worker(straight: Experiment, tmp_path: Path) -> None:
+    """SIGKILL, and SIGSTOP, which the other workers' watchdogs detect. The result is that of an undisturbed run."""
     experiment, file, printed = fresh(straight, tmp_path), tmp_path / "experiment.yaml", tmp_path / "printed.txt"
     file.write_text(dump_experiment(experiment))
     process = start_manygate("train", str(file), "--launcher", "ray", "--workers", "2", output=printed)
@@ -84,19 +84,19 @@ def test_a_worker_killed_and_a_worker_that_hangs(straight: Experiment, tmp_path:
     train_workers(process)[-1].send_signal(signal.SIGKILL)
     wait_for_step(experiment, 200, process)
     train_workers(process)[-1].send_signal(signal.SIGSTOP)
-    told = finish(process, printed)
-    assert "restart 1" in told and "restart 2" in told and "exactly" in told
-    told_hang = r"Worker \d of 2 has made no progress for 6 s \(training.hang_timeout_s\): training step \d+, in the "
-    assert re.search(told_hang, told), told
+    output = finish(process, printed)
+    assert "restart 1" in output and "restart 2" in output and "exactly" in output
+    message = r"Worker \d of 2 has made no progress for 6 s \(training.hang_timeout_s\): training step \d+, in the "
+    assert re.search(message, output), output
     assert_identical(tensors(straight, LAST, tmp_path), tensors(experiment, LAST, tmp_path))
     assert metrics(experiment) == metrics(straight)
 
 
-def test_a_machine_disappears(straight: Experiment, tmp_path: Path) -> None:
-    """Workers as a range: the run goes on with what is left, with the same samples."""
+def test_a_run_survives_the_loss_of_a_machine(straight: Experiment, tmp_path: Path) -> None:
+    """With a range of workers, the run continues on the remaining machine, with the same samples."""
     experiment, printed = fresh(straight, tmp_path), tmp_path / "printed.txt"
-    told = finish(fork(lose_a_machine, experiment, output=printed), printed)
-    assert "going on at step" in told and "workers: 2 -> 1" in told
+    output = finish(fork(lose_a_machine, experiment, output=printed), printed)
+    assert "continuing at step" in output and "workers: 2 -> 1" in output
     losses, expected = (
         [record["tasks"]["click"]["loss"] for record in metrics(run) if record["kind"] == "train"]
         for run in (experiment, straight)
@@ -105,9 +105,9 @@ def test_a_machine_disappears(straight: Experiment, tmp_path: Path) -> None:
 
 
 def lose_a_machine(experiment: Experiment) -> None:
-    """Trains on a machine of one CPU and one of two, the second of which is lost in the middle.
+    """Trains on a machine with one CPU and another with two, and loses the second machine during training.
 
-    Three workers do not divide four lanes, so two of them train.
+    Three workers do not divide four lanes, so only two of them train.
     """
     keep_to_loopback()
     configure_logging()

@@ -1,4 +1,4 @@
-"""Logs, feature table, checkpoints and metrics in an S3 store that answers late, wrongly or not at all."""
+"""Logs, feature table, checkpoints and metrics in an S3 store with slow, wrong or missing answers."""
 
 import re
 import socket
@@ -40,7 +40,7 @@ SECTIONS: dict[str, Any] = {"checkpoint": {"every_steps": 5, "keep_last": 100}, 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[ObjectStore]:
-    """A store that this process and those that it starts find by themselves."""
+    """A store that this process and its child processes find through environment variables."""
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
@@ -60,7 +60,7 @@ def upload(store: ObjectStore, folder: Path, prefix: str) -> None:
 
 
 def download(store: ObjectStore, prefix: str, folder: Path) -> None:
-    """What lies below a prefix, read without the proxy."""
+    """Downloads the objects below a prefix, without the proxy."""
     for key in store.all_keys():
         if key.startswith(f"{prefix}/") and not key.endswith("/"):
             path = folder / key.removeprefix(f"{prefix}/")
@@ -68,20 +68,20 @@ def download(store: ObjectStore, prefix: str, folder: Path) -> None:
             path.write_bytes(store.content(key))
 
 
-def moved(experiment: Experiment, output: str) -> Experiment:
+def with_output(experiment: Experiment, output: str) -> Experiment:
     return experiment.model_copy(update={"output": output})
 
 
 def on_s3(experiment: Experiment, store: ObjectStore, name: str) -> Experiment:
-    """The experiment with its run, and what is there of it, in the store."""
+    """The experiment with its output in the store, where its existing files are copied."""
     upload(store, Path(experiment.output), name)
-    return moved(experiment, store.uri(name))
+    return with_output(experiment, store.uri(name))
 
 
-def brought_back(experiment: Experiment, store: ObjectStore, folder: Path) -> Experiment:
-    """The run as it lies in the store, on the local disk."""
+def downloaded(experiment: Experiment, store: ObjectStore, folder: Path) -> Experiment:
+    """A copy of a run in the store, on the local disk."""
     download(store, experiment.output.removeprefix(f"s3://{BUCKET}/"), folder)
-    return moved(experiment, str(folder))
+    return with_output(experiment, str(folder))
 
 
 def assert_same_run(one: Experiment, two: Experiment, step: int, scratch: Path) -> None:
@@ -97,7 +97,7 @@ def steps(experiment: Experiment) -> list[int]:
 
 @pytest.fixture(scope="module")
 def driver(running: ObjectStore) -> Iterator[WorkerPool]:
-    """A process for preprocessing, whose Ray workers find the store as well."""
+    """A process for preprocessing, whose Ray workers find the store too."""
     pool = WorkerPool(1)
     yield pool
     pool.run(stop_ray)
@@ -117,7 +117,7 @@ def preprocess_here(file: str) -> None:
 
 
 def whole_path(experiment: Experiment, scratch: Path, preprocess: Callable[[str], Any]) -> dict[str, Any]:
-    """Preprocesses, trains, resumes and evaluates; the evaluation."""
+    """Preprocesses, trains, resumes and evaluates; returns the evaluation."""
     file = scratch / "experiment.yaml"
     file.write_text(dump_experiment(experiment))
     preprocess(str(file))
@@ -127,12 +127,12 @@ def whole_path(experiment: Experiment, scratch: Path, preprocess: Callable[[str]
         assert run_on(worker, experiment) == "finished"
         evaluation = evaluate_on_worker(worker, experiment, LATEST, "test")
     assert evaluation is not None
-    evaluation.pop("checkpoint")  # its path
+    evaluation.pop("checkpoint")  # a path, which differs
     return evaluation
 
 
 def log_experiment(folder: Path, output: str, log: str) -> Experiment:
-    # Sequences must be equally wide, and widths multiples of 4.
+    # The widths of sequences must be equal, and multiples of 4.
     features = [feature for feature in logs.FEATURES if feature["name"] not in ("years", "flag")]
     training = {"epochs": 2, "max_steps": 12, "log_every_steps": 4}
     experiment = logs.experiment(folder, output=output, features=features, training=training)
@@ -147,7 +147,7 @@ def log_experiment(folder: Path, output: str, log: str) -> Experiment:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> tuple[Path, Experiment, dict[str, Any]]:
-    """Logs, and the whole path from them on the local disk."""
+    """Logs, and a whole run from them on the local disk."""
     folder = tmp_path_factory.mktemp("local")
     logs.write_log(folder / "data/log", rows=60)
     logs.write_side(folder / "data/side.parquet")
@@ -156,7 +156,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> tuple[Pa
 
 
 @pytest.mark.parametrize("weather", ["calm", "rough"])
-def test_the_whole_path_is_the_one_on_a_local_disk(
+def test_a_whole_run_equals_the_run_on_a_local_disk(
     store: ObjectStore, driver: WorkerPool, local: tuple[Path, Experiment, dict[str, Any]], tmp_path: Path, weather: str
 ) -> None:
     folder, expected, evaluation = local
@@ -168,13 +168,13 @@ def test_the_whole_path_is_the_one_on_a_local_disk(
     assert whole_path(remote, tmp_path, lambda file: driver.run(preprocess_on, file)) == evaluation
     store.faults = Faults()
     assert (store.done.total() > before) == (weather == "rough")
-    found = brought_back(remote, store, tmp_path / "back")
+    found = downloaded(remote, store, tmp_path / "back")
     assert_same_table(Path(expected.table_folder), Path(found.table_folder))
     assert_same_run(expected, found, 12, tmp_path)
 
 
 def assert_same_table(one: Path, two: Path) -> None:
-    """All files are the same, but for the path of the side table, which the settings and their fingerprint have."""
+    """All files are the same, except for the path of the side table in the settings, and their fingerprint."""
     expected, found = logs.digests(one), logs.digests(two)
     assert expected.keys() == found.keys()
     assert {name for name, digest in expected.items() if digest != found[name]} == {"settings.json", "manifest.json"}
@@ -183,7 +183,7 @@ def assert_same_table(one: Path, two: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     experiment = new_run(tmp_path_factory.mktemp("straight"), **SECTIONS)
     with one_worker() as worker:
         run_on(worker, experiment)
@@ -192,11 +192,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Experiment:
-    """An experiment with a table and no run."""
+    """An experiment with a table and without a run."""
     return new_run(tmp_path / "table", **SECTIONS)
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(
+def test_a_checkpoint_that_cannot_be_written_is_all_that_is_lost(
     store: ObjectStore, straight: Experiment, table: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     remote = on_s3(table, store, "refused")
@@ -207,16 +207,16 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(
         assert "ACCESS_DENIED" in caplog.text
         kept = [step for step in steps(straight) if step != 10]
         assert steps(remote) == kept
-        assert_same_run(straight, brought_back(remote, store, tmp_path / "back"), 16, tmp_path)
+        assert_same_run(straight, downloaded(remote, store, tmp_path / "back"), 16, tmp_path)
         store.faults = Faults()
         run_on(worker, remote, storage.join(remote.checkpoint_folder, "step-00000005"))
     assert steps(remote) == steps(straight)
     for folder in ("one", "two"):
         (tmp_path / folder).rename(tmp_path / f"{folder}-before")
-    assert_same_run(straight, brought_back(remote, store, tmp_path / "again"), 16, tmp_path)
+    assert_same_run(straight, downloaded(remote, store, tmp_path / "again"), 16, tmp_path)
 
 
-def test_a_process_killed_in_the_middle_of_an_upload_leaves_nothing_to_see(
+def test_a_process_killed_in_the_middle_of_an_upload_leaves_no_partial_checkpoint(
     store: ObjectStore, straight: Experiment, table: Experiment, tmp_path: Path
 ) -> None:
     remote = on_s3(table, store, "killed")
@@ -233,7 +233,7 @@ def test_a_process_killed_in_the_middle_of_an_upload_leaves_nothing_to_see(
     with one_worker() as worker:
         assert run_on(worker, remote) == "finished"
     assert steps(remote) == steps(straight)
-    assert_same_run(straight, brought_back(remote, store, tmp_path / "back"), 16, tmp_path)
+    assert_same_run(straight, downloaded(remote, store, tmp_path / "back"), 16, tmp_path)
 
 
 def train_alone(experiment: Experiment) -> None:
@@ -241,16 +241,18 @@ def train_alone(experiment: Experiment) -> None:
         run_on(worker, experiment)
 
 
-def test_a_store_that_is_down_is_told(table: Experiment, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_down_is_an_error(
+    table: Experiment, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        monkeypatch.setattr(storage, "_S3_ATTEMPTS", 2)  # each waits longer than the one before
+        monkeypatch.setattr(storage, "_S3_ATTEMPTS", 2)  # each attempt waits longer than the previous one
         with pytest.raises(UserError, match="did not serve s3://bucket/down/.*Could not connect.*Check its address"):
-            train.run(moved(table, store.uri("down")), "local", 1, "auto")
+            train.run(with_output(table, store.uri("down")), "local", 1, "auto")
 
 
-def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, table: Experiment) -> None:
+def test_a_table_is_not_reported_as_damaged_if_its_store_refuses_a_read(store: ObjectStore, table: Experiment) -> None:
     remote = on_s3(table, store, "closed")
     file = "train/day=1/lane-000/unit-00000.parquet"
     store.faults = Faults(refuse_reads="lane-")
@@ -260,9 +262,9 @@ def test_a_table_whose_store_refuses_is_not_called_damaged(store: ObjectStore, t
     assert "--overwrite" not in str(caught.value)
 
 
-def test_a_request_that_is_never_answered_is_made_again(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_an_answer_is_repeated(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_S3_SILENCE_S", 1.0)
-    monkeypatch.setattr(storage, "_s3", {})  # no connection with the silence of before
+    monkeypatch.setattr(storage, "_s3", {})  # no connection with the previous time limit
     store.put("quiet/file.json", b"[1]")
     store.faults = Faults(silent_first="quiet/")
     assert storage.exists(store.uri("quiet/file.json"))
@@ -297,16 +299,16 @@ def logged_steps(store: ObjectStore) -> list[int]:
     return [int(step) for step in re.findall(rb'"step": ([0-9]+)', store.content("metrics/metrics.jsonl"))]
 
 
-def test_an_object_store_is_not_written_to_for_every_line(store: ObjectStore) -> None:
+def test_metrics_are_not_written_to_an_object_store_at_every_line(store: ObjectStore) -> None:
     run_log = RunLog(store.uri("often"), 0)
-    before = store.asked("PUT", "often/metrics.jsonl")
+    before = store.count_requests("PUT", "often/metrics.jsonl")
     for step in range(100):
         run_log.record("train", step, {"x": step})
     run_log.close()
-    assert 1 <= store.asked("PUT", "often/metrics.jsonl") - before < 10
+    assert 1 <= store.count_requests("PUT", "often/metrics.jsonl") - before < 10
 
 
-def test_folders_of_a_store_that_has_none(store: ObjectStore) -> None:
+def test_a_store_without_folders_behaves_as_if_it_had_them(store: ObjectStore) -> None:
     folder = store.uri("folders/a")
     assert not storage.exists(folder) and not storage.is_folder(folder) and storage.list_folder(folder) == []
     assert storage.read_json(storage.join(folder, "x.json")) is None
@@ -333,7 +335,7 @@ def test_a_bucket_is_neither_made_nor_deleted(store: ObjectStore) -> None:
     assert storage.is_folder("s3://other") and storage.list_folder("s3://other") == []
 
 
-def test_a_store_named_by_the_uri_itself(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_uri_may_name_the_store_itself(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     root = f"s3://{BUCKET}/named?endpoint_override={store.endpoint.removeprefix('http://')}&scheme=http"
     storage.write_json(storage.join(root, "a", "b.json"), {"x": 1})
@@ -341,8 +343,8 @@ def test_a_store_named_by_the_uri_itself(store: ObjectStore, monkeypatch: pytest
     assert storage.list_folder(root) == ["a"]
 
 
-def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
-    """A reader that has it open reads on in the old one; a write that fails leaves the old one and nothing else."""
+def test_a_local_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """A reader that has opened the old file continues to read it; a write that fails leaves only the old file."""
     file = tmp_path / "a.json"
     storage.write_text(str(file), "old")
     with file.open() as reader:
@@ -353,7 +355,7 @@ def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_local_write_that_was_killed_is_not_seen(tmp_path: Path) -> None:
+def test_a_local_write_that_was_killed_leaves_the_old_file(tmp_path: Path) -> None:
     script = (
         "import os, signal; from pathlib import Path; from pipeline import storage\n"
         "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"

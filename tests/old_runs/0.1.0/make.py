@@ -1,4 +1,4 @@
-"""Makes this folder's run again, with a checkout of the version that it is of.
+"""Reproduces the run in this folder with a checkout of the version that made it.
 
 cd tests/old_runs/0.1.0 && PYTHONPATH=CHECKOUT python make.py EMPTY_FOLDER
 """
@@ -17,11 +17,11 @@ from jobs import cli
 
 HERE = Path(__file__).resolve().parent
 ROWS = 100  # per day
-KEPT = (8, 12)  # steps of the checkpoints that are kept: in the middle of the second epoch, and the last one
+KEPT = (8, 12)  # steps of the checkpoints to keep: one in the middle of the second epoch, and the last one
 
 
 def write_logs() -> None:
-    """Four days in `log`, and in `next_day` one with users, items and words that were not there before."""
+    """Writes four days to `log`, and to `next_day` one day with new users, items and words."""
     for day in range(1, 6):
         rng = np.random.default_rng(day)
         users, items = (20, 30) if day < 5 else (26, 36)
@@ -64,7 +64,7 @@ def manygate(*arguments: str) -> None:
 
 
 def main(folder: str) -> None:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one thread, so that it can be made again bit by bit
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one thread, so that the run is reproducible bit by bit
     shutil.copy(HERE / "experiment.yaml", folder)
     os.chdir(folder)
     write_logs()
@@ -78,7 +78,7 @@ def main(folder: str) -> None:
     for unwanted in ("run/compare", "run/tensorboard"):
         shutil.rmtree(unwanted)
     Path("run/compare.md").unlink()
-    with tarfile.open("checkpoints.tar.xz", "w:xz") as packed:  # tensors are mostly zeros: a tenth of the size
+    with tarfile.open("checkpoints.tar.xz", "w:xz") as packed:  # tensors are mostly zero: a tenth of the size
         for data in sorted(Path("run/checkpoints").glob("*/data")):
             packed.add(data)
             shutil.rmtree(data)
