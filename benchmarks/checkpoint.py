@@ -27,7 +27,8 @@ import torch
 from pipeline.checkpoint.saving import Saver
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.training.run import fresh_state
 from pipeline.training.state import RunState, run_settings

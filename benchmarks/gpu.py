@@ -21,7 +21,8 @@ from benchmarks import workload
 from benchmarks.train import FLOPS, one_after_the_other
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.split_evaluation import split_reader
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.loading.prefetch import prefetch
 from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import workload
 from pipeline.config.experiment import Experiment
-from pipeline.loading.batch import Position
 from pipeline.loading.order import Shuffle, epoch_windows, lane_groups
+from pipeline.loading.position import Position
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
 from pipeline.sharding.model_inputs import batch_columns

@@ -19,11 +19,14 @@ import torch
 from torch import nn
 
 from models.build import DenseModel
-from pipeline.comparison.variants import explicit_settings, trunk_kinds, trunk_section
+from models.config import BottomConfig, TargetBottom
+from models.section import sections_by_kind
+from pipeline.comparison.variants import TRUNKS, explicit_settings, trunk_section
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment, parse_experiment
 from pipeline.evaluation.split_evaluation import split_reader
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
@@ -38,11 +41,16 @@ FIRST = "concat + shared_bottom"
 def variants(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     """Each trunk on `concat`, then each bottom that the features allow under `shared_bottom`."""
     data = explicit_settings(experiment)
-    target = getattr(experiment.model.bottom, "target", None)
-    bottoms = [{"kind": kind, "target": target} for kind in ("din", "dtrn")] if target else []
-    trunks = [trunk_section(experiment, kind) for kind in trunk_kinds()]
-    concat, shared = {"kind": "concat"}, next(trunk for trunk in trunks if trunk["kind"] == "shared_bottom")
-    for bottom, trunk in [(concat, trunk) for trunk in trunks] + [(bottom, shared) for bottom in bottoms]:
+    own = experiment.model.bottom
+    bottoms = {}
+    for kind, section in sections_by_kind(BottomConfig).items():
+        if not issubclass(section, TargetBottom):
+            bottoms[kind] = {"kind": kind}
+        elif isinstance(own, TargetBottom):
+            bottoms[kind] = {"kind": kind, "target": own.target}
+    trunks = {kind: trunk_section(experiment, kind) for kind in TRUNKS}
+    pairs = [("concat", kind) for kind in trunks] + [(kind, "shared_bottom") for kind in bottoms if kind != "concat"]
+    for bottom, trunk in ((bottoms[bottom], trunks[trunk]) for bottom, trunk in pairs):
         model = data["model"] | {"bottom": bottom, "trunk": trunk}
         name = f"{bottom['kind']} + {trunk['kind']}"
         yield name, parse_experiment(data | {"model": model}, name)

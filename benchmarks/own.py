@@ -20,7 +20,8 @@ from benchmarks import workload
 from benchmarks.rounds import Turns
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.split_evaluation import split_reader
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.sharding.module import TrainingModule
 from pipeline.sharding.shard import ShardedModel, shard
 from pipeline.table.manifest import read_manifest

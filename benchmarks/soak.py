@@ -257,7 +257,7 @@ KINDS: dict[str, tuple[Callable[[Round], None], int]] = {
     "preprocess driver": (preprocess_driver, 2),
     "preprocess worker": (preprocess_worker, 2),
     "train killed": (train_killed, 2),
-    "train told to stop": (train_terminated, 2),
+    "train asked to stop": (train_terminated, 2),
     "train, one of two killed": (train_one_of_two_killed, 2),
     "train, other workers": (train_other_workers, 2),
     "checkpoint damaged": (checkpoint_damaged, 2),

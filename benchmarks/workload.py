@@ -20,7 +20,8 @@ from examples.synthetic.generate import FIRST_DAY, Settings, generate
 from models.inputs import ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.preprocess.job import preprocess
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.table.manifest import LABEL, SCENARIO, read_manifest

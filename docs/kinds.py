@@ -8,22 +8,15 @@ A test fails if a table is out of date.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
 from models.build import build_trunk
 from models.config import BottomConfig, TrunkConfig
 from models.inputs import ModelInputs, Task
 from models.loss_config import LOSSES, LossConfig
-from models.section import ModelSection
+from models.section import ModelSection, sections_by_kind
 
 PAGE = Path(__file__).parent / "models.md"
 INPUTS = ModelInputs((), (), 0, (("a", "b"),), (Task("t", "binary"),), ("level",))
-
-
-def kinds(union: Any) -> Iterator[tuple[str, type[ModelSection]]]:
-    """All sections of a union, each with its kind."""
-    for section in get_args(get_args(union)[0]):
-        yield get_args(section.model_fields["kind"].annotation)[0], section
 
 
 def description(section: type[ModelSection]) -> str:
@@ -43,14 +36,14 @@ def options(section: type[ModelSection]) -> str:
 def bottoms() -> Iterator[str]:
     yield "| kind | What it does | Options (default) |"
     yield "| --- | --- | --- |"
-    for kind, section in kinds(BottomConfig):
+    for kind, section in sections_by_kind(BottomConfig).items():
         yield f"| `{kind}` | {description(section)} | {options(section)} |"
 
 
 def trunks() -> Iterator[str]:
     yield "| kind | What is shared, what is not | Options (default) | Old predictions stay unchanged when adding |"
     yield "| --- | --- | --- | --- |"
-    for kind, section in kinds(TrunkConfig):
+    for kind, section in sections_by_kind(TrunkConfig).items():
         trunk = build_trunk(section.model_validate({"kind": kind}), INPUTS, 1)
         keeps = " or ".join(f"a {growth}" for growth in sorted(trunk.keeps_predictions)) or "nothing"
         yield f"| `{kind}` | {description(section)} | {options(section)} | {keeps} |"

@@ -5,6 +5,7 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.checkpoint.format import MARKER, complete_checkpoints, find_checkpoint
 from pipeline.errors import UserError
 from pipeline.report.folders import describe_checkpoint, describe_table
+from pipeline.run_folder import CHECKPOINTS_FOLDER, TABLE_FOLDER
 from pipeline.table.manifest import MANIFEST
 
 
@@ -22,7 +23,7 @@ def run(path: str) -> None:
         assert named is not None
         print(describe_checkpoint(named))
         return
-    table, saved = storage.join(path, "table"), complete_checkpoints(storage.join(path, "checkpoints"))
+    table, saved = storage.join(path, TABLE_FOLDER), complete_checkpoints(storage.join(path, CHECKPOINTS_FOLDER))
     if not saved and not storage.exists(storage.join(table, MANIFEST)):
         raise UserError(
             f"{path} is not a finished feature table, a complete checkpoint, or a run folder with either of them."

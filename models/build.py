@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from models.bottoms.base import Bottom
 from models.bottoms.concat import ConcatBottom
 from models.bottoms.din import DinBottom
 from models.bottoms.dtrn import DTRNBottom
@@ -42,7 +43,7 @@ from models.trunks.star import STARTrunk
 class DenseModel(nn.Module):
     """Everything above the shared embedding: bottom, trunk, head."""
 
-    def __init__(self, bottom: nn.Module, trunk: Trunk, head: TowersHead) -> None:
+    def __init__(self, bottom: Bottom, trunk: Trunk, head: TowersHead) -> None:
         super().__init__()
         self.bottom = bottom
         self.trunk = trunk
@@ -67,7 +68,7 @@ def build_rule(config: ModelConfig, inputs: ModelInputs) -> CoreRule | None:
     return CoreRule(inputs.task_names, rule) if rule else None
 
 
-def build_bottom(config: BottomConfig, inputs: ModelInputs) -> ConcatBottom | DinBottom | DTRNBottom:
+def build_bottom(config: BottomConfig, inputs: ModelInputs) -> Bottom:
     match config:
         case ConcatConfig():
             return ConcatBottom(inputs)

@@ -256,9 +256,6 @@ class TowersConfig(ModelSection):
     conversion: Literal["product", "direct"] = "product"
 
 
-HeadConfig = TowersConfig
-
-
 class ObjectiveConfig(ModelSection):
     """Weights of the tasks, and the rule that combines their gradients at the shared embedding."""
 
@@ -273,7 +270,7 @@ class ModelConfig(ModelSection):
 
     bottom: BottomConfig = ConcatConfig(kind="concat")
     trunk: TrunkConfig
-    head: HeadConfig = TowersConfig(kind="towers")
+    head: TowersConfig = TowersConfig(kind="towers")
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @property

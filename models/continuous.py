@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
-from models.loss_config import LossConfig, LossName
+from models.loss_config import LossConfig
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labels < 0, math.nan, loss)
 
 
-CONTINUOUS: dict[LossName, ContinuousLoss] = {
+CONTINUOUS: dict[str, ContinuousLoss] = {
     "mse": ContinuousLoss(1, _squared_error, _first),
     "huber": ContinuousLoss(1, _huber, _first),
     "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _lognormal_mean),

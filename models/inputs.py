@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # processes that read the experiment file or preprocess logs 
 
 from models.loss_config import LossConfig
 
+TaskKind = Literal["binary", "continuous"]
 FeatureKind = Literal["categorical", "multivalued", "sequence"]
 
 
@@ -38,7 +39,7 @@ class Task:
     """A task as a model sees it; ``after`` is the index of the task that it depends on."""
 
     name: str
-    kind: Literal["binary", "continuous"]
+    kind: TaskKind
     after: int | None = None
     weight: float = 1.0
     loss: LossConfig = LossConfig()  # only for a continuous task

@@ -5,13 +5,11 @@ imports this file.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from models.section import ModelSection
-
-LossName = Literal["mse", "huber", "ziln", "tweedie"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class LossFacts:
     """Whether its value can be negative. Learned task weights cannot be used with such a loss."""
 
 
-LOSSES: dict[LossName, LossFacts] = {
+LOSSES: dict[str, LossFacts] = {
     "mse": LossFacts(
         "a target whose extreme values a `transform` reduces, such as log1p of a watch time",
         "the mean, on the training scale",
@@ -44,6 +42,11 @@ LOSSES: dict[LossName, LossFacts] = {
     ),
     "tweedie": LossFacts("the same amounts, with one output unit", "the mean", keys=("power",), of_amounts=True),
 }
+
+if TYPE_CHECKING:  # mypy cannot read a Literal that is made from a dict
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 
 
 class LossConfig(ModelSection):

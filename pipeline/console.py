@@ -3,7 +3,8 @@
 import logging
 import warnings
 
-OURS = ("pipeline", "models", "jobs", "cluster")
+from manygate_guard import PACKAGES
+
 # Loggers that report every kernel and block, and deprecations that only their own authors can act on.
 NOISY = {
     "torchrec": logging.WARNING,
@@ -18,7 +19,7 @@ NOISY = {
 def configure_logging() -> None:
     """Sends log lines with a time to stderr. Called in every process that a person may watch, workers included."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in OURS:
+    for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
     for name, level in NOISY.items():
         logging.getLogger(name).setLevel(level)

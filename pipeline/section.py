@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +11,12 @@ class Section(BaseModel):
     """A frozen part of the experiment file that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def kind_of(section: type[BaseModel]) -> str | None:
+    """The `kind` that selects this section where sections of several kinds are possible; None if it has none."""
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

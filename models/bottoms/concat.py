@@ -1,13 +1,14 @@
 """Bottom `concat`: concatenates features and the means of behaviour sequences."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.bottoms.base import Bottom
 from models.inputs import Embedded, ModelInputs
 from models.layers.pooling import divide_by_length
 
 
-class ConcatBottom(nn.Module):
+class ConcatBottom(Bottom):
     """``[field_1 ‖ ... ‖ mean(sequence_1) ‖ ... ‖ numerics]``, shared by all tasks: ``(batch, out_dim)``."""
 
     def __init__(self, inputs: ModelInputs) -> None:

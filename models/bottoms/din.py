@@ -6,6 +6,7 @@ Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018.
 import torch
 from torch import Tensor, nn
 
+from models.bottoms.base import Bottom
 from models.config import DinConfig
 from models.inputs import Embedded, ModelInputs
 from models.layers.mlp import Units, mlp
@@ -39,7 +40,7 @@ class TargetAttention(nn.Module):
         return torch.zeros_like(target, dtype=weighted.dtype).index_add(0, sample, weighted)
 
 
-class DinBottom(nn.Module):
+class DinBottom(Bottom):
     """Concatenates features, one interest vector per sequence, and numerics, for all tasks: ``(batch, out_dim)``."""
 
     def __init__(self, inputs: ModelInputs, config: DinConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from models.bottoms.base import Bottom
 from models.config import DTRNConfig
 from models.inputs import Embedded, ModelInputs
 from models.labels import label
@@ -20,7 +21,7 @@ from models.layers.pooling import divide_by_length
 from models.layers.transformer import ConditionalBlock
 
 
-class DTRNBottom(nn.Module):
+class DTRNBottom(Bottom):
     """For task t: ``O_t = refine_t([features ‖ r_t,1 ‖ ... ‖ r_t,Nb ‖ numerics])``, ``(tasks, batch, out_dim)``.
 
     ``r_t,b`` is the interest that task t reads from behaviour b (the task-specific interest module); `refine_t` weights

@@ -8,7 +8,7 @@ from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.documents import Json
 from pipeline.errors import UserError
-from pipeline.table.settings import Growth, differences, growth
+from pipeline.table.settings import GROWING_SECTIONS, Growth, differences, growth
 
 
 def check_model(checkpoint: Checkpoint, saved: RunSettings, run: RunSettings) -> Growth:
@@ -141,7 +141,7 @@ def _decisive(run: RunSettings) -> _Decisive:
         places={"workers": run.workers, "threads": run.threads, "device": run.device, "versions": run.versions},
         training=experiment.training.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
         weights={task.name: task.weight for task in experiment.tasks},
-        shardings={feature.name: feature.model_dump(mode="json").get("sharding") for feature in experiment.features},
+        shardings={feature.name: feature.sharding_type for feature in experiment.features},
     )
 
 
@@ -167,7 +167,7 @@ def _fixed_part(experiment: Experiment) -> Json:
 
 
 def _growing_part(experiment: Experiment) -> Json:
-    return experiment.model_dump(mode="json", include={"scenarios", "tasks"})
+    return experiment.model_dump(mode="json", include=set(GROWING_SECTIONS))
 
 
 def _objective_of(experiment: Experiment) -> Json:

@@ -5,7 +5,6 @@ import os
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -13,19 +12,7 @@ from pyarrow import fs
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, FileSystemReader, FileSystemWriter
 
 from pipeline import storage
-from pipeline.documents import KNOWN_KEYS_ONLY
-
-CHUNK = 2**24  # bytes per read
-
-
-@dataclass(frozen=True)
-class Written:
-    """Size and checksum of a file, recorded when it was written."""
-
-    __pydantic_config__ = KNOWN_KEYS_ONLY
-
-    bytes: int
-    crc32: int
+from pipeline.checkpoint.format import Written
 
 
 class _ChecksummedStream(io.IOBase):
@@ -182,27 +169,3 @@ def reader(uri: str) -> FileSystemReader:
     out = FileSystemReader(path)
     out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
     return out
-
-
-def find_damage(uri: str, expected: Written) -> str | None:
-    """Describes the damage of a file; None if it is as it was written.
-
-    Raises:
-        OSError: the store does not answer. The file itself may be sound.
-    """
-    filesystem, path = storage.resolve(uri)
-    info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        return "is missing"
-    if info.size != expected.bytes:
-        return f"has {info.size:,} bytes, and {expected.bytes:,} were written"
-
-    def checksum() -> int:
-        crc32 = 0
-        with filesystem.open_input_stream(path) as stream:
-            while chunk := stream.read(CHUNK):
-                crc32 = zlib.crc32(chunk, crc32)
-        return crc32
-
-    same = storage.read_again(uri, checksum) == expected.crc32
-    return None if same else "has other content than was written (checksum)"

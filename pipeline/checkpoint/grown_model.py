@@ -10,8 +10,9 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from models.growth import Carried, Labels, carry_over, state_labels
 from models.labels import axis_labels
 from pipeline.checkpoint.checks import grown_tables
-from pipeline.checkpoint.format import Checkpoint, load_tensors
+from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.state_document import RunSettings
+from pipeline.checkpoint.tensors import load_tensors
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs

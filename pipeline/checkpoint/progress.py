@@ -7,7 +7,7 @@ from pydantic import Field
 
 from pipeline.config.training import TrainingConfig
 from pipeline.documents import KNOWN_KEYS_ONLY, Json
-from pipeline.loading.batch import Position
+from pipeline.loading.position import Position
 
 Ending = Literal["finished", "stopped early", "interrupted"]
 

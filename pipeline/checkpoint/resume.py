@@ -4,10 +4,10 @@ import logging
 from functools import partial
 
 from pipeline.checkpoint.choice import AUTO, LATEST, NEVER, CheckpointChoice
+from pipeline.checkpoint.damage import check_files
 from pipeline.checkpoint.format import (
     START_OVER_HINT,
     Checkpoint,
-    check_files,
     complete_checkpoints,
     find_checkpoint,
     withdraw,

@@ -14,8 +14,9 @@ from torch.distributed import _remote_device
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
-from pipeline.checkpoint.format import Checkpoint, SaveFailedError, save_checkpoint
+from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.progress import Progress
+from pipeline.checkpoint.tensors import SaveFailedError, save_checkpoint
 from pipeline.workers.worker import Worker
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import Evaluation, read_evaluation
 from pipeline.report.comparison import compare, format_comparison
-from pipeline.scoring.checkpoint_evaluation import evaluation_file
+from pipeline.run_folder import COMPARISON_FILE, evaluation_file
 from pipeline.section import nearest
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.workers.launch import Launcher
@@ -76,7 +76,7 @@ def compare_models(
             or if the folder of a run holds a run of another experiment; later as `train_and_evaluate` does.
     """
     if split not in experiment.logs.splits:
-        raise UserError(f"logs.splits has no split {split!r}; {nearest(split, experiment.logs.splits)}.")
+        raise UserError(f"logs.splits has no split {split!r}; {nearest(split, experiment.logs.splits)}")
     base = with_absolute_paths(experiment)
     chosen, variants = parse_seeds(seeds), place_variants(base, make_variants(base, models))
     references = make_references(base) if with_reference else {}
@@ -95,9 +95,8 @@ def compare_models(
 
 def save_experiment(experiment: Experiment) -> None:
     """Saves the experiment beside its comparison, for the report, unless a run of this experiment has done so."""
-    file = storage.join(experiment.folder, "experiment.yaml")
-    if not storage.exists(file):
-        storage.write_text(file, dump_experiment(experiment))
+    if not storage.exists(experiment.file):
+        storage.write_text(experiment.file, dump_experiment(experiment))
 
 
 def make_runs(comparison: Comparison, launcher: Launcher) -> bool:
@@ -121,7 +120,7 @@ def make_runs(comparison: Comparison, launcher: Launcher) -> bool:
         if not is_finished:
             log.info("The comparison was stopped in %s: the same command continues from there.", name)
             return False
-        evaluation = read_evaluation(evaluation_file(run.experiment, comparison.split))
+        evaluation = read_evaluation(evaluation_file(run.experiment.folder, comparison.split))
         assert evaluation is not None
         done[folder] = evaluation
         if any(run.model == comparison.variants[0] and run.experiment.folder in done for run in runs):
@@ -146,7 +145,7 @@ def reuse_finished(comparison: Comparison) -> None:
     manifests = {table: read_manifest(table) for table in {run.experiment.table_folder for run in comparison.runs}}
     reused = []
     for run in comparison.runs:
-        evaluation = read_evaluation(evaluation_file(run.experiment, comparison.split))
+        evaluation = read_evaluation(evaluation_file(run.experiment.folder, comparison.split))
         if evaluation is None:
             continue
         manifest = manifests[run.experiment.table_folder]
@@ -175,7 +174,7 @@ def write_comparison(comparison: Comparison) -> str:
         **compare({name: found[name] for name in comparison.variants}, references),
         "seconds": {name: fmean(seconds[name]) if seconds[name] else None for name in comparison.variants},
     }
-    storage.write_json(storage.join(base.folder, "compare.json"), result)
+    storage.write_json(storage.join(base.folder, COMPARISON_FILE), result)
     labels = [label for level in base.scenarios for label in level.labels]
     text = f"{base.name}, {comparison.split} split, {result['rows']:,} rows\n\n{format_comparison(result, labels)}"
     storage.write_text(storage.join(base.folder, "compare.md"), text + "\n")

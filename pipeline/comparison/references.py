@@ -48,9 +48,9 @@ def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
 def single_task_reference(experiment: Experiment, value: int | str, task: TaskConfig) -> Experiment:
     """A single-scenario, single-task DNN: the quality that a task reaches in a scenario without sharing.
 
-    It is the reference for negative transfer: a model of all scenarios and tasks that is worse in a cell shows
-    negative transfer there. Its rows are those of the experiment with one value of the first scenario level; lower
-    levels stay only if they drop rows, so that both are measured on the same rows. Bottom, head and training are
+    It is the reference for negative transfer: a model of all scenarios and tasks that is worse than it in a cell
+    shows negative transfer there. Its rows are those of the experiment with one value of the first scenario level;
+    lower levels stay only if they drop rows, so that both are measured on the same rows. Bottom, head and training are
     the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have weight 0.
 
     Args:

@@ -13,6 +13,7 @@ from pipeline.comparison.references import TaskScenario
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import read_experiment
 from pipeline.errors import UserError
+from pipeline.run_folder import CHECKPOINTS_FOLDER, evaluated_splits
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import differences
@@ -47,10 +48,10 @@ def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[Co
 def check_same_runs(runs: list[ComparedRun]) -> None:
     """Raises UserError if the folder of a run holds a run that was begun with another experiment."""
     for experiment in (run.experiment for run in runs):
-        folder, names = experiment.folder, storage.list_folder(experiment.folder)
-        if "checkpoints" not in names and not any(name.startswith("evaluation-") for name in names):
+        folder = experiment.folder
+        if CHECKPOINTS_FOLDER not in storage.list_folder(folder) and not evaluated_splits(folder):
             continue
-        earlier = read_experiment(storage.join(folder, "experiment.yaml"))
+        earlier = read_experiment(experiment.file)
         changes = list(differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"), ""))
         if changes:
             raise UserError(

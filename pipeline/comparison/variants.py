@@ -3,11 +3,10 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel
-
-from models.config import ModelConfig
+from models.config import TrunkConfig
+from models.section import sections_by_kind
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import apply_override, parse_experiment
 from pipeline.config.table_experiment import RUN_NAME
@@ -15,6 +14,8 @@ from pipeline.errors import UserError
 from pipeline.report.comparison import REFERENCE
 from pipeline.section import nearest
 from pipeline.table.settings import differences, table_settings
+
+TRUNKS = sections_by_kind(TrunkConfig)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -56,8 +57,8 @@ def make_variants(experiment: Experiment, models: Sequence[tuple[str, str]]) -> 
 
 def _trunk_variants(experiment: Experiment, text: str) -> Iterator[tuple[str, Experiment]]:
     for kind in (word.strip() for word in text.split(",")):
-        if kind not in trunk_kinds():
-            raise UserError(f"--trunks {text}: there is no trunk {kind!r}; {nearest(kind, trunk_kinds())}.")
+        if kind not in TRUNKS:
+            raise UserError(f"--trunks {text}: there is no trunk {kind!r}; {nearest(kind, TRUNKS)}")
         data = explicit_settings(experiment)
         data["model"]["trunk"] = trunk_section(experiment, kind)
         yield kind, parse_experiment(data, f"The experiment with the trunk {kind}")
@@ -89,15 +90,9 @@ def _variant(experiment: Experiment, text: str) -> tuple[str, Experiment]:
     return name, variant
 
 
-def trunk_kinds() -> dict[str, type[BaseModel]]:
-    """The config class of every trunk, by its kind."""
-    classes = get_args(ModelConfig.model_fields["trunk"].annotation)
-    return {get_args(config.model_fields["kind"].annotation)[0]: config for config in classes}
-
-
 def trunk_section(experiment: Experiment, kind: str) -> dict[str, Any]:
     """The section of another trunk, with the keys that the experiment sets for its own trunk and that both have."""
-    known = trunk_kinds()[kind].model_fields
+    known = TRUNKS[kind].model_fields
     own = explicit_settings(experiment)["model"]["trunk"]
     return {"kind": kind} | {key: value for key, value in own.items() if key in known and key != "kind"}
 

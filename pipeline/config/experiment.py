@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from models.config import ModelConfig, TargetBottom
 from models.names import is_taken
-from pipeline import storage
+from pipeline import run_folder, storage
 from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import TableExperiment
@@ -24,9 +24,14 @@ class Experiment(TableExperiment):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
+    def file(self) -> str:
+        """Path or URI of the resolved experiment in the run's folder."""
+        return storage.join(self.folder, run_folder.EXPERIMENT_FILE)
+
+    @property
     def checkpoint_folder(self) -> str:
         """Folder or URI of the run's checkpoints."""
-        return storage.join(self.folder, "checkpoints")
+        return storage.join(self.folder, run_folder.CHECKPOINTS_FOLDER)
 
     @property
     def table_experiment(self) -> TableExperiment:

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline import storage
-from pipeline.config.experiment import Experiment, nearest
+from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.section import kind_of, nearest
 
 
 class _ExperimentLoader(yaml.SafeLoader):
@@ -99,7 +100,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     node: Any = data
     for i, part in enumerate(parents):
-        node = _child(node, part, ".".join(parents[: i + 1]), create=True)
+        node = _child(node, part, ".".join(parents[: i + 1]))
     if isinstance(node, list):
         node[_index(node, last, path)] = value
     elif isinstance(node, dict):
@@ -108,12 +109,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"Override {override!r}: {'.'.join(parents)} is a single value and has no {last!r}.")
 
 
-def _child(node: Any, part: str, path: str, create: bool) -> Any:
+def _child(node: Any, part: str, path: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, part, path)]
     if not isinstance(node, dict):
         raise UserError(f"Override of {path}: the part before {part!r} is a single value and has no keys.")
-    if create and node.get(part) is None:
+    if node.get(part) is None:
         node[part] = {}
     return node[part]
 
@@ -125,7 +126,7 @@ def _index(node: list[Any], part: str, path: str) -> int:
     if part.isdigit() and int(part) < len(node):
         return int(part)
     known = [str(name) for name in names if name] or [f"0 to {len(node) - 1}"]
-    raise UserError(f"Override of {path}: the list has no element {part!r}; {nearest(part, known)}.")
+    raise UserError(f"Override of {path}: the list has no element {part!r}; {nearest(part, known)}")
 
 
 def describe_error(error: ErrorDetails) -> str:
@@ -157,7 +158,7 @@ def _sections_at(location: list[int | str]) -> list[type[BaseModel]]:
     for part in location:
         if isinstance(part, int):
             continue
-        of_kind = [section for section in sections if _kind(section) == part]
+        of_kind = [section for section in sections if kind_of(section) == part]
         owners = [section for section in sections if part in section.model_fields]
         below = _sections(owners[0].model_fields[part].annotation) if owners else []
         sections = of_kind or below
@@ -165,7 +166,7 @@ def _sections_at(location: list[int | str]) -> list[type[BaseModel]]:
 
 
 def _kinds_at(location: list[int | str]) -> list[str | None]:
-    return [_kind(section) for section in _sections_at(location)]
+    return [kind_of(section) for section in _sections_at(location)]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -173,8 +174,3 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections(argument)]
-
-
-def _kind(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field else None

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from models.inputs import TaskKind
 from models.loss_config import LossConfig
 from pipeline.errors import UserError
 from pipeline.section import Section
@@ -101,7 +102,7 @@ class ScenarioConfig(Section):
 class _Target(Section):
     name: str = Field(pattern=Name)
     column: str
-    kind: Literal["binary", "continuous"]
+    kind: TaskKind
     after: str | None = None
     """The task earlier in the causal order that this task depends on."""
     scale: float = Field(default=1.0, gt=0)

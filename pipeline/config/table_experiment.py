@@ -1,11 +1,8 @@
-"""The part of an experiment that determines its feature table.
-
-Ray tasks get this instead of the whole experiment, whose model section would make every worker import PyTorch.
-"""
+"""The part of an experiment that determines its feature table: all that preprocessing knows of the experiment."""
 
 from pydantic import Field
 
-from pipeline import storage
+from pipeline import run_folder, storage
 from pipeline.config.logs import LogsConfig, ScenarioConfig, TaskConfig
 from pipeline.config.training import TableConfig
 from pipeline.features.kinds import AnyFeature
@@ -34,4 +31,4 @@ class TableExperiment(Section):
     @property
     def table_folder(self) -> str:
         """Folder or URI of the run's feature table."""
-        return self.table.path or storage.join(self.folder, "table")
+        return self.table.path or storage.join(self.folder, run_folder.TABLE_FOLDER)

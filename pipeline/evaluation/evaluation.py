@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from models.inputs import TaskKind
 from pipeline.documents import Json, parse_document, read_document
 
 Cell = Mapping[str, float | int | None]
@@ -16,7 +17,7 @@ ADVICE = "evaluate again with `manygate evaluate EXPERIMENT`"
 class TaskEvaluation:
     """One task: over all rows, and by scenario."""
 
-    kind: Literal["binary", "continuous"]
+    kind: TaskKind
     overall: Cell
     scenarios: dict[str, Cell]  # by label, such as "tab=1"
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.evaluation.split_metrics import Predictions
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
 from pipeline.sharding.module import StepOutput

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.metrics import functions
@@ -16,7 +17,6 @@ from pipeline.metrics.registry import (
     GroupMetric,
     RowMetric,
     ScenarioMetric,
-    TaskKind,
     metrics_of,
     ranking_metric,
 )

@@ -9,6 +9,7 @@ from pipeline.features.categorical import CategoricalFeature
 from pipeline.features.multivalued import MultivaluedFeature
 from pipeline.features.numeric import NumericFeature
 from pipeline.features.sequence import SequenceFeature
+from pipeline.section import kind_of
 
 AnyFeature = Annotated[
     CategoricalFeature | NumericFeature | MultivaluedFeature | SequenceFeature,
@@ -16,6 +17,6 @@ AnyFeature = Annotated[
 ]
 
 FEATURE_KINDS: dict[str, type[BaseFeature]] = {
-    get_args(feature.model_fields["kind"].annotation)[0]: feature for feature in get_args(get_args(AnyFeature)[0])
+    kind: feature for feature in get_args(get_args(AnyFeature)[0]) if (kind := kind_of(feature)) is not None
 }
 """The class of each `kind`."""

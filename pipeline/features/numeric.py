@@ -42,7 +42,7 @@ class NumericFeature(BaseFeature):
 
     @classmethod
     def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "dim": 1} if settings["encode"].get("quantiles") else settings
+        return {**settings, "dim": 1} if (settings.get("encode") or {}).get("quantiles") else settings
 
     @model_validator(mode="after")
     def _dim_with_quantiles(self) -> "NumericFeature":

@@ -8,17 +8,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from pipeline.documents import KNOWN_KEYS_ONLY
-
-
-@dataclass(frozen=True)
-class Position:
-    """The global batch to read next: number `step` of epoch number `epoch`, both counted from 0."""
-
-    __pydantic_config__ = KNOWN_KEYS_ONLY
-
-    epoch: int = 0
-    step: int = 0
+from pipeline.loading.position import Position
 
 
 @dataclass

@@ -11,10 +11,11 @@ import torch
 from pipeline import storage
 from pipeline.config.lanes import check_division
 from pipeline.errors import UserError
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
 from pipeline.loading.batch_columns import BatchColumns, ColumnBlock, LaneRows
 from pipeline.loading.lane import LaneStream
 from pipeline.loading.order import Shuffle, global_weight, lane_groups, lane_rows, noise_keys, steps_per_epoch
+from pipeline.loading.position import Position
 from pipeline.table.manifest import KEY, Manifest
 
 # Rows of one worker that are gathered at a time: enough to make a gather worth its overhead, little in memory.

@@ -183,7 +183,10 @@ def _any(weights: Array) -> bool:
 
 
 def _constant(values: Array, weights: Array) -> bool:
-    """Whether the rows of positive weight share one value, or there are none. A rounded variance is rarely 0."""
+    """Whether the rows of positive weight share one value, or there are none.
+
+    The values are compared, because a rounded variance is rarely 0.
+    """
     values = values[weights > 0]
     return not len(values) or bool(values.min() == values.max())
 

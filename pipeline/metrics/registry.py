@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.inputs import TaskKind
 from pipeline.errors import UserError
 from pipeline.metrics import functions
 from pipeline.metrics.functions import Array
-
-TaskKind = Literal["binary", "continuous"]
 
 ALL_ROWS = "all"
 """The label of all rows together, beside the labels of scenarios."""

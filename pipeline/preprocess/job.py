@@ -27,7 +27,7 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
-from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
+from pipeline.table.manifest import MANIFEST, REBUILD_HINT, Manifest, Partition, read_manifest, write_manifest
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table.settings import COLUMNS, SETTINGS, TableSettings, check_may_continue, read_settings
 
@@ -154,7 +154,7 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     elif table.records:
         raise UserError(
             f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that describes "
-            "their encoders: rebuild it with --overwrite."
+            f"their encoders: {REBUILD_HINT}."
         )
     elif not any(cut_units(partition) for partition in train):
         raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")

@@ -27,7 +27,7 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
     if overwrite and experiment.table.path is not None:
         check_may_overwrite(table)
     manifest = preprocess(experiment, table, overwrite, connect)
-    storage.write_text(storage.join(experiment.folder, "experiment.yaml"), dump_experiment(experiment))
+    storage.write_text(experiment.file, dump_experiment(experiment))
     return summary(manifest, table, time.monotonic() - start)
 
 

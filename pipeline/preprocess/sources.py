@@ -102,7 +102,7 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
         if use.column not in schema.names:
             raise UserError(
                 f"{place[0].upper()}{place[1:]} has no column {use.column!r}, which {use.user} uses, though other "
-                f"files have it; {nearest(use.column, schema.names)}. Rewrite that file with the column."
+                f"files have it. Rewrite that file with the column; {nearest(use.column, schema.names)}"
             )
         if schema.names.count(use.column) > 1:
             raise UserError(

@@ -22,6 +22,7 @@ from pipeline.report import charts
 from pipeline.report import tables as report_tables
 from pipeline.report.charts import MetricsRecord, Panel
 from pipeline.report.tables import ReportTable
+from pipeline.run_folder import COMPARISON_FILE, EXPERIMENT_FILE, METRICS_FILE, evaluated_splits, evaluation_file
 
 PAGE = "report.html"
 TEMPLATE = "page.html.jinja"
@@ -67,15 +68,15 @@ def read_run(folder: str) -> ReportedRun:
     Raises:
         UserError: it was never trained, or has not reached its first log line, and nothing was compared.
     """
-    metrics = storage.join(folder, "metrics.jsonl")
+    metrics = storage.join(folder, METRICS_FILE)
     records = _records(storage.read_text(metrics)) if storage.exists(metrics) else []
-    comparison = read_document(storage.join(folder, "compare.json"), dict, "compare again with `manygate compare`")
+    comparison = read_document(storage.join(folder, COMPARISON_FILE), dict, "compare again with `manygate compare`")
     if not records and comparison is None:
         raise UserError(
             f"There is nothing to report on in {folder}: no training has written a line of metrics.jsonl there. Run "
             "`manygate train EXPERIMENT` first, or give the `name` and `output` of a run that was trained."
         )
-    file = storage.join(folder, "experiment.yaml")
+    file = storage.join(folder, EXPERIMENT_FILE)
     return ReportedRun(read_experiment(file), storage.read_text(file), records, _evaluations(folder), comparison)
 
 
@@ -249,12 +250,6 @@ def _records(text: str) -> list[MetricsRecord]:
 
 
 def _evaluations(folder: str) -> dict[str, Evaluation]:
-    prefix, suffix = "evaluation-", ".json"
-    splits = [
-        name.removeprefix(prefix).removesuffix(suffix)
-        for name in storage.list_folder(folder)
-        if name.startswith(prefix) and name.endswith(suffix)
-    ]
-    splits.sort(key=lambda split: (split != "test", split != "valid", split))
-    read = {split: read_evaluation(storage.join(folder, f"{prefix}{split}{suffix}")) for split in splits}
+    splits = sorted(evaluated_splits(folder), key=lambda split: (split != "test", split != "valid", split))
+    read = {split: read_evaluation(evaluation_file(folder, split)) for split in splits}
     return {split: evaluation for split, evaluation in read.items() if evaluation is not None}

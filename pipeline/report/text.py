@@ -1,8 +1,9 @@
 """An evaluation as plain text for a terminal."""
 
+from models.inputs import TaskKind
 from pipeline.evaluation.evaluation import Cell, Evaluation, TaskEvaluation
 from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
-from pipeline.metrics.registry import ALL_ROWS, ScenarioMetric, TaskKind, column_metrics, metrics_of
+from pipeline.metrics.registry import ALL_ROWS, ScenarioMetric, column_metrics, metrics_of
 
 WIDTH = 110
 SHORTEST_LABEL = 16

@@ -6,14 +6,10 @@ from pipeline import storage
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.split_evaluation import SplitEvaluation
+from pipeline.run_folder import evaluation_file
 from pipeline.scoring.restored_model import restored_model
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.worker import Worker
-
-
-def evaluation_file(experiment: Experiment, split: str) -> str:
-    """Path or URI of the evaluation of a split."""
-    return storage.join(experiment.folder, f"evaluation-{split}.json")
 
 
 def evaluate_on_worker(
@@ -26,5 +22,5 @@ def evaluate_on_worker(
     result = {"split": split, "checkpoint": saved.uri, **evaluation.in_detail()}
     if not worker.is_first:
         return None
-    storage.write_json(evaluation_file(experiment, split), result)
+    storage.write_json(evaluation_file(experiment.folder, split), result)
     return result

@@ -2,8 +2,10 @@
 
 from pipeline.checkpoint.checks import check_model, grown_tables
 from pipeline.checkpoint.choice import CheckpointChoice
-from pipeline.checkpoint.format import Checkpoint, check_files, find_checkpoint, load_tensors
+from pipeline.checkpoint.damage import check_files
+from pipeline.checkpoint.format import Checkpoint, find_checkpoint
 from pipeline.checkpoint.state_document import RunSettings
+from pipeline.checkpoint.tensors import load_tensors
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs

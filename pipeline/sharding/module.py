@@ -12,7 +12,8 @@ from models.inputs import Embedded, ModelInputs
 from models.losses import task_losses
 from models.objective import Objective
 from models.trunks.base import Context
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.workers.collective import sum_over_workers
 
 

@@ -105,9 +105,9 @@ def schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> fl
     """The factor on the base learning rates at a step: rises from 1/warmup_steps to 1, then decays to `final`."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    decay_steps = max(total_steps - schedule.warmup_steps, 1)
-    progress = min((step - schedule.warmup_steps) / decay_steps, 1.0)
-    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     if schedule.decay == "constant":
         return 1.0
+    decay_steps = max(total_steps - schedule.warmup_steps, 1)
+    progress = min((step - schedule.warmup_steps) / decay_steps, 1.0)
+    shape = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return schedule.final + (1 - schedule.final) * shape[schedule.decay]

@@ -16,6 +16,7 @@ from torchrec.distributed.embedding_types import ShardingType
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -77,9 +78,8 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
         compute_device=worker.device.type,
         **_memory(worker),
     )
-    plan = make_sharding_plan(
-        module, sharders, topology, table_constraints(experiment), _local_batch(experiment, worker)
-    )
+    local_batch = settings.global_batch_size // worker.workers
+    plan = make_sharding_plan(module, sharders, topology, table_constraints(experiment), local_batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from inside torchrec's DDP call
         wrapped = DistributedModelParallel(module, device=worker.device, plan=plan, sharders=sharders)
@@ -115,8 +115,6 @@ def make_sharding_plan(
         batch_size=local_batch,
         storage_reservation=FixedPercentageStorageReservation(0.15),
     )
-    from torchrec.distributed.planner.types import PlannerError
-
     try:
         return planner.plan(module, sharders)
     except (PlannerError, RuntimeError) as error:  # the planner raises both for a constraint that nothing meets
@@ -150,10 +148,6 @@ def _draw(seed: int, table: EmbeddingTable, block: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     bound = 1 / math.sqrt(table.rows)
     return torch.empty(INIT_ROWS, table.dim).uniform_(-bound, bound, generator=generator)
-
-
-def _local_batch(experiment: Experiment, worker: Worker) -> int:
-    return experiment.training.global_batch_size // worker.workers
 
 
 def _memory(worker: Worker) -> dict[str, int]:

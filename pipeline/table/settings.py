@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from models.loss_config import LossConfig
 from pipeline import storage
@@ -23,6 +23,7 @@ from pipeline.section import Section
 from pipeline.table.manifest import REBUILD_HINT, Manifest, read_manifest
 
 SETTINGS = "settings.json"
+CONTINUE_HINT = "apply the changes with `manygate preprocess EXPERIMENT`"
 COLUMNS = "columns.parquet"
 """A Parquet file without rows that has the columns of lane files; written first, together with the settings."""
 
@@ -33,8 +34,8 @@ _UNRELATED_KEYS = {
     "tasks": {"weight", "after", *LossConfig.model_fields},
     "table": {"path", "encoders"},
 }
-_SECTIONS = ("logs", "features", "scenarios", "tasks", "table")
-_GROWING = ("scenarios", "tasks")
+GROWING_SECTIONS = ("scenarios", "tasks")
+"""Sections that may gain values and tasks during the life of a table or a model."""
 
 
 class DecidingSections(Section):
@@ -66,7 +67,7 @@ class TableSettings:
     @property
     def made_with(self) -> str:
         """Fingerprint of the sections that may grow: partitions made with other scenarios or tasks do not fit."""
-        return fingerprint({name: self.document[name] for name in _GROWING})
+        return fingerprint({name: self.document[name] for name in GROWING_SECTIONS})
 
     def without_paths(self) -> DecidingSections:
         """The meaning of the settings, without the paths of the logs and the side tables, which may move."""
@@ -77,13 +78,8 @@ class TableSettings:
 
 def table_settings(sections: TableExperiment | DecidingSections) -> Json:
     """The sections as JSON, without the keys that do not affect the table."""
-    return {
-        "logs": _relevant_keys("logs", sections.logs.model_dump(mode="json")),
-        "features": [_relevant_keys("features", feature.model_dump(mode="json")) for feature in sections.features],
-        "scenarios": [_relevant_keys("scenarios", scenario.model_dump(mode="json")) for scenario in sections.scenarios],
-        "tasks": [_relevant_keys("tasks", task.model_dump(mode="json")) for task in sections.tasks],
-        "table": _relevant_keys("table", sections.table.model_dump(mode="json")),
-    }
+    data = sections.model_dump(mode="json", include=set(DecidingSections.model_fields))
+    return {name: _relevant_keys(name, data[name]) for name in DecidingSections.model_fields}
 
 
 def _relevant_keys(name: str, section: Any) -> Any:
@@ -105,7 +101,8 @@ def _with_required_keys(document: Json) -> Json:
 
     Keys that no longer affect the table in the current version are left out: they may differ.
     """
-    relevant = {name: _relevant_keys(name, part) if name in _SECTIONS else part for name, part in document.items()}
+    known = DecidingSections.model_fields
+    relevant = {name: _relevant_keys(name, part) if name in known else part for name, part in document.items()}
     logs = {**relevant.get("logs", {}), "splits": {"train": [0, 0]}}
     features = [
         FEATURE_KINDS[feature["kind"]].complete_settings(feature) if feature.get("kind") in FEATURE_KINDS else feature
@@ -146,16 +143,7 @@ class Growth:
         return ", ".join(new + [f"task {name}" for name in self.tasks]) or "nothing"
 
 
-class Growing(Protocol):
-    """Sections that may gain values and tasks."""
-
-    @property
-    def scenarios(self) -> list[ScenarioConfig]: ...
-    @property
-    def tasks(self) -> list[TaskConfig]: ...
-
-
-def growth(old: Growing, new: Growing) -> Growth | None:
+def growth(old: TableExperiment | DecidingSections, new: TableExperiment | DecidingSections) -> Growth | None:
     """Scenario values and tasks in `new` that are not in `old`; None if scenarios or tasks differ in another way.
 
     Old values and tasks must still exist in the same order; new ones may be anywhere. Other sections are not compared.
@@ -208,7 +196,7 @@ def check_may_continue(table: str, earlier: TableSettings, settings: TableSettin
     """
     grown = table_growth(earlier.meaning, settings.meaning)
     if grown is None:
-        raise _other_settings(table, earlier.meaning, settings.meaning, _REBUILD)
+        raise _other_settings(table, earlier.meaning, settings.meaning, REBUILD_HINT)
     return grown
 
 
@@ -231,11 +219,11 @@ def check_table_is_of(sections: TableExperiment, table: str, manifest: Manifest)
     uri = storage.join(table, SETTINGS)
     document = storage.read_json(uri)
     if document is None:
-        raise UserError(f"The feature table in {table} has no readable {SETTINGS}: rebuild it with --overwrite.")
+        raise UserError(f"The feature table in {table} has no readable {SETTINGS}: {REBUILD_HINT}.")
     earlier, settings = _parse_settings(document, uri), TableSettings.of(sections)
     old, new = earlier.without_paths(), settings.without_paths()
     if old != new:
-        raise _other_settings(table, old, new, _REBUILD if table_growth(old, new) is None else _CONTINUE)
+        raise _other_settings(table, old, new, REBUILD_HINT if table_growth(old, new) is None else CONTINUE_HINT)
     check_splits(sections.logs, table, {partition.value: partition.split for partition in manifest.partitions})
 
 
@@ -262,16 +250,12 @@ def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None
             )
 
 
-_REBUILD = "Rebuild it with `manygate preprocess --overwrite`"
-_CONTINUE = "Apply the changes with `manygate preprocess`"
-
-
 def _other_settings(table: str, earlier: DecidingSections, settings: DecidingSections, remedy: str) -> UserError:
     changes = list(differences(table_settings(earlier), table_settings(settings), ""))
     shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
     return UserError(
-        f"The feature table in {table} was made with other settings: {shown}. {remedy}, "
-        "revert the experiment, or give it another `name`."
+        f"The feature table in {table} was made with other settings: {shown}. To continue, "
+        f"{remedy}, revert the experiment, or give it another `name`."
     )
 
 

@@ -11,6 +11,7 @@ from pyarrow import fs
 from tqdm import tqdm
 
 from pipeline import storage
+from pipeline.run_folder import METRICS_FILE
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -89,7 +90,7 @@ class RunLog:
     """The first worker's record of a run."""
 
     def __init__(self, folder: str, resumed_step: int) -> None:
-        self._metrics = MetricsLog(storage.join(folder, "metrics.jsonl"), resumed_step)
+        self._metrics = MetricsLog(storage.join(folder, METRICS_FILE), resumed_step)
         self._board = _open_board(storage.join(folder, "tensorboard"), resumed_step)
         self._bar = tqdm(initial=resumed_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 

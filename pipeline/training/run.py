@@ -91,9 +91,8 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
     Raises:
         UserError: some workers do not see the saved file, so their parts of a checkpoint would be lost.
     """
-    file = storage.join(experiment.folder, "experiment.yaml")
-    worker.on_first(lambda: storage.write_text(file, dump_experiment(experiment)))
-    seen = int(worker.sum(torch.tensor(int(storage.exists(file)))))
+    worker.on_first(lambda: storage.write_text(experiment.file, dump_experiment(experiment)))
+    seen = int(worker.sum(torch.tensor(int(storage.exists(experiment.file)))))
     if seen < worker.workers:
         raise UserError(
             f"Only {seen} of {worker.workers} workers see {experiment.folder}: `output` must be a folder that all "

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint.checks import changes, check_resume, grown_tables
-from pipeline.checkpoint.format import Checkpoint, load_own, load_tensors
+from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.grown_model import load_grown
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.saving import Saver
 from pipeline.checkpoint.state_document import CheckpointState, RunSettings, TrainedTable
+from pipeline.checkpoint.tensors import load_own, load_tensors
 from pipeline.config.experiment import Experiment
 from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest

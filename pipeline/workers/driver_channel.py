@@ -10,7 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.console import OURS, configure_logging
+from manygate_guard import PACKAGES
+from pipeline.console import configure_logging
 from pipeline.workers.stop import sigterm_sets
 
 POLL_S = 0.3
@@ -80,7 +81,7 @@ def join_channel(channel: ActorHandle, stop: threading.Event) -> None:
     configure_logging()
     handler = _ToChannel(channel)
     handler.setFormatter(logging.getLogger().handlers[0].formatter)
-    for name in OURS:
+    for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.comparison.variants import make_variants, parse_seeds, trunk_kinds
+from pipeline.comparison.variants import TRUNKS, make_variants, parse_seeds
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from tests import synthetic
@@ -33,8 +33,8 @@ def test_another_trunk_takes_over_only_keys_that_were_set() -> None:
 
 
 def test_every_trunk_makes_a_variant() -> None:
-    made = trunks(experiment(), ",".join(trunk_kinds()))
-    assert [trunk["kind"] for trunk in made.values()] == list(made) == list(trunk_kinds())
+    made = trunks(experiment(), ",".join(TRUNKS))
+    assert [trunk["kind"] for trunk in made.values()] == list(made) == list(TRUNKS)
     assert all(trunk["hidden"] == [16] for trunk in made.values() if "hidden" in trunk)
 
 

@@ -179,9 +179,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_experiment(tmp_path / "binary.yaml")
 
 
-def test_an_experiment_is_read_without_torch() -> None:
+def test_commands_that_need_no_torch_do_not_import_it() -> None:
     """Importing torch would take most of the time of commands that need none."""
-    modules = "pipeline.config.load, pipeline.comparison.variants, jobs.cli, jobs.report, jobs.submit"
+    jobs = "jobs.doctor, jobs.inspect, jobs.preprocess, jobs.report, jobs.submit, jobs.submitted"
+    modules = f"pipeline.config.load, pipeline.comparison.variants, jobs.cli, {jobs}"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_value
 from pipeline.metrics import functions as metrics
-from pipeline.metrics.registry import METRICS, RowMetric, TaskKind, metrics_of
+from pipeline.metrics.registry import METRICS, RowMetric, metrics_of
 
 TASKS = [
     TaskConfig(name="click", column="is_click", kind="binary"),

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config.logs import ScenarioConfig
 from pipeline.evaluation.expert_use import ExpertUse
-from pipeline.loading.batch import Position
+from pipeline.loading.position import Position
 from pipeline.sharding.module import StepOutput
 from pipeline.workers.worker import Worker
 from tests.workers import WorkerPool, one_worker

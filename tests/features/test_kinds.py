@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.embedding import SharedEmbedding
-from pipeline.features.base import BaseFeature
-from pipeline.features.kinds import AnyFeature
-from pipeline.loading.batch import Position
+from pipeline.features.kinds import FEATURE_KINDS
+from pipeline.loading.position import Position
 from pipeline.loading.reader import Reader
 from pipeline.preprocess.discover import find_partitions, read_files
 from pipeline.preprocess.encode import load_encoders
@@ -91,9 +90,6 @@ SAMPLES = [
 ]
 NAMED = {f"{sample.keys['kind']}_{number}": sample for number, sample in enumerate(SAMPLES)}
 EACH = pytest.mark.parametrize("name", NAMED)
-KINDS: dict[str, type[BaseFeature]] = {
-    get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(get_args(AnyFeature)[0])
-}
 
 
 class Made:
@@ -133,7 +129,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_is_up: None) -> Made:
 
 
 def test_every_kind_has_a_sample() -> None:
-    assert set(KINDS) == {sample.keys["kind"] for sample in SAMPLES}
+    assert set(FEATURE_KINDS) == {sample.keys["kind"] for sample in SAMPLES}
 
 
 @EACH
@@ -194,6 +190,6 @@ def test_every_kind_reaches_the_model(made: Made) -> None:
 @EACH
 def test_keys_are_the_same_in_the_resolved_experiment(made: Made, name: str) -> None:
     (feature,) = [feature for feature in made.experiment.features if feature.name == name]
-    kind = KINDS[NAMED[name].keys["kind"]]
+    kind = FEATURE_KINDS[NAMED[name].keys["kind"]]
     assert kind.model_validate(feature.model_dump(mode="json")) == feature
     assert kind.outside_table <= kind.model_fields.keys() - {"name", "column", "kind"}

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
 from pipeline.loading.batch_columns import BatchColumns
 from pipeline.loading.lane import WindowRows
+from pipeline.loading.position import Position
 from pipeline.loading.reader import Reader
 from pipeline.table.manifest import read_manifest
 from tests import synthetic

@@ -1,6 +1,6 @@
 """Inputs that the model tests share."""
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -9,7 +9,7 @@ from torch import Tensor
 from models.build import DenseModel, build_dense, build_trunk
 from models.config import BottomConfig, ModelConfig, TrunkConfig
 from models.inputs import Embedded, EmbeddingTable, Feature, ModelInputs, Task
-from models.section import Widths
+from models.section import Widths, sections_by_kind
 from models.trunks.base import Context, Trunk
 
 TASKS = (
@@ -37,9 +37,8 @@ MORE: dict[str, dict[str, Any]] = {"aesm": {"scenario_layers": 2, "task_layers":
 def small_sections(union: Any) -> dict[str, dict[str, Any]]:
     """Small settings for every kind in a union of sections: the defaults with narrow layers, and a target if needed."""
     sections = {}
-    for config in get_args(get_args(union)[0]):
+    for kind, config in sections_by_kind(union).items():
         fields = config.model_fields
-        kind = get_args(fields["kind"].annotation)[0]
         widths = {name: [8, 6][: len(field.default)] for name, field in fields.items() if field.annotation == Widths}
         target = {"target": "item"} if "target" in fields else {}
         sections[kind] = {**widths, **target, **MORE.get(kind, {})}

@@ -159,7 +159,7 @@ def test_a_finished_table_is_not_changed(whole: Path, caplog: pytest.LogCaptureF
 def test_other_settings_are_refused_until_overwritten(whole: Path, table: Path) -> None:
     changed = experiment(whole, table={"lanes": 8})
     before = digests(table)
-    with pytest.raises(UserError, match=r"other settings: table.lanes: 4 -> 8\. Rebuild it .*--overwrite"):
+    with pytest.raises(UserError, match=r"table.lanes: 4 -> 8\. To continue, rebuild the table with .*--overwrite"):
         preprocess(changed, str(table))
     assert digests(table) == before
     assert preprocess(changed, str(table), overwrite=True).lanes == 8

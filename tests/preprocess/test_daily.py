@@ -299,7 +299,7 @@ def test_an_experiment_grows_by_a_scenario_value_and_a_task(tmp_path: Path) -> N
     before = make(tmp_path, splits=splits, scenarios=tab(2, 0))
     assert read_split(table, before, "valid")["scenario:tab"].tolist() == [[1, 2, 0, 2][i % 4] for i in range(13)]
     grown: dict[str, Any] = {"splits": splits, "scenarios": tab(2, 3, 0), "tasks": [BUY, *TASKS]}
-    with pytest.raises(UserError, match="other settings: .* Apply the changes with `manygate preprocess`, revert"):
+    with pytest.raises(UserError, match="To continue, apply the changes with `manygate preprocess EXPERIMENT`, revert"):
         check_table_is_of(daily(tmp_path, **grown), str(table), before)
     manifest = make(tmp_path, **grown)
     rows = read_split(table, manifest, "valid")
@@ -346,7 +346,7 @@ def test_other_changes_are_refused(tmp_path: Path) -> None:
     make(tmp_path, scenarios=tab(2, 0))
     before = digests(tmp_path / "table")
     for what, sections in REFUSED.items():
-        with pytest.raises(UserError, match="was made with other settings: .*Rebuild it with"):
+        with pytest.raises(UserError, match="was made with other settings: .*To continue, rebuild the table with"):
             make(tmp_path, **{"scenarios": tab(2, 0), **sections})
             pytest.fail(what)
     assert digests(tmp_path / "table") == before

@@ -11,7 +11,7 @@ from torchrec.distributed import DistributedModelParallel
 from pipeline.config.optimizer_kinds import DENSE_OPTIMIZERS, SPARSE_OPTIMIZERS
 from pipeline.config.training import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from pipeline.errors import UserError
-from pipeline.loading.batch import Position
+from pipeline.loading.position import Position
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.sharding.optimizers import (
     DENSE_CLASSES,

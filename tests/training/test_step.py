@@ -11,7 +11,8 @@ from models.heads.towers import HeadOutput
 from models.losses import task_losses
 from models.trunks.base import Context
 from pipeline.config.experiment import Experiment
-from pipeline.loading.batch import Batch, Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.position import Position
 from pipeline.loading.reader import Reader
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.sharding.shard import shard
