@@ -53,7 +53,7 @@ class LossConfig(ModelSection):
     """The keys of a task that define how its loss is computed."""
 
     loss: LossName = "mse"
-    """The loss of a continuous task: squared error, Huber, zero-inflated log-normal, or Tweedie."""
+    """The loss of a continuous task."""
     delta: float = Field(default=1.0, gt=0)
     """For huber: the absolute error above which the loss is linear."""
     power: float = Field(default=1.5, gt=1, lt=2)

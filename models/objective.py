@@ -13,8 +13,8 @@ class Objective(nn.Module):
 
     With uncertainty ``L_t exp(-s_t) + s_t / 2`` for a binary task and ``L_t exp(-s_t) / 2 + s_t / 2`` for a continuous
     one, with s_t learned from 0 (Kendall, Gal, Cipolla, Multi-Task Learning Using Uncertainty, CVPR 2018), times the
-    task's fixed weight. The paper derives this for cross-entropy and squared error; huber and tweedie are treated as
-    squared error. The weight of a loss that can be negative could grow without limit, so ziln is refused with it.
+    task's fixed weight. The paper derives this for cross-entropy and squared error; other losses are treated as squared
+    error. The weight of a loss that can be negative could grow without limit, so such a loss is refused with it.
     """
 
     def __init__(self, tasks: tuple[Task, ...], config: ObjectiveConfig) -> None:

@@ -87,7 +87,7 @@ def test_huber_balances_the_clipped_errors() -> None:
 @pytest.mark.parametrize("loss", CONTINUOUS)
 def test_every_loss_has_its_minimum_within_the_labels(loss: str) -> None:
     value, labels = fitted(loss)
-    assert labels.quantile(0.1) < value < labels.quantile(0.9)
+    assert labels.min() < value < labels.max()
 
 
 @pytest.mark.parametrize("loss", CONTINUOUS)

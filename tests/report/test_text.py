@@ -46,9 +46,7 @@ def of_snapshot(cell: Cell) -> Cell:
     return {key: value for key, value in cell.items() if key not in METRICS or f" {METRICS[key].heading} " in EXPECTED}
 
 
-def test_snapshot() -> None:
-    tab = ScenarioConfig(name="tab", column="tab", values=[1])
-    evaluation = evaluated(predictions(), [tab])
+def text_of_snapshot(evaluation: Evaluation) -> str:
     tasks = {
         name: replace(
             task,
@@ -57,7 +55,12 @@ def test_snapshot() -> None:
         )
         for name, task in evaluation.tasks.items()
     }
-    assert format_evaluation(replace(evaluation, tasks=tasks)) == EXPECTED
+    return format_evaluation(replace(evaluation, tasks=tasks))
+
+
+def test_snapshot() -> None:
+    tab = ScenarioConfig(name="tab", column="tab", values=[1])
+    assert text_of_snapshot(evaluated(predictions(), [tab])) == EXPECTED
 
 
 def test_no_footnote_where_all_is_defined() -> None:
@@ -72,6 +75,6 @@ def test_long_labels_are_cut_in_the_middle() -> None:
     ]
     everything = predictions(level_count=2)
     everything.groups = np.arange(4000) % 10
-    text = format_evaluation(evaluated(everything, levels))
+    text = text_of_snapshot(evaluated(everything, levels))
     assert max(map(len, text.splitlines())) == 110
     assert "entryentry" in text and "…" in text and "cardcard " in text
