@@ -69,18 +69,25 @@ def parse_document(
                 f"{source} has version {found}, but this version of Manygate reads versions up to {version}: it was "
                 f"written by a newer Manygate. Use that version, or {advice}."
             )
-        data = {key: value for key, value in (upgrade(data) if upgrade else data).items() if key != "version"}
     try:
+        if isinstance(data, dict):
+            data = {key: value for key, value in (upgrade(data) if upgrade else data).items() if key != "version"}
         document: Document = _adapter(kind).validate_python(data)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         detail = error.errors()[0]
         path = ".".join(map(str, detail["loc"])) or "the whole document"
         problem = _PROBLEMS.get(detail["type"], f"is not valid ({detail['msg']})")
-        raise UserError(
-            f"{source} cannot be read by this version of Manygate: {path} {problem}. It was written by another "
-            f"version, or changed since then: use that version, or {advice}."
-        ) from None
+        raise _unreadable(source, f"{path} {problem}", advice) from None
+    except (AttributeError, KeyError, TypeError):  # of `upgrade`, which takes JSON that nothing has checked
+        raise _unreadable(source, "the whole document has another structure", advice) from None
     return document
+
+
+def _unreadable(source: str, problem: str, advice: str) -> UserError:
+    return UserError(
+        f"{source} cannot be read by this version of Manygate: {problem}. It was written by another version, or "
+        f"changed since then: use that version, or {advice}."
+    )
 
 
 _UNKNOWN = "is an unknown key"

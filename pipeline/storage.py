@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pyarrow import fs
 
@@ -188,12 +188,13 @@ def delete_file(uri: str) -> None:
         filesystem.delete_file(path)
 
 
-def read_text(uri: str) -> str:
+def read_text(uri: str, errors: Literal["strict", "replace"] = "strict") -> str:
+    """The text of a file, encoded as UTF-8; `errors` says what happens to bytes that are not UTF-8."""
     filesystem, path = resolve(uri)
 
     def read() -> str:
         with filesystem.open_input_file(path) as file:
-            return file.read().decode()
+            return file.read().decode(errors=errors)
 
     return read_again(uri, read)
 
@@ -230,5 +231,5 @@ def read_json(uri: str) -> Any | None:
     """The JSON in a file; None if the file does not exist or was never completely written."""
     try:
         return json.loads(read_text(uri))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # the last one for endless brackets
         return None

@@ -14,18 +14,21 @@ from pydantic import BaseModel
 
 from pipeline.checkpoint.checks import changes, check_resume
 from pipeline.checkpoint.choice import CheckpointChoice
-from pipeline.checkpoint.format import Checkpoint, check_claim, find_checkpoint
+from pipeline.checkpoint.format import Checkpoint, check_claim, complete_checkpoints, find_checkpoint
 from pipeline.checkpoint.state_document import CheckpointState
 from pipeline.config.load import load_experiment, read_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import read_evaluation
+from pipeline.preprocess import commit
 from pipeline.preprocess.job import preprocess
+from pipeline.report.comparison_document import read_comparison
 from pipeline.report.page import read_run
 from pipeline.table.encoder_index import EncoderIndex, read_index
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.partition_record import read_records
 from pipeline.table.settings import TableSettings, check_table_is_of, fingerprint, read_settings
-from tests.old_runs.copies import FIRST, STEPS
+from pipeline.training.metrics_log import MetricsLog
+from tests.old_runs.copies import FIRST, STEPS, one_after_the_other
 
 KeyPath = tuple[str | int, ...]
 RUN, TABLE = FIRST / "run", FIRST / "run/table"
@@ -241,12 +244,14 @@ DOCUMENTS = [
     OnDisk(f"{CHECKPOINT}/state.json", lambda run: checkpoint(run).state()),
     OnDisk(f"{CHECKPOINT}/complete.json", checkpoint),
     OnDisk("owner.json", lambda run: check_claim(str(run), "")),
-    OnDisk("evaluation-test.json", lambda run: read_run(str(run))),
-    OnDisk("compare.json", lambda run: read_run(str(run))),
+    OnDisk("evaluation-test.json", lambda run: read_evaluation(str(run / "evaluation-test.json"))),
+    OnDisk("compare.json", lambda run: read_comparison(str(run / "compare.json"))),
+    OnDisk("experiment.yaml", lambda run: read_experiment(str(run / "experiment.yaml"))),
 ]
+JSON_DOCUMENTS = DOCUMENTS[:-1]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.file)
+@pytest.mark.parametrize("document", JSON_DOCUMENTS, ids=lambda document: document.file)
 def test_a_newer_document_is_refused(run: Path, document: OnDisk) -> None:
     file = run / document.file
     file.write_text(json.dumps({**read_json(file), "version": 99}))
@@ -300,3 +305,170 @@ def test_documents_are_written_as_the_earlier_version_wrote_them(run: Path) -> N
     ):
         original = read_json(run / file)
         assert without_later_keys(document, original) == original
+
+
+def damages(text: str) -> dict[str, bytes]:
+    """Contents that a damaged disk, another program or an editor may leave in place of a document."""
+    whole = text.encode()
+    return {
+        "empty": b"",
+        "cut off": whole[: len(whole) // 2],
+        "null": b"null",
+        "a list": b"[1]",
+        "an empty object": b"{}",
+        "a text": b'"text"',
+        "a number": b"7",
+        "zeros": bytes(200),
+        "garbage": bytes(range(256)),
+        "UTF-16": text.encode("utf-16"),
+        "Latin-1": b"\xe9: 1\n" + whole,
+        "endless brackets": b"[" * 100_000,
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.file)
+def test_a_damaged_document_is_refused_or_was_never_written(run: Path, document: OnDisk) -> None:
+    file = run / document.file
+    for name, content in damages(file.read_text()).items():
+        if (document.file, name) == ("experiment.yaml", "endless brackets"):  # PyYAML itself fails
+            continue
+        file.write_bytes(content)
+        assert_read_or_refused(run, document, name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.file)
+def test_a_document_with_a_missing_key_or_a_wrong_type_is_refused(run: Path, document: OnDisk) -> None:
+    file = run / document.file
+    data = yaml.safe_load(file.read_text())
+    for path in paths_in(data):
+        file.write_text(json.dumps(without(data, path)))
+        assert_read_or_refused(run, document, f"without {path}")
+        for value in (None, "text", 7, True, [], {}, [None], {"a": None}):
+            file.write_text(json.dumps(replaced(data, path, value)))
+            assert_read_or_refused(run, document, f"{path} = {value}")
+
+
+def assert_read_or_refused(run: Path, document: OnDisk, damage: str) -> None:
+    """Any other error than a UserError fails the test."""
+    try:
+        document.read(run)
+    except UserError:
+        return
+    except Exception as error:
+        raise AssertionError(f"{document.file}, {damage}") from error
+
+
+def paths_in(data: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Paths of keys and of the first elements of lists, down to the fourth level; of large parts only the first."""
+    parts: list[tuple[str | int, Any]] = list(enumerate(data[:1])) if isinstance(data, list) else []
+    if isinstance(data, dict):
+        parts = list(data.items())[: 2 if path else None]
+    for key, part in parts:
+        yield (*path, key)
+        if len(path) < 3:
+            yield from paths_in(part, (*path, key))
+
+
+def replaced(data: Any, path: KeyPath, value: Any) -> Any:
+    """A copy of some JSON with another value at a path."""
+    copy = json.loads(json.dumps(data))
+    *parents, last = path
+    at = copy
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    "key", ["rows", "tasks", "tasks.click.kind", "reliability.click.all.observed", "experts.tab 1.weight"]
+)
+def test_a_missing_key_of_an_evaluation_is_named(run: Path, key: str) -> None:
+    file = run / "evaluation-test.json"
+    file.write_text(json.dumps(without(read_json(file), tuple(key.split(".")))))
+    with pytest.raises(UserError, match=f"evaluation-test.json cannot be read .*: {key} is missing.* evaluate again"):
+        read_run(str(run))
+
+
+@pytest.mark.parametrize("key", ["split", "seeds", "baseline", "metric_of_task", "variants", "variants.aesm.tasks"])
+def test_a_missing_key_of_a_comparison_is_named(run: Path, key: str) -> None:
+    file = run / "compare.json"
+    file.write_text(json.dumps(without(read_json(file), tuple(key.split(".")))))
+    with pytest.raises(UserError, match=f"compare.json cannot be read .*: {key} is missing.* compare again"):
+        read_run(str(run))
+
+
+def test_lines_of_metrics_that_are_damaged_are_left_out(run: Path) -> None:
+    whole = read_run(str(run)).records
+    file = run / "metrics.jsonl"
+    file.write_bytes(b'\xff\x00\n7\nnull\n{}\n["kind"]\n' + file.read_bytes() + b'{"kind": "train", "st')
+    assert read_run(str(run)).records == whole
+    MetricsLog(str(file), resumed_step=10_000)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["settings.json", "manifest.json", "encoders/encoders.json"])
+def test_a_damaged_document_of_a_table_costs_no_file(run: Path, name: str) -> None:
+    """With nothing to do for preprocessing: it refuses the table, or writes the same document again."""
+    table, experiment = run / "table", load_experiment("experiment.yaml")
+    file = table / name
+    files, text = contents(table), file.read_text()
+    data = json.loads(text)
+    again = [json.dumps(without(data, (key,))).encode() for key in data if key != "lineage"]
+    again += [json.dumps({**data, "version": 99}).encode(), json.dumps({**data, "generation": 7}).encode()]
+    for content in (*damages(text).values(), *again):
+        file.write_bytes(content)
+        try:
+            preprocess(experiment, str(table))
+        except UserError:
+            assert contents(table) == {**files, name: content}
+        else:
+            assert contents(table).keys() == files.keys()
+        file.write_text(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_index_of_encoders_that_describes_other_encoders_is_refused(run: Path) -> None:
+    experiment = load_experiment("experiment.yaml")
+    file = run / "table/encoders/encoders.json"
+    for path in (("encoders", "user"), ("encoders", "user", "rows")):
+        text = file.read_text()
+        file.write_text(json.dumps(without(json.loads(text), path)))
+        with pytest.raises(UserError, match="encoders.json (describes other encoders|cannot be read .* is missing)"):
+            preprocess(experiment, str(run / "table"))
+        file.write_text(text)
+    file.write_text("")
+    with pytest.raises(UserError, match=r"partitions, but no readable encoders/encoders.json .* with --overwrite"):
+        preprocess(experiment, str(run / "table"))
+
+
+def test_a_partition_with_a_damaged_record_is_rebuilt_or_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebuilt from its logs; without logs, its files are kept and the record is named."""
+    monkeypatch.setattr(commit, "run_tasks", one_after_the_other)
+    table, experiment = run / "table", load_experiment("experiment.yaml")
+    files = contents(table)
+    (table / RECORD).write_text("")
+    preprocess(experiment, str(table))
+    assert contents(table) == files
+
+    (table / RECORD).write_text("")
+    shutil.move("log/day=1", "day=1")
+    with pytest.raises(UserError, match=r"train-1.json is damaged, and .*log has no files to rebuild .*delete the dam"):
+        preprocess(experiment, str(table))
+    assert contents(table) == {**files, RECORD: b""}
+    (table / RECORD).unlink()
+    assert {partition.value for partition in preprocess(experiment, str(table)).split("train")} == {"2"}
+
+
+def test_a_marker_of_a_newer_version_is_refused_and_not_overwritten(run: Path) -> None:
+    file = run / CHECKPOINT / "complete.json"
+    for newer in ({"version": 2}, {"version": 2, "step": 8}, {"version": 2, "at": 8, "parts": {}}):
+        file.write_text(json.dumps(newer))
+        with pytest.raises(UserError, match="complete.json has version 2, .* by a newer Manygate"):
+            complete_checkpoints(str(run / "checkpoints"))
+    file.write_text(json.dumps({"step": 8}))
+    with pytest.raises(UserError, match="saved by an earlier version of Manygate, without checksums"):
+        complete_checkpoints(str(run / "checkpoints"))

@@ -91,14 +91,15 @@ def complete_checkpoints(folder: str) -> list[Checkpoint]:
 def _read_marker(uri: str) -> Checkpoint | None:
     file = storage.join(uri, MARKER)
     data = storage.read_json(file)
-    if not isinstance(data, dict) or "step" not in data:
+    if data is None:
         return None
-    if "files" not in data:
+    if isinstance(data, dict) and "step" in data and not data.keys() & {"files", "version"}:
         raise UserError(
             f"The checkpoint {uri} was saved by an earlier version of Manygate, without checksums, and cannot be used. "
             f"Start over: {START_OVER_HINT}."
         )
-    marker = parse_document(data, Marker, file, START_OVER_ADVICE)
+    advice = f"delete {uri}, so that the checkpoint before it is used"
+    marker = parse_document(data, Marker, file, advice)
     return Checkpoint(uri, marker.step, marker.files)
 
 

@@ -62,8 +62,12 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
     """Checks the content of an experiment; `source` is named in errors."""
     try:
+        text = json.dumps(data, default=str)
+    except (TypeError, ValueError) as error:  # a key that is a date or a list; a part that contains itself
+        raise UserError(f"{source} is not a valid experiment: {error}.") from None
+    try:
         # JSON mode is strict about types (no "16" for 16) and still takes a list for a tuple.
-        return Experiment.model_validate_json(json.dumps(data, default=str), strict=True)
+        return Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
         lines = [describe_error(detail) for detail in error.errors()]
         raise UserError(f"{source} is not a valid experiment:\n" + "\n".join(f"  {line}" for line in lines)) from None
@@ -76,7 +80,13 @@ def read_experiment(uri: str) -> Experiment:
         UserError: this version cannot read it.
     """
     try:
-        return parse_experiment(yaml.safe_load(storage.read_text(uri)), uri)
+        data = yaml.safe_load(storage.read_text(uri))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{uri} is damaged: {error}. Restore it, or let `manygate train EXPERIMENT` write it again."
+        ) from error
+    try:
+        return parse_experiment(data, uri)
     except UserError as error:
         raise UserError(
             f"{error}\nIt was written by another version of Manygate, or changed since: use that version for this run."

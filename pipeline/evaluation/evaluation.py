@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from models.inputs import TaskKind
 from pipeline.documents import Json, parse_document, read_document
@@ -23,6 +22,24 @@ class TaskEvaluation:
 
 
 @dataclass(frozen=True)
+class ReliabilityCurve:
+    """The output of `reliability`."""
+
+    predicted: list[float]
+    observed: list[float]
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """The use of one layer's experts, see `ExpertUse.total`."""
+
+    groups: list[str]
+    weight: dict[str, list[list[float]]]
+    selected: dict[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One split. Keys that only newer versions know are ignored: they do not change the meaning of these."""
 
@@ -30,8 +47,8 @@ class Evaluation:
     tasks: dict[str, TaskEvaluation]
     split: str = ""
     checkpoint: str = ""
-    reliability: dict[str, Any] = field(default_factory=dict)  # see `reliability_of_tasks`
-    experts: dict[str, Any] = field(default_factory=dict)  # see `ExpertUse.total`
+    reliability: dict[str, dict[str, ReliabilityCurve]] = field(default_factory=dict)  # by task, and by cell
+    experts: dict[str, LayerUse] = field(default_factory=dict)  # by layer
 
 
 def read_evaluation(uri: str) -> Evaluation | None:
@@ -50,7 +67,8 @@ def parse_evaluation(data: Json) -> Evaluation:
 
 def _from_file(data: Json) -> Json:
     """Moves the metrics of each task, which a file has beside the task's other keys, under `overall`."""
-    return {**data, "tasks": {name: _task(task) for name, task in data.get("tasks", {}).items()}}
+    tasks = {"tasks": {name: _task(task) for name, task in data["tasks"].items()}} if "tasks" in data else {}
+    return {**data, **tasks}
 
 
 def _task(task: Json) -> Json:

@@ -17,7 +17,7 @@ def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
     if index.generation > 1:
         storage.delete_folder(storage.join(folder, RARE))
         for name, encoder in index.encoders.items():
-            if encoder["kind"] == "vocabulary":
+            if encoder.kind == "vocabulary":
                 storage.delete_file(encoder_file(table, name))
 
 

@@ -30,7 +30,7 @@ from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
-from pipeline.table.encoder_index import EncoderIndex, write_index
+from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
 from pipeline.table.settings import fingerprint_of_ids
 
 logger = logging.getLogger(__name__)
@@ -109,19 +109,18 @@ def extend_encoders(
     for name, before in known.items():
         new = sizes[name] - FIRST_VALUE_ID - len(before)
         logger.info("encoder %s: %s rows, %s of them new", name, f"{sizes[name]:,}", f"{new:,}")
-    encoders = {name: {**encoder, "rows": sizes.get(name)} for name, encoder in index.encoders.items()}
+    encoders = {name: replace(encoder, rows=sizes.get(name)) for name, encoder in index.encoders.items()}
     write_index(table, replace(index, encoders=encoders, generation=generation, counted=counted))
 
 
-def encoder_index(plan: PreprocessPlan, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The entry of each encoder in encoders.json: its kind, the kind of its ids, rows of its embedding table."""
-    index: dict[str, dict[str, Any]] = {}
+def encoder_index(plan: PreprocessPlan, sizes: dict[str, int]) -> dict[str, EncoderEntry]:
+    """The entry of each encoder in encoders.json."""
+    index = {}
     for feature in plan.sections.features:
         if feature.encoder_name != feature.name:
             continue
         values = feature.encoder_values(plan.sources.kinds)
-        id_kind = {} if values is None else {"values": values}
-        index[feature.name] = {"kind": feature.encoder_kind, **id_kind, "rows": sizes.get(feature.name)}
+        index[feature.name] = EncoderEntry(feature.encoder_kind, sizes.get(feature.name), values)
     return index
 
 

@@ -12,7 +12,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
-from pipeline.features.encoder_files import ENCODERS
+from pipeline.features.encoder_files import ENCODERS, generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import (
     DiscoveredPartitions,
@@ -27,8 +27,8 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
-from pipeline.table.manifest import MANIFEST, REBUILD_HINT, Manifest, Partition, read_manifest, write_manifest
-from pipeline.table.partition_record import PartitionRecord, read_records, write_record
+from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
+from pipeline.table.partition_record import RECORDS, PartitionRecord, read_records, write_record
 from pipeline.table.settings import COLUMNS, SETTINGS, TableSettings, check_may_continue, read_settings
 
 logger = logging.getLogger(__name__)
@@ -87,11 +87,16 @@ def preprocess(
     if existing.earlier is not None and existing.earlier is not existing.settings:
         grown = check_may_continue(path, existing.earlier, existing.settings)
         logger.info("the experiment has gained %s: all partitions are rebuilt", grown)
+    if existing.earlier is not None:
+        _finished(path)
+    if existing.records:
+        _committed_index(existing)
     committed = [record.partition for record in existing.committed]
     found = find_partitions(sections.logs, [LogPartition(p.split, p.value) for p in committed])
     known = {partition.value for partition in committed}
     files = read_files(sections.logs, [partition for partition in found.partitions if partition.value not in known])
     _check_moves(existing, files)
+    _check_damaged_records(existing, found)
     _report_left_out(existing, found, files)
     in_log = {partition.value for partition in found.partitions}
     warn_of_late_files(sections.logs, path, [r for r in existing.committed if r.partition.value in in_log])
@@ -130,6 +135,21 @@ def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
         logger.info("%s=%s moves from `%s` to `%s`: it is rebuilt", column, value, split, wanted)
 
 
+def _check_damaged_records(table: ExistingTable, found: DiscoveredPartitions) -> None:
+    """Raises UserError if a record cannot be read and its partition cannot be rebuilt: its files would be deleted."""
+    if table.earlier is None:
+        return
+    in_log = [*found.ignored, *(partition.value for partition in found.partitions)]
+    files = {f"{RECORDS}/{name}" for name in storage.list_folder(storage.join(table.path, RECORDS))}
+    for file in sorted(files - {record.file for record in table.records}):
+        if not any(file.endswith(f"-{value}.json") for value in in_log):
+            raise UserError(
+                f"{storage.join(table.path, file)} is damaged, and {storage.absolute(table.sections.logs.path)} has no "
+                "files to rebuild its partition from. Restore one of them, or delete the damaged file to remove the "
+                "partition from the table."
+            )
+
+
 def _report_left_out(table: ExistingTable, found: DiscoveredPartitions, files: list[PartitionFiles]) -> None:
     """Logs which complete partitions the manifest will not name: those in no split, and those whose logs are gone."""
     column, made_with = table.sections.logs.partition, table.made_with
@@ -151,11 +171,6 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     train = [partition for partition in files if partition.partition.split == "train"]
     if index is not None:
         _check_kinds(plan, index)
-    elif table.records:
-        raise UserError(
-            f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that describes "
-            f"their encoders: {REBUILD_HINT}."
-        )
     elif not any(cut_units(partition) for partition in train):
         raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
     if table.earlier is None:
@@ -169,13 +184,28 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
         fit_encoders(plan, train)
     else:
         _extend(plan, table, index, train)
-    generation = _committed_index(plan.table).generation
+    generation = _committed_index(table).generation
     transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table, generation)), files, table.made_with)
 
 
-def _committed_index(table: str) -> EncoderIndex:
-    index = read_index(table)
-    assert index is not None
+def _committed_index(table: ExistingTable) -> EncoderIndex:
+    """The index of the table's encoders.
+
+    Raises:
+        UserError: it is damaged, or describes other encoders than the table has.
+    """
+    index = read_index(table.path)
+    if index is None:
+        raise UserError(
+            f"The feature table in {table.path} has partitions, but no readable {ENCODERS}/{INDEX} that describes "
+            "their encoders: rebuild it with --overwrite."
+        )
+    are_all = index.encoders.keys() == {feature.encoder_name for feature in table.sections.features}
+    if not are_all or not storage.is_folder(generation_folder(table.path, index.generation)):
+        raise UserError(
+            f"{storage.join(table.path, ENCODERS, INDEX)} describes other encoders than the feature table has: it was "
+            "changed. Restore it, or rebuild the table with --overwrite."
+        )
     return index
 
 
@@ -229,7 +259,7 @@ def _write_columns(plan: PreprocessPlan) -> None:
 def _delete_superseded(table: ExistingTable) -> None:
     """Deletes files that the manifest does not refer to. If a job is killed before this, the next job deletes them."""
     storage.delete_folder(storage.join(table.path, WORK))
-    delete_superseded_encoders(table.path, _committed_index(table.path))
+    delete_superseded_encoders(table.path, _committed_index(table))
     delete_superseded_partitions(table.sections.logs, table.path, table.made_with)
 
 
@@ -250,10 +280,10 @@ def _check_kinds(plan: PreprocessPlan, index: EncoderIndex) -> None:
     """Checks that new partitions have the kind of ids that the encoders were fitted on."""
     features = {feature.name: feature for feature in plan.sections.features}
     for name, encoder in index.encoders.items():
-        if "values" in encoder and (kind := features[name].encoder_values(plan.sources.kinds)) != encoder["values"]:
+        if encoder.values is not None and (kind := features[name].encoder_values(plan.sources.kinds)) != encoder.values:
             raise UserError(
                 f"feature {name!r}: the new partitions have ids of kind {kind}, but the encoder in {plan.table} was "
-                f"fitted on {encoder['values']}. Convert the new partitions, or rebuild the table with --overwrite."
+                f"fitted on {encoder.values}. Convert the new partitions, or rebuild the table with --overwrite."
             )
 
 
@@ -276,7 +306,7 @@ def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
 
 def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifest:
     filesystem, path = storage.resolve(storage.join(table.path, COLUMNS))
-    index, layout, logs = _committed_index(table.path), table.sections.table, table.sections.logs
+    index, layout, logs = _committed_index(table), table.sections.table, table.sections.logs
     splits = list(logs.splits)
 
     def place(partition: Partition) -> tuple[int, int | str]:
@@ -287,7 +317,7 @@ def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifes
         lanes=layout.lanes,
         row_group_rows=layout.row_group_rows,
         columns=columns_in_words(pq.read_schema(path, filesystem=filesystem)),
-        table_rows={name: encoder["rows"] for name, encoder in index.encoders.items() if encoder["rows"] is not None},
+        table_rows={name: encoder.rows for name, encoder in index.encoders.items() if encoder.rows is not None},
         partitions=sorted((record.partition for record in table.committed), key=place),
         ignored_partitions=found.ignored,
         lineage=index.lineage,

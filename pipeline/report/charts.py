@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from pipeline.evaluation.evaluation import LayerUse, ReliabilityCurve
 from pipeline.metrics.formatting import NUMBER
 from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY, is_better
 from pipeline.report.text import shorten
@@ -116,14 +117,14 @@ def best_step(valid: Sequence[MetricsRecord], metric: str) -> int | None:
     return best[1] if best else None
 
 
-def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[Any]]]]) -> Panel:
-    """One chart per task, one curve per scenario; takes the output of `reliability_of_tasks`."""
+def reliability_curves(reliability: Mapping[str, Mapping[str, ReliabilityCurve]]) -> Panel:
+    """One chart per task, one curve per scenario."""
     keys = keys_of(cell for cells in reliability.values() for cell in cells)
     charts = []
     for task, cells in reliability.items():
         figure = _figure(height=320, x_title="predicted", y_title="observed")
         shown = [curve for cell, curve in cells.items() if keys[cell].is_on]
-        ends = [value for curve in shown for side in ("predicted", "observed") for value in curve[side]]
+        ends = [value for curve in shown for side in (curve.predicted, curve.observed) for value in side]
         if not ends:
             continue
         figure.add_scatter(
@@ -134,9 +135,9 @@ def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[
             line=_stroke(GREY, "dash"),
         )
         for cell, curve in cells.items():
-            _add_line(figure, keys[cell], (curve["predicted"], curve["observed"]), markers=True)
+            _add_line(figure, keys[cell], (curve.predicted, curve.observed), markers=True)
             figure.data[-1].update(
-                customdata=curve["rows"],
+                customdata=curve.rows,
                 hovertemplate=f"<b>%{{fullData.name}}</b><br>predicted %{{x:{NUMBER}}}<br>observed %{{y:{NUMBER}}}"
                 "<br>%{customdata:,} rows<extra></extra>",
             )
@@ -144,23 +145,23 @@ def reliability_curves(reliability: Mapping[str, Mapping[str, Mapping[str, list[
     return Panel(charts, list(keys.values()))
 
 
-def expert_maps(experts: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
-    """One panel per layer, one heat map per group; takes the output of `ExpertUse.total`.
+def expert_maps(experts: Mapping[str, LayerUse]) -> list[Panel]:
+    """One panel per layer, one heat map per group.
 
     If every row selects every expert, the map of how often they are selected is left out.
     """
     panels = []
     for layer, use in experts.items():
-        if not use["weight"]:  # of a split without rows
+        if not use.weight:  # of a split without rows
             continue
         charts = []
-        width = LABEL_WIDTH + EXPERT_WIDTH * len(next(iter(use["weight"].values()))[0])
-        is_dense = all(value == 1 for cell in use["selected"].values() for group in cell for value in group)
-        darkest = max((value for cell in use["weight"].values() for group in cell for value in group), default=1)
-        for number, group in enumerate(use["groups"]):
+        width = LABEL_WIDTH + EXPERT_WIDTH * len(next(iter(use.weight.values()))[0])
+        is_dense = all(value == 1 for cell in use.selected.values() for group in cell for value in group)
+        darkest = max((value for cell in use.weight.values() for group in cell for value in group), default=1)
+        for number, group in enumerate(use.groups):
             if not is_dense:
-                charts.append(Chart(f"{group}: how often selected, %", _heat_map(use["selected"], number, 1), width))
-            charts.append(Chart(f"{group}: mean weight, %", _heat_map(use["weight"], number, darkest), width))
+                charts.append(Chart(f"{group}: how often selected, %", _heat_map(use.selected, number, 1), width))
+            charts.append(Chart(f"{group}: mean weight, %", _heat_map(use.weight, number, darkest), width))
         panels.append(Panel(charts, title=layer, columns=3 if is_dense else 2))
     return panels
 

@@ -13,7 +13,6 @@ from plotly.offline import get_plotlyjs
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import read_experiment
-from pipeline.documents import read_document
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import Evaluation, read_evaluation
 from pipeline.metrics.formatting import UNDEFINED, UNDEFINED_BECAUSE, format_value
@@ -21,6 +20,7 @@ from pipeline.metrics.registry import ALL_ROWS, METRICS, PRIMARY
 from pipeline.report import charts
 from pipeline.report import tables as report_tables
 from pipeline.report.charts import MetricsRecord, Panel
+from pipeline.report.comparison_document import read_comparison
 from pipeline.report.tables import ReportTable
 from pipeline.run_folder import COMPARISON_FILE, EXPERIMENT_FILE, METRICS_FILE, evaluated_splits, evaluation_file
 
@@ -69,8 +69,8 @@ def read_run(folder: str) -> ReportedRun:
         UserError: it was never trained, or has not reached its first log line, and nothing was compared.
     """
     metrics = storage.join(folder, METRICS_FILE)
-    records = _records(storage.read_text(metrics)) if storage.exists(metrics) else []
-    comparison = read_document(storage.join(folder, COMPARISON_FILE), dict, "compare again with `manygate compare`")
+    records = _records(storage.read_text(metrics, errors="replace")) if storage.exists(metrics) else []
+    comparison = read_comparison(storage.join(folder, COMPARISON_FILE))
     if not records and comparison is None:
         raise UserError(
             f"There is nothing to report on in {folder}: no training has written a line of metrics.jsonl there. Run "
@@ -237,14 +237,15 @@ def _last_part(uri: str) -> str:
 
 
 def _records(text: str) -> list[MetricsRecord]:
-    """The train and valid lines; a line that a kill has cut off is left out."""
+    """The train and valid lines; a line that a kill has cut off, or that is damaged, is left out."""
     records = []
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+            is_shown = record["kind"] in ("train", "valid") and {"step", "tasks"} <= record.keys()
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if record["kind"] in ("train", "valid"):
+        if is_shown:
             records.append(record)
     return records
 

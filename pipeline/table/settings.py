@@ -181,8 +181,9 @@ def read_settings(table: str) -> TableSettings | None:
         foreign = [name for name in storage.list_folder(table) if name not in (SETTINGS, COLUMNS)]
         if foreign:
             raise UserError(
-                f"{table} is the folder of the feature table, but it contains {foreign[0]!r} and no {SETTINGS}: it is "
-                "not a feature table. Choose another `name`, or delete the folder with --overwrite."
+                f"{table} is the folder of the feature table, but it contains {foreign[0]!r} and no readable "
+                f"{SETTINGS}: it is not a feature table, or it is damaged. Choose another `name`, restore {SETTINGS}, "
+                "or delete the folder with --overwrite."
             )
         return None
     return _parse_settings(document, uri)

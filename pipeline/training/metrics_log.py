@@ -31,7 +31,7 @@ class MetricsLog:
     def __init__(self, uri: str, resumed_step: int) -> None:
         self._uri = uri
         self._filesystem, self._path = storage.resolve(uri)
-        text = storage.read_text(uri) if storage.exists(uri) else ""
+        text = storage.read_text(uri, errors="replace") if storage.exists(uri) else ""
         self._lines = [line for line in text.splitlines() if _step_of(line) <= resumed_step]
         self._is_written = self._lines == text.splitlines() and text.endswith("\n")
         self._has_warned = False
@@ -81,8 +81,8 @@ class MetricsLog:
 def _step_of(line: str) -> float:
     """The step of a line; infinity for a line that was cut off by a kill, so that it is dropped."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 

@@ -23,7 +23,6 @@ from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
 from pipeline.preprocess import commit, fit
 from pipeline.preprocess.job import preprocess
-from pipeline.preprocess.tasks import Done
 from pipeline.report.page import write_report
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
 from pipeline.section import Section
@@ -31,7 +30,7 @@ from pipeline.table.manifest import read_manifest
 from pipeline.table.settings import check_table_is_of
 from pipeline.training.run import fresh_state
 from pipeline.training.state import run_settings
-from tests.old_runs.copies import FIRST, STEPS, copy_of_run, with_next_day
+from tests.old_runs.copies import FIRST, STEPS, copy_of_run, one_after_the_other, with_next_day
 from tests.preprocess.logs import digests
 from tests.training.runs import flat, metrics, run_on, tensors
 from tests.workers import one_worker
@@ -45,12 +44,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for stage in (fit, commit):
         monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
     return tmp_path
-
-
-def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any) -> Iterator[Done]:
-    """Runs the tasks in this process instead of in Ray."""
-    for item in items:
-        yield Done(item, task(item, shared), None)
 
 
 def experiment_of(folder: Path) -> Experiment:

@@ -2,10 +2,13 @@
 
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
+from pipeline.preprocess.tasks import Done
 
 FIRST = Path(__file__).resolve().parent / "0.1.0"
 STEPS = (8, 12)  # of its checkpoints: one in the second epoch, and the last one
@@ -24,3 +27,9 @@ def with_next_day(folder: Path) -> Experiment:
     shutil.copytree(folder / "next_day", folder / "log", dirs_exist_ok=True)
     splits = ", ".join(f"{name}: {bounds}" for name, bounds in GROWN_SPLITS.items())
     return load_experiment(folder / "experiment.yaml", [f"logs.splits={{{splits}}}"])
+
+
+def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any) -> Iterator[Done]:
+    """Runs tasks of preprocessing in this process instead of in Ray."""
+    for item in items:
+        yield Done(item, task(item, shared), None)
