@@ -19,7 +19,7 @@ class TrainedTable:
     table_rows: dict[str, int]  # embedding table -> rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Everything about a run that decides its numbers."""
 
@@ -33,7 +33,7 @@ class RunSettings:
     versions: dict[str, str]  # of the libraries that the numbers depend on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointState(RunSettings):
     """`state.json`: the settings of a run and its progress."""
 
@@ -41,16 +41,10 @@ class CheckpointState(RunSettings):
 
     @staticmethod
     def of(run: RunSettings, progress: Progress) -> "CheckpointState":
-        return CheckpointState(run.workers, run.threads, run.device, run.experiment, run.table, run.versions, progress)
+        return CheckpointState(**{**vars(run), "progress": progress})
 
     def to_json(self) -> Json:
-        """The JSON. Progress is copied, because the run changes it while a thread writes the file."""
-        return {
-            "progress": self.progress.to_json(),
-            "workers": self.workers,
-            "threads": self.threads,
-            "device": self.device,
-            "experiment": self.experiment.model_dump(mode="json"),
-            "table": asdict(self.table),
-            "versions": self.versions,
-        }
+        """The JSON, of all keys. Progress is copied, because the run changes it while a thread writes the file."""
+        progress = {"progress": self.progress.to_json()}  # the first key of the file
+        sections = {"experiment": self.experiment.model_dump(mode="json"), "table": asdict(self.table)}
+        return progress | vars(self) | sections | progress

@@ -1,6 +1,6 @@
 """Records: a partition of a feature table is complete when its record is written."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 from pipeline import storage
@@ -45,11 +45,12 @@ def read_records(table: str, made_with: str) -> list[PartitionRecord]:
 
 
 def write_record(table: str, record: PartitionRecord) -> None:
-    data = {**asdict(record.partition), "made_with": record.made_with, "log_files": record.log_files}
-    storage.write_json(storage.join(table, record.file), data)
+    others = asdict(record)
+    storage.write_json(storage.join(table, record.file), others.pop("partition") | others)
 
 
 def _from_file(data: Json, made_with: str) -> Json:
     """In the file, the keys of the partition are on the top level; the earliest records have only these keys."""
-    others = {"made_with": data.get("made_with", made_with), "log_files": data.get("log_files")}
-    return {"partition": {key: value for key, value in data.items() if key not in {*others, "version"}}, **others}
+    own = {field.name for field in fields(PartitionRecord)} - {"partition"} | {"version"}
+    others = {key: value for key, value in data.items() if key in own}
+    return {"made_with": made_with, **others, "partition": {key: data[key] for key in data if key not in own}}
