@@ -118,10 +118,11 @@ def make_sharding_plan(
     try:
         return planner.plan(module, sharders)
     except (PlannerError, RuntimeError) as error:  # the planner raises both for a constraint that nothing meets
+        reason = str(error).strip().splitlines()[0].strip()
         raise UserError(
             f"TorchRec's planner cannot place the embedding tables on {topology.world_size} workers "
-            f"({topology.compute_device}): {str(error).strip().splitlines()[0]} Use more workers, smaller tables, or "
-            "another `sharding` of the feature."
+            f"({topology.compute_device}): {reason} Use more workers, smaller tables, or another `sharding` of the "
+            "feature."
         ) from error
 
 

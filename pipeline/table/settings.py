@@ -182,8 +182,8 @@ def read_settings(table: str) -> TableSettings | None:
         if foreign:
             raise UserError(
                 f"{table} is the folder of the feature table, but it contains {foreign[0]!r} and no readable "
-                f"{SETTINGS}: it is not a feature table, or it is damaged. Choose another `name`, restore {SETTINGS}, "
-                "or delete the folder with --overwrite."
+                f"{SETTINGS}: it is not a feature table, or it is damaged. Choose another `name` or "
+                f"`table.path`, restore {SETTINGS}, or delete the folder."
             )
         return None
     return _parse_settings(document, uri)
