@@ -19,14 +19,14 @@ from pipeline.checkpoint.state_document import CheckpointState
 from pipeline.config.load import load_experiment, read_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import read_evaluation
-from pipeline.preprocess import commit
+from pipeline.preprocess import commit, fit
 from pipeline.preprocess.job import preprocess
 from pipeline.report.comparison_document import read_comparison
 from pipeline.report.page import read_run
 from pipeline.table.encoder_index import EncoderIndex, read_index
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.partition_record import read_records
-from pipeline.table.settings import TableSettings, check_table_is_of, fingerprint, read_settings
+from pipeline.table.settings import TableSettings, check_table_is_of, fingerprint, fingerprint_of_ids, read_settings
 from pipeline.training.metrics_log import MetricsLog
 from tests.old_runs.copies import FIRST, STEPS, one_after_the_other
 
@@ -112,6 +112,25 @@ def test_a_table_made_before_a_key_existed_is_continued(run: Path, path: KeyPath
     assert preprocess(experiment, experiment.table_folder) == manifest
     assert files == {file: file.read_bytes() for file in (run / "table").rglob("*.json")}
     check_table_is_of(experiment, experiment.table_folder, manifest)
+
+
+@pytest.mark.parametrize("path", [("features", 0, "shares"), ("logs", "unreadable_files"), ("tasks", 0, "scale")])
+def test_a_table_made_before_a_key_existed_may_be_rebuilt(
+    run: Path, monkeypatch: pytest.MonkeyPatch, path: KeyPath
+) -> None:
+    """Equal settings and equal logs give the table that the checkpoints were trained on, with the same fingerprints."""
+    for stage in (fit, commit):
+        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
+    experiment, table = load_experiment("experiment.yaml"), run / "table"
+    original = read_manifest(str(table))
+    assert preprocess(experiment, str(table), overwrite=True) == original
+    remove_key(run, path)
+    earlier = read_json(table / "settings.json")
+    sizes = {record.partition.value: record.log_files or {} for record in read_records(str(table), "")}
+    lineage = fingerprint_of_ids(earlier, {value: sizes[value] for value in ("1", "2")})
+    made = preprocess(experiment, str(table), overwrite=True)
+    assert read_json(table / "settings.json") == earlier
+    assert made == dataclasses.replace(original, fingerprint=fingerprint(earlier), lineage=lineage)
 
 
 def test_old_settings_may_have_a_key_that_no_longer_affects_the_table(run: Path) -> None:

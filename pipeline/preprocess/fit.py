@@ -31,7 +31,7 @@ from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
 from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
-from pipeline.table.settings import fingerprint_of_ids
+from pipeline.table.settings import TableSettings, fingerprint_of_ids
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,13 @@ class FitTask:
     units: list[str]  # names of the partial results, in merge order
 
 
-def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None:
+def fit_encoders(plan: PreprocessPlan, settings: TableSettings, partitions: list[PartitionFiles]) -> None:
     """Fits all encoders on the partitions of the train split and commits them.
+
+    Args:
+        plan: the plan of the run.
+        settings: of the table.
+        partitions: of the train split.
 
     Raises:
         UserError: a file cannot be read, or the whole split has no readable rows.
@@ -74,7 +79,7 @@ def fit_encoders(plan: PreprocessPlan, partitions: list[PartitionFiles]) -> None
     for name in vocabularies(sections):
         logger.info("encoder %s: %s rows", name, f"{sizes[name]:,}")
     fitted_on = {files.partition.value: files.sizes for files in partitions}
-    lineage = fingerprint_of_ids(sections, fitted_on)
+    lineage = fingerprint_of_ids(settings.document, fitted_on)
     write_index(table, EncoderIndex(encoder_index(plan, sizes), 1, list(fitted_on), lineage))
 
 

@@ -54,14 +54,30 @@ class ExistingTable:
         return [record for record in self.records if record.belongs(self.sections.logs, made_with)]
 
 
-def _find_table(sections: TableExperiment, path: str, earlier: TableSettings | None) -> ExistingTable:
+def _find_table(
+    sections: TableExperiment, path: str, earlier: TableSettings | None, overwrite: bool = False
+) -> ExistingTable:
+    """The existing table. If it will be overwritten, only settings of the same meaning are taken from it.
+
+    A newer version may write the same settings as another document, with other fingerprints. With the earlier document
+    the table is the one that its checkpoints were trained on.
+    """
     settings = TableSettings.of(sections)
-    if earlier is None:
+    if earlier is not None and earlier.meaning == settings.meaning:
+        settings = earlier
+    if earlier is None or overwrite:
         return ExistingTable(sections, path, None, settings, [])
-    is_same = earlier.meaning == settings.meaning
-    return ExistingTable(
-        sections, path, earlier, earlier if is_same else settings, read_records(path, earlier.made_with)
-    )
+    return ExistingTable(sections, path, earlier, settings, read_records(path, earlier.made_with))
+
+
+def _settings_before(path: str, overwrite: bool) -> TableSettings | None:
+    """The settings of the table; None if there is no table, or if it will be overwritten and they cannot be read."""
+    try:
+        return read_settings(path)
+    except UserError:
+        if overwrite:
+            return None
+        raise
 
 
 def preprocess(
@@ -83,7 +99,7 @@ def preprocess(
     """
     path = storage.absolute(table)
     sections = experiment.table_experiment
-    existing = _find_table(sections, path, None if overwrite else read_settings(path))
+    existing = _find_table(sections, path, _settings_before(path, overwrite), overwrite)
     if existing.earlier is not None and existing.earlier is not existing.settings:
         grown = check_may_continue(path, existing.earlier, existing.settings)
         logger.info("the experiment has gained %s: all partitions are rebuilt", grown)
@@ -181,7 +197,7 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     else:
         _begin_again(plan, table)
     if index is None:
-        fit_encoders(plan, train)
+        fit_encoders(plan, table.settings, train)
     else:
         _extend(plan, table, index, train)
     generation = _committed_index(table).generation

@@ -116,13 +116,13 @@ def fingerprint(settings: Json) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def fingerprint_of_ids(sections: TableExperiment, files: dict[str, dict[str, int]]) -> str:
+def fingerprint_of_ids(settings: Json, files: dict[str, dict[str, int]]) -> str:
     """Fingerprint of everything that decides the ids of values: the files, and the settings without layout and paths.
 
     Args:
+        settings: the document of the table.
         files: files of each partition that the encoders are fitted on, with their sizes in bytes.
     """
-    settings = table_settings(sections)
     logs = {name: value for name, value in settings["logs"].items() if name != "path"}
     logs["joins"] = [{"key": join["key"]} for join in logs["joins"]]
     return fingerprint({**settings, "logs": logs, "table": None, "files": files})
