@@ -31,6 +31,7 @@ from pipeline.preprocess.fit import fit_encoders
 from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.table.encoder_index import INDEX
+from pipeline.table.settings import TableSettings
 
 CATEGORICALS, BUCKETED = 26, 6
 # For the contest of vocabularies:
@@ -137,7 +138,8 @@ def with_ours(log: str, table: str) -> list[int]:
     path = storage.absolute(table)
     sections = settings.table_experiment
     partitions = read_files(sections.logs, find_partitions(sections.logs).partitions)
-    fit_encoders(make_preprocess_plan(sections, path, [file for part in partitions for file in part.files]), partitions)
+    plan = make_preprocess_plan(sections, path, [file for part in partitions for file in part.files])
+    fit_encoders(plan, TableSettings.of(sections), partitions)
     return [pq.read_metadata(encoder_file(path, name)).num_rows for name in COUNTED]
 
 
