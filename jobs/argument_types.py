@@ -2,6 +2,8 @@
 
 import argparse
 
+from pipeline.sizes import parse_bytes
+
 
 def positive(text: str) -> int:
     """A whole number above zero."""
@@ -18,6 +20,14 @@ def worker_count(text: str) -> int | tuple[int, int]:
     if positive(fewest) > positive(most):
         raise argparse.ArgumentTypeError(f"expected a range such as 2-8, found {text!r}")
     return int(fewest), int(most)
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 80GiB."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def pair(flag: str, text: str) -> tuple[str, str]:

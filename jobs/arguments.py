@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from jobs.argument_types import pair, positive, worker_count
+from jobs.argument_types import pair, positive, size, worker_count
 
 COMMANDS = {
     "doctor": "check versions, devices and the cluster, and print what to install",
@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub["plan"].add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda", help="device of each worker (default cuda)"
     )
-    sub["plan"].add_argument("--memory", default="80GiB", help="memory of each worker's device (default 80GiB)")
+    sub["plan"].add_argument(
+        "--memory", type=size, default="80GiB", help="memory of each worker's device (default 80GiB)"
+    )
     sub["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
     sub["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [--follow] [the job's flags] [key=value ...]"
     sub["status"].add_argument("id", nargs="?", metavar="SUBMISSION_ID", help="default: all jobs")

@@ -1,23 +1,17 @@
 """`manygate plan`: where each table would be placed on some other cluster, and whether it fits."""
 
-import re
-
 from pipeline.config.experiment import Experiment
-from pipeline.console import in_bytes
-from pipeline.errors import UserError
 from pipeline.sharding.fit_on_cluster import ClusterFit, fit_on_cluster
+from pipeline.sizes import in_bytes
 from pipeline.table.settings import read_table
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-
-def run(experiment: Experiment, workers: int, device: str, memory: str) -> None:
-    """Prints the plan.
+def run(experiment: Experiment, workers: int, device: str, limit: int) -> None:
+    """Prints the plan for workers whose devices have `limit` bytes of memory.
 
     Raises:
-        UserError: the tables do not fit, the workers do not divide the lanes, or the memory is not a valid size.
+        UserError: the tables do not fit, or the workers do not divide the lanes.
     """
-    limit = parse_bytes(memory)
     fit = fit_on_cluster(experiment, read_table(experiment), workers, device, limit)
     print_tables(fit, workers)
     fit.check(limit)
@@ -30,18 +24,6 @@ def print_tables(fit: ClusterFit, workers: int) -> None:
     for placed in fit.tables:
         table, where = placed.table, f"{placed.sharding_type} on {describe_ranks(placed.ranks, workers)}"
         print(f"{table.name:<20} {table.rows:>14,} {table.dim:>5} {in_bytes(placed.bytes):>15}  {where}")
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as ``80GiB``.
-
-    Raises:
-        UserError: the text is not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UserError(f"--memory: {text!r} is not a size; write it as 80GiB or 512MiB.")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def describe_ranks(ranks: list[int], workers: int) -> str:

@@ -1,4 +1,4 @@
-"""Text on the terminal: log lines of Manygate and of other libraries, and sizes in bytes."""
+"""Text on the terminal: log lines of Manygate and of other libraries."""
 
 import logging
 import warnings
@@ -25,13 +25,3 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes in a readable form: `1.4 MiB`."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

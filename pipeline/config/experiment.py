@@ -7,6 +7,7 @@ from pydantic import model_validator
 from models.config import ModelConfig, TargetBottom
 from models.names import is_taken
 from pipeline import run_folder, storage
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import TableExperiment
@@ -22,6 +23,7 @@ class Experiment(TableExperiment):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def file(self) -> str:

@@ -3,8 +3,8 @@
 from collections import Counter
 
 from pipeline.checkpoint.format import Checkpoint
-from pipeline.console import in_bytes
 from pipeline.metrics.formatting import format_value
+from pipeline.sizes import in_bytes
 from pipeline.table.manifest import Manifest, Partition, read_manifest
 
 

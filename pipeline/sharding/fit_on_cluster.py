@@ -11,11 +11,11 @@ from models.inputs import EmbeddingTable, ModelInputs
 from pipeline.config.experiment import Experiment
 from pipeline.config.lanes import check_division
 from pipeline.config.optimizer_kinds import SPARSE_OPTIMIZERS
-from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.module import DenseStep, TrainingModule
 from pipeline.sharding.shard import PooledSharder, make_sharding_plan, table_constraints
+from pipeline.sizes import in_bytes
 from pipeline.table.manifest import Manifest
 
 BYTES = 4  # per weight

@@ -191,3 +191,27 @@ def test_keys_of_a_task_are_written_in_their_order() -> None:
     keys = ["name", "column", "kind", "after", "scale", "transform", "weight", "loss", "delta", "power"]
     written = TaskConfig(name="t", column="c", kind="binary").model_dump()
     assert [key for key in written if key in keys] == keys
+
+
+def test_sizes_of_memory_are_texts_with_units_or_bytes() -> None:
+    cluster = override("cluster.memory_per_worker=16GiB", "cluster.memory_per_task=1000000").cluster
+    assert (cluster.memory_per_worker, cluster.memory_per_task) == (16 * 2**30, 10**6)
+    again = parse_experiment(yaml.safe_load(dump_experiment(override("cluster.memory_per_worker=16GiB"))), "again")
+    assert again.cluster.memory_per_worker == 16 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("memory_per_worker=16 gigabytes", r"cluster.memory_per_worker: '16 gigabytes' is not a size: write it as"),
+        ("memory_per_task=0", r"cluster.memory_per_task: .*greater than or equal to 1"),
+        ("memory_per_task=true", r"cluster.memory_per_task: .*valid integer"),
+        ("cpus_per_worker=0.5", r"cluster.cpus_per_worker: .*valid integer"),
+        ("gpus_per_worker=0", r"cluster.gpus_per_worker: .*greater than or equal to 1"),
+        ("placement=packed", r"cluster.placement: .*'pack' or 'spread'"),
+        ("memory_per_workers=16GiB", r"unknown key; did you mean 'memory_per_worker'"),
+    ],
+)
+def test_mistakes_in_the_cluster_section(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(f"cluster.{change}")

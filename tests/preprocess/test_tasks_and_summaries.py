@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.console import in_bytes
 from pipeline.errors import UserError
 from pipeline.preprocess.run_table import summary
 from pipeline.preprocess.tasks import run_tasks
@@ -61,7 +60,3 @@ def test_the_summary_counts_rows() -> None:
     train = Partition("train", "1", 1203, 3, 10, lanes)
     manifest = Manifest("f" * 64, 2, 16, [TableColumn("user", "int32")], {"user": 12}, [train])
     assert "train: 1,190 rows in 1 partitions (1,203 read, 3 quarantined, 10 filtered out)" in summary(manifest, "t", 1)
-
-
-def test_sizes_are_printed_with_units() -> None:
-    assert [in_bytes(n) for n in (0, 1023, 1536, 5 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
