@@ -1,6 +1,5 @@
 """Checks the installed packages, the machine and the cluster; every problem comes with what to type."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +12,9 @@ from pathlib import Path
 from cluster import local_head, tokens, versions
 from cluster.accelerator import find_accelerator
 from cluster.connect import reachable
+from pipeline import machine
 from pipeline.errors import UserError
+from pipeline.sizes import in_bytes
 
 PACKAGES = ("torch", "torchrec", *versions.FBGEMM_PACKAGES.values(), "ray", "pyarrow")
 PIP = f"{sys.executable} -m pip install"
@@ -141,24 +142,26 @@ def python_version() -> Finding:
     return Finding(f"Python: expected 3.11 or 3.12, found {found}", "make clean, then: make PYTHON=python3.11 setup")
 
 
-def processor() -> Finding:
-    """The number of CPUs that this process may use, and their bf16 instructions."""
+def processor(proc: Path = machine.PROC) -> Finding:
+    """The number of CPUs that this process may use, what limits it, and their bf16 instructions."""
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+        flags = set((proc / "cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
     except OSError:
         flags = set()
     native = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
     bf16 = f"bf16 by {', '.join(native)}" if native else "no bf16 instructions: keep training.precision=fp32"
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(f"CPUs: {count}, {bf16}")
+    count = machine.cpus(proc)
+    return Finding(f"CPUs: {count.amount}{_limited_by(count)}, {bf16}")
 
 
-def memory() -> Finding:
-    """Memory of the machine, or the limit of the container if that is less."""
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
-        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return Finding(f"memory: {size / 2**30:.0f} GiB")
+def memory(proc: Path = machine.PROC) -> Finding:
+    """The memory that this process may use, and what limits it."""
+    size = machine.memory(proc)
+    return Finding(f"memory: {in_bytes(size.amount)}{_limited_by(size)}")
+
+
+def _limited_by(limit: machine.Limit) -> str:
+    return f" (limited by {limit.file})" if limit.file is not None else ""
 
 
 def ray_cluster() -> Finding:

@@ -1,5 +1,8 @@
 """Checks of installed versions, and the remedies for versions that do not fit."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from cluster import diagnosis
@@ -76,3 +79,17 @@ def test_gpu_that_torch_or_fbgemm_cannot_use_is_a_problem(monkeypatch: pytest.Mo
     assert [finding.ok for finding in diagnosis.torch_works(FITS, "cuda")] == [True, False]
     monkeypatch.setattr(diagnosis, "PROBE", """print('{"cuda": "12.8", "devices": ["H200"]}')""")
     assert "build for CPUs" in diagnosis.torch_works(FITS, "cuda")[1].text
+
+
+def test_limits_of_a_container_are_reported_with_the_file_that_sets_them(tmp_path: Path) -> None:
+    assert diagnosis.memory(tmp_path).text.endswith("GiB")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text("0::/\n")
+    (tmp_path / "self/mountinfo").write_text(f"31 23 0:28 / {tmp_path} rw - cgroup2 cgroup2 rw\n")
+    (tmp_path / "memory.max").write_text(str(512 * 2**20))
+    (tmp_path / "cpu.max").write_text("10000 100000")
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu amx_bf16\n")
+    assert diagnosis.memory(tmp_path).text == f"memory: 512.0 MiB (limited by {tmp_path}/memory.max)"
+    count = diagnosis.processor(tmp_path).text
+    expected = "CPUs: 1, " if len(os.sched_getaffinity(0)) == 1 else f"CPUs: 1 (limited by {tmp_path}/cpu.max), "
+    assert count == f"{expected}bf16 by amx_bf16"
