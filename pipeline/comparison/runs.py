@@ -95,7 +95,7 @@ def train_and_evaluate(run: ComparedRun, split: str, launcher: Launcher) -> bool
 def evaluate_run(worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str) -> bool:
     """Evaluates on this worker. Returns whether a SIGTERM arrived meanwhile, which Ray's launcher turns into a flag."""
     evaluate_on_worker(worker, experiment, checkpoint, split)
-    return worker.stop.is_set()
+    return worker.stop.is_for_good
 
 
 def best_or_latest(experiment: Experiment) -> CheckpointChoice:

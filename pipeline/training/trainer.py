@@ -24,7 +24,8 @@ from pipeline.sharding.optimizers import LearningRates, schedule_factor
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.state import RunState
 from pipeline.training.steps import choose_step
-from pipeline.workers.stop import StopRequest, sigterm_sets
+from pipeline.workers.stop import Stop, on_sigterm
+from pipeline.workers.stop_request import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Trainer:
         """
         self._state.model.module.train()
         ending = self._progress.ending(self._training)
-        with sigterm_sets(self._worker.stop), closing(self._saver):
+        with on_sigterm(self._worker.stop.request), closing(self._saver):
             while ending is None:
                 batches = prefetch(reader.epoch(self._progress.position), self._prepare)
                 with closing(batches):
@@ -118,15 +119,19 @@ class Trainer:
             self._rates.set(self._progress.step_in_window, total)
             self._stop.start()
             output = self._step(batches)
-            is_stop_requested = self._stop.wait()
+            stop = self._stop.wait()
             if output is None:
                 return self._progress.ending(self._training)
-            self._after_step(output)
-            ending = self._progress.ending(self._training) or ("interrupted" if is_stop_requested else None)
+            is_saved = self._after_step(output)
+            ending = self._progress.ending(self._training)
             if ending is not None:
                 return ending
+            if stop >= Stop.AFTER_STEP or (stop == Stop.AT_SAVE and is_saved):
+                self._worker.stop.is_obeyed = True
+                return "interrupted"
 
-    def _after_step(self, output: StepOutput) -> None:
+    def _after_step(self, output: StepOutput) -> bool:
+        """Counts, logs, validates and saves what is due; returns whether a checkpoint of this step was begun."""
         progress = self._progress
         progress.step += 1
         progress.position = output.position
@@ -141,8 +146,10 @@ class Trainer:
         if is_validated:
             self._saver.settle()  # so that the best step so far is known
         is_best = self._validate(self._validation) if self._validation and is_validated else False
-        if is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end):
+        is_saved = is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end)
+        if is_saved:
             self._save()
+        return is_saved
 
     def _log(self) -> None:
         report, diagnostics = self._state.running_metrics.report()

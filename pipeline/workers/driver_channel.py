@@ -1,10 +1,11 @@
-"""Messages between a driver and its Ray workers: log lines and errors to the driver, a stop request to the workers."""
+"""Messages between a driver and its Ray workers: log lines and errors to the driver, stop requests to the workers."""
 
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
@@ -12,9 +13,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manygate_guard import PACKAGES
 from pipeline.console import configure_logging
-from pipeline.workers.stop import sigterm_sets
+from pipeline.workers.stop import Stop, StopSignal, on_sigterm
 
 POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What the workers of the current start have reported."""
+
+    has_saved: bool  # whether this start or an earlier one of the same command has saved a checkpoint
+    refusal: str | None  # the message of a UserError, which no restart can fix
+
+
+@dataclass(frozen=True)
+class News:
+    """What the driver collects several times per second."""
+
+    lines: list[str]  # new log lines
+    nodes: dict[int, str]  # rank -> id of its machine
 
 
 @ray.remote(num_cpus=0)
@@ -23,45 +40,42 @@ class DriverChannel:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
-        self._is_stopping = False
-        self._starts = 0
+        self._attempt = 0
+        self._stop = Stop.NONE
+        self._nodes: dict[int, str] = {}
         self._has_saved = False
         self._refusal: str | None = None
 
-    def begin(self) -> tuple[int, bool, str | None]:
-        """Counts a start of the workers.
+    def begin(self, attempt: int) -> None:
+        """Begins a start of the workers. Messages of earlier ones, which may still run, are ignored from now on."""
+        self._attempt, self._stop, self._nodes = attempt, Stop.NONE, {}
 
-        Returns:
-            The number of earlier starts, whether a checkpoint was saved after one of them, and the message of the
-            UserError that ended one of them.
-        """
-        self._starts += 1
-        if self._starts > 1 and self._refusal is None:
-            self._lines.append(f"The workers were started again (restart {self._starts - 1}).")
-        return self._starts - 1, self._has_saved, self._refusal
+    def join(self, attempt: int, rank: int, node: str) -> None:
+        """A worker of a start is up."""
+        if attempt == self._attempt:
+            self._nodes[rank] = node
 
     def saved(self) -> None:
         self._has_saved = True
 
     def refuse(self, attempt: int, message: str) -> None:
-        """Records the message of a UserError, which no restart can fix. Messages of earlier starts are ignored."""
-        if attempt == self._starts - 1:
+        if attempt == self._attempt:
             self._refusal = self._refusal or message
 
-    def refusal(self) -> str | None:
-        return self._refusal
+    def report(self) -> GroupReport:
+        return GroupReport(self._has_saved, self._refusal)
 
     def add_line(self, line: str) -> None:
         self._lines.append(line)
 
-    def collect(self, stop: bool) -> list[str]:
-        """Returns the new lines, and records whether the driver requests a stop."""
-        self._is_stopping = self._is_stopping or stop
+    def collect(self, stop: Stop) -> News:
+        """Passes a stop request on to the workers, and returns what is new."""
+        self._stop = max(self._stop, stop)
         lines, self._lines = self._lines, []
-        return lines
+        return News(lines, dict(self._nodes))
 
-    def is_stopping(self) -> bool:
-        return self._is_stopping
+    def stop_level(self, attempt: int) -> Stop:
+        return self._stop if attempt == self._attempt else Stop.NONE
 
 
 class _ToChannel(logging.Handler):
@@ -73,11 +87,12 @@ class _ToChannel(logging.Handler):
         self._channel.add_line.remote(self.format(record))  # without waiting for the channel
 
 
-def join_channel(channel: ActorHandle, stop: threading.Event) -> None:
-    """In a worker: sends Manygate's log lines to the driver, and sets `stop` when the driver has received a SIGTERM.
+def join_channel(channel: ActorHandle, attempt: int, rank: int, stop: StopSignal) -> None:
+    """In a worker: sends Manygate's log lines to the driver, and passes the driver's stop requests on to `stop`.
 
     Log lines of other libraries stay in Ray's log files.
     """
+    ray.get(channel.join.remote(attempt, rank, ray.get_runtime_context().get_node_id()))
     configure_logging()
     handler = _ToChannel(channel)
     handler.setFormatter(logging.getLogger().handlers[0].formatter)
@@ -87,36 +102,68 @@ def join_channel(channel: ActorHandle, stop: threading.Event) -> None:
 
     def watch() -> None:
         while not stop.wait(POLL_S):
-            if ray.get(channel.is_stopping.remote()):
-                stop.set()
+            stop.request(ray.get(channel.stop_level.remote(attempt)))
 
     threading.Thread(target=watch, name="manygate-stop", daemon=True).start()
 
 
+Watch = Callable[[Mapping[int, str]], Stop]
+"""From the rank of each worker that is up, and the id of its machine, to how soon the workers should stop."""
+
+
+class Driver:
+    """The driver's side of the channel."""
+
+    def __init__(self, channel: ActorHandle) -> None:
+        self.channel = channel
+        self.stop = StopSignal()  # of this process: set by a SIGTERM
+        self._watch: Watch | None = None
+        self._nodes: dict[int, str] = {}
+
+    def begin(self, attempt: int, watch: Watch) -> None:
+        """Begins a start of the workers; `watch` is called several times per second until it has ended."""
+        ray.get(self.channel.begin.remote(attempt))
+        self._nodes = {}
+        self._watch = watch
+
+    def end(self) -> GroupReport:
+        """Ends a start of the workers."""
+        self._watch = None
+        report: GroupReport = ray.get(self.channel.report.remote())  # type: ignore[assignment]
+        return report
+
+    def relay(self) -> None:
+        """Sends the workers the most urgent stop request, and prints their new lines on stderr."""
+        watch, level = self._watch, self.stop.level
+        if watch is not None:
+            level = max(level, watch(self._nodes))
+        news: News = ray.get(self.channel.collect.remote(level))  # type: ignore[assignment]
+        self._nodes = news.nodes
+        for line in news.lines:
+            print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def open_channel() -> Iterator[ActorHandle]:
-    """In the driver: while the block runs, prints the workers' lines on stderr and passes a SIGTERM on to the workers.
+def open_channel() -> Iterator[Driver]:
+    """In the driver: while the block runs, prints the workers' lines and passes stop requests on to the workers.
 
     The channel runs on the driver's machine: it must outlive every machine that the run can lose.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    channel = DriverChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    ended, stop = threading.Event(), threading.Event()
+    driver = Driver(DriverChannel.options(scheduling_strategy=here).remote())  # type: ignore[attr-defined]
+    ended = threading.Event()
 
     def relay() -> None:
-        while True:
-            is_last = ended.wait(POLL_S)
-            for line in ray.get(channel.collect.remote(stop.is_set())):
-                print(line, file=sys.stderr, flush=True)
-            if is_last:
-                return
+        while not ended.wait(POLL_S):
+            driver.relay()
+        driver.relay()
 
     thread = threading.Thread(target=relay, name="manygate-driver-channel", daemon=True)
     thread.start()
     try:
-        with sigterm_sets(stop):
-            yield channel
+        with on_sigterm(driver.stop.request):
+            yield driver
     finally:
         ended.set()
         thread.join()
-        ray.kill(channel)
+        ray.kill(driver.channel)

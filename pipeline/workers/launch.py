@@ -9,10 +9,11 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.config.lanes import possible_workers
 from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
+from pipeline.workers import network
 from pipeline.workers.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
@@ -39,15 +40,28 @@ class Launcher:
     def run(self, body: Body[Result], experiment: Experiment) -> Result:
         """Runs a body on every worker and returns the first worker's result.
 
+        Under torchrun, the processes that it has started are the workers, whatever the launcher's name.
+
         Raises:
-            UserError: as `launch` and the body do.
+            UserError: the launcher cannot start that many workers, they do not divide the lanes, or as the body does.
         """
-        if self.name == "ray" and not is_torchrun():
-            self.connect()
-        absolute, training = with_absolute_paths(experiment), experiment.training
-        scratch, lanes = storage.join(absolute.folder, "ray"), experiment.table.lanes
+        absolute, device = with_absolute_paths(experiment), experiment.training.device
         prepared = partial(body, experiment=absolute)
-        return launch(prepared, self.name, self.workers, training.device, scratch, lanes, training.max_restarts)
+        if is_torchrun():
+            return _run_under_torchrun(prepared, self.workers, device)
+        check_workers(self.workers or 1, experiment.table.lanes)
+        if self.name == "ray":
+            self.connect()
+            from pipeline.workers.launch_ray import launch_ray
+
+            return launch_ray(prepared, self.workers or 1, absolute)
+        if self.workers not in (None, 1):
+            raise UserError(
+                f"The local launcher runs in this process and has one worker; {in_words(self.workers)} were requested. "
+                f"Use --launcher ray --workers {in_words(self.workers)}, or torchrun --nproc-per-node N -m jobs.cli "
+                "train EXPERIMENT."
+            )
+        return _run_here(prepared, device)
 
 
 def is_torchrun() -> bool:
@@ -55,42 +69,20 @@ def is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launch(
-    body: Callable[[Worker], Result],
-    launcher: str,
-    workers: Workers,
-    device: str,
-    scratch: str,
-    lanes: int,
-    max_restarts: int,
-) -> Result:
-    """Runs a body on every worker and returns the first worker's result.
+def in_words(workers: Workers) -> str:
+    """The value of `--workers`."""
+    return f"{workers[0]}-{workers[1]}" if isinstance(workers, tuple) else str(workers)
 
-    Args:
-        body: called on each worker; with Ray it must be importable and its arguments picklable.
-        launcher: ``local`` or ``ray``; ignored under torchrun, which has already started the processes.
-        workers: see `Workers`.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        scratch: folder for Ray's own files, visible to all nodes.
-        lanes: of the feature table, which the workers must divide.
-        max_restarts: times that Ray starts the workers again after one has died.
 
-    Raises:
-        UserError: the launcher cannot start that many workers.
-    """
-    if is_torchrun():
-        return _run_under_torchrun(body, workers, device)
-    if launcher == "ray":
-        from pipeline.workers.launch_ray import launch_ray
-
-        return launch_ray(body, workers or 1, device, scratch, lanes, max_restarts)
-    if workers not in (None, 1):
-        count = workers if isinstance(workers, int) else f"{workers[0]}-{workers[1]}"
+def check_workers(workers: int | tuple[int, int], lanes: int) -> None:
+    """Raises UserError if no requested number of workers divides the lanes."""
+    fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+    possible = possible_workers(lanes)
+    if not any(fewest <= count <= most for count in possible):
         raise UserError(
-            f"The local launcher runs in this process and has one worker; {count} were requested. Use --launcher ray "
-            f"--workers {count}, or torchrun --nproc-per-node N -m jobs.cli train EXPERIMENT."
+            f"--workers {in_words(workers)}: the workers must divide the {lanes} lanes of the feature table; use one "
+            f"of {', '.join(map(str, possible))}, or rebuild the table with another table.lanes."
         )
-    return _run_here(body, device)
 
 
 def _run_here(body: Callable[[Worker], Result], device: str) -> Result:
@@ -110,7 +102,12 @@ def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, devi
     if workers is not None and workers != size:
         raise UserError(f"--workers is {workers}, but torchrun started {size} processes: omit --workers.")
     bound = torch.device("cuda", local_rank) if device == "cuda" else None
-    dist.init_process_group(backend(device), device_id=bound)
+    # On a single machine nothing is reachable from outside.
+    address = "127.0.0.1" if size == local_size else network.own_address(os.environ["MASTER_ADDR"])
+    store, _, _ = next(dist.rendezvous("env://"))
+    network.check_reachable(dist.PrefixStore("network", store), rank, size, address)
+    network.use_interface(address)
+    dist.init_process_group(backend(device), store=store, rank=rank, world_size=size, device_id=bound)
     try:
         return body(this_worker(device, rank, size, local_rank, local_size))
     finally:

@@ -1,143 +1,226 @@
 """The Ray launcher: the same body on the workers of a Ray Train group. The only file that imports ray.train.
 
-Ray starts the workers again when one of them has died. They then resume from a checkpoint in the run's folder.
+The driver decides how many workers start. When one of them has died, when their machine is taken away, or when there is
+room for more, it starts them again, and they resume from a checkpoint in the run's folder.
 """
 
+import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
+import ray.train
+import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline import storage
-from pipeline.config.lanes import possible_workers
+from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.workers.driver_channel import join_channel, open_channel
+from pipeline.workers import network
+from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
+from pipeline.workers.driver_channel import Driver, join_channel, open_channel
 from pipeline.workers.worker import Worker, backend, this_worker
 
 Result = TypeVar("Result")
 
+log = logging.getLogger(__name__)
 
-def launch_ray(
-    body: Callable[[Worker], Result],
-    workers: int | tuple[int, int],
-    device: str,
-    scratch: str,
-    lanes: int,
-    max_restarts: int,
-) -> Result:
+FAILED_STARTS = 10  # times in a row that Ray may fail to start the workers, such as on a machine that has just gone
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start of the workers."""
+
+    body: Callable[[Worker], Any]
+    device: str
+    channel: Any
+    attempt: int  # earlier starts of the same command
+    has_saved: bool  # whether one of them has saved a checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the first worker returns."""
+
+    result: Any
+    is_stopped: bool  # the body has ended early, because of a stop request
+
+
+class _Backend(Backend):
+    """Of Ray Train's own backend only the visible devices: the group is formed by `worker_group`."""
+
+    share_cuda_visible_devices = True
+
+
+class _BackendConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Backend
+
+
+def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int], experiment: Experiment) -> Result:
     """Runs a body on Ray workers and returns the first worker's result. Ray is connected already.
 
     Args:
         body: importable on the workers, with picklable arguments.
-        workers: one process each; with a range, Ray uses as many as are available at each start of the workers.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        scratch: folder for Ray Train's own files, visible to all nodes; deleted at the end.
-        lanes: of the feature table, which the workers must divide.
-        max_restarts: times that the workers are started again after one has died.
+        workers: one process each; with a range, as many as there is room for.
+        experiment: of the run, with absolute paths.
 
     Raises:
-        UserError: the cluster has too few CPUs or GPUs, or the body raised one.
+        UserError: the cluster cannot have so many workers, or the body raised one.
+        InterruptedRunError: a SIGTERM arrived while the workers were not running.
     """
     fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
-    gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = device == "cuda" or (device == "auto" and gpus >= fewest)
-    check_resources(fewest, use_gpu)
-    kind = "cuda" if use_gpu else "cpu"
-    with open_channel() as channel:
-        trainer = TorchTrainer(
-            run_worker,
-            train_loop_config={
-                "body": body,
-                "device": kind,
-                "channel": channel,
-                "lanes": lanes,
-                "is_range": fewest < most,
-            },
-            torch_config=TorchConfig(backend=backend(kind)),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),  # type: ignore[arg-type]
-            # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
-            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=max_restarts)),
-        )
-        try:
-            result = trainer.fit().return_value  # type: ignore[attr-defined]
-        except WorkerGroupError as error:
-            raise user_error_of(error) or error from None
-        finally:
-            storage.delete_folder(scratch)
-        refusal: Any = ray.get(channel.refusal.remote())
-        if refusal is not None:
-            raise UserError(refusal)
-        return result
+    device, demand = worker_demand(experiment, fewest, most)
+    # The driver itself looks at machines that are being taken away. Ray Train's watcher would end the workers.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    attempt = restarts = failed_starts = 0
+    has_saved = False
+    with open_channel() as driver:
+        while True:
+            count = wait_for_room(demand, attempt == 0, driver.stop)
+            start = Start(body, device, driver.channel, attempt, has_saved)
+            try:
+                outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, "ray"))
+            finally:
+                storage.delete_folder(storage.join(experiment.folder, "ray"))
+            has_saved, attempt = report.has_saved, attempt + 1
+            if report.refusal is not None:
+                raise UserError(report.refusal)
+            if isinstance(outcome, Outcome):
+                if not outcome.is_stopped or driver.stop.is_for_good:
+                    result: Result = outcome.result
+                    return result
+                failed_starts = 0
+                continue
+            if is_failed_start(outcome):
+                failed_starts += 1
+                if failed_starts > FAILED_STARTS:
+                    raise outcome
+                log.warning("Ray could not start %d workers: %s", count, first_line(outcome))
+                continue
+            failed_starts, restarts = 0, restarts + 1
+            if restarts > experiment.training.max_restarts:
+                raise user_error_of(outcome) or outcome from None
+            log.info("The workers are started again (restart %d): %s", restarts, first_line(outcome))
 
 
-def run_worker(config: dict[str, Any]) -> Any:
-    """Runs on each Ray worker. Its process group is up, and its ranks are in the environment."""
-    ranks = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    channel = config["channel"]
-    begun: list[Any] = [ray.get(channel.begin.remote()) if ranks[0] == 0 else None]
-    dist.broadcast_object_list(begun, src=0)
-    attempt, has_saved, refusal = begun[0]
-    if refusal is not None:  # Ray starts the workers again after a UserError too, which would only be raised again
-        return None
-    if config["is_range"]:
-        usable = max(count for count in possible_workers(config["lanes"]) if count <= ranks[1])
-        if usable < ranks[1] and not regroup(usable, backend(config["device"])):
-            return None
-        ranks = [ranks[0], usable, ranks[2], min(ranks[3], usable)]
-    worker = this_worker(config["device"], *ranks)
-    worker = replace(worker, attempt=attempt, has_saved=has_saved, on_saved=channel.saved.remote)
-    join_channel(channel, worker.stop)
+def worker_demand(experiment: Experiment, fewest: int, most: int) -> tuple[str, WorkerDemand]:
+    """The device of the workers, and what a run asks of the cluster."""
+    wanted, cluster = experiment.training.device, experiment.cluster
+    has_gpus = ray.cluster_resources().get("GPU", 0) >= fewest * cluster.gpus_per_worker
+    device = "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpus) else "cpu"
+    resources = {"CPU": float(cluster.cpus_per_worker or 1)}
+    if device == "cuda":
+        resources["GPU"] = cluster.gpus_per_worker
+    if cluster.memory_per_worker is not None:
+        resources["memory"] = float(cluster.memory_per_worker)
+    return device, WorkerDemand(fewest, most, experiment.table.lanes, resources, cluster.placement.upper())
+
+
+def run_group(
+    start: Start, demand: WorkerDemand, count: int, driver: Driver, scratch: str
+) -> tuple[Outcome | TrainingFailedError, Any]:
+    """Runs one start of the workers to its end; returns the first worker's outcome or the failure, and the report."""
+    trainer = DataParallelTrainer(
+        run_worker,
+        train_loop_config={"start": start},
+        backend_config=_BackendConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=count,
+            use_gpu=start.device == "cuda",
+            resources_per_worker=dict(demand.resources),
+            placement_strategy=demand.strategy,
+        ),
+        # Nothing is reported to Ray: workers write checkpoints straight to the run's folder and resume from there.
+        run_config=RunConfig(
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+    watch = GroupWatch(demand, count, driver.stop)
+    driver.begin(start.attempt, watch.look)
     try:
-        return config["body"](worker)
+        outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+    except TrainingFailedError as error:
+        outcome = error
+    finally:
+        report = driver.end()
+        watch.close()
+    return outcome, report
+
+
+def run_worker(config: dict[str, Any]) -> Outcome:
+    """Runs on each Ray worker."""
+    start: Start = config["start"]
+    try:
+        worker = form_group(start)
+        try:
+            result = start.body(worker)
+        finally:
+            dist.destroy_process_group()
     except storage.StoreError:  # the store may answer when the workers are started again
         raise
-    except UserError as error:
-        ray.get(channel.refuse.remote(attempt, str(error)))
+    except network.UnreachableError as error:
+        if start.attempt == 0:  # later, a machine may be unreachable because it is about to be lost
+            ray.get(start.channel.refuse.remote(start.attempt, str(error)))
         raise
+    except UserError as error:
+        ray.get(start.channel.refuse.remote(start.attempt, str(error)))
+        raise
+    return Outcome(result, worker.stop.is_obeyed)
 
 
-def regroup(usable: int, name: str) -> bool:
-    """Puts the first workers into a separate process group; the others remain unused.
+def form_group(start: Start) -> Worker:
+    """Joins the process group of the workers, on the network by whose addresses Ray knows the machines.
 
-    Args:
-        usable: the number of workers in the group.
-        name: the group's backend.
-
-    Returns:
-        Whether this worker is in the group.
+    Raises:
+        UnreachableError: machines cannot connect to each other.
     """
-    rank, host = dist.get_rank(), os.environ["MASTER_ADDR"]
-    store = dist.TCPStore(host, 0, usable, is_master=True, wait_for_workers=False) if rank == 0 else None
-    port: list[Any] = [store.port if store is not None else None]
-    dist.broadcast_object_list(port, src=0)
-    dist.destroy_process_group()
-    if rank >= usable:
-        return False
-    store = store or dist.TCPStore(host, port[0], usable, is_master=False)
-    dist.init_process_group(name, store=store, rank=rank, world_size=usable)
-    return True
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    address = ray.util.get_node_ip_address()
+    listener = network.listen_on(address) if rank == 0 else None
+    host, port = broadcast_from_rank_zero(listener.getsockname()[:2] if listener is not None else None)
+    if listener is not None:
+        store = network.serve_store(listener, workers)
+    else:
+        store = network.join_store(host, port, workers, rank, address)
+    network.check_reachable(store, rank, workers, address)
+    network.use_interface(address)
+    if start.device == "cuda":
+        torch.cuda.set_device(context.get_local_rank())
+    dist.init_process_group(backend(start.device), store=store, rank=rank, world_size=workers)
+    worker = this_worker(start.device, rank, workers, context.get_local_rank(), context.get_local_world_size())
+    saved = start.channel.saved.remote
+    worker = replace(worker, attempt=start.attempt, has_saved=start.has_saved, on_saved=saved)
+    join_channel(start.channel, start.attempt, rank, worker.stop)
+    return worker
 
 
-def check_resources(workers: int, use_gpu: bool) -> None:
-    """Raises UserError if the cluster has too few CPUs or GPUs for the workers: Ray would wait for them for ever."""
-    kind = "GPU" if use_gpu else "CPU"
-    available = int(ray.cluster_resources().get(kind, 0))
-    if available < workers:
-        raise UserError(
-            f"{workers} workers need {workers} {kind}s, and the Ray cluster has {available}: "
-            f"use --workers {max(available, 1)}, add nodes, or use another training.device."
-        )
+def is_failed_start(error: TrainingFailedError) -> bool:
+    """Whether Ray could not start the workers, so that none of them has died."""
+    return isinstance(error, ControllerError)
 
 
-def user_error_of(error: WorkerGroupError) -> UserError | None:
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else "".join(lines)
+
+
+def user_error_of(error: TrainingFailedError) -> UserError | None:
     """The UserError among the failures of a worker group, if there is one."""
-    for failure in error.worker_failures.values():
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    for failure in failures:
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, UserError):

@@ -1,49 +1,60 @@
-"""SIGTERM as a request to stop after the current step, agreed on by all workers."""
+"""Requests to stop a run: for good, or to start its workers again."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
-import torch.distributed as dist
-
-from pipeline.workers.worker import Worker
+from enum import IntEnum
 
 INTERRUPTED_EXIT_CODE = 75  # "temporary failure" in sysexits.h: the same command, run again, resumes
 
 
+class InterruptedRunError(Exception):
+    """A SIGTERM arrived before the workers were started."""
+
+
+class Stop(IntEnum):
+    """How soon a run is asked to stop. The larger value wins."""
+
+    NONE = 0
+    AT_SAVE = 1  # after the next checkpoint that is due, to continue on more workers
+    AFTER_STEP = 2  # after the current step, with a checkpoint, to continue on other machines
+    FOR_GOOD = 3  # after the current step, with a checkpoint: a SIGTERM
+
+
+class StopSignal:
+    """A request to stop, set by a signal or another thread and read by the trainer."""
+
+    def __init__(self) -> None:
+        self.level = Stop.NONE
+        self.is_obeyed = False  # whether the run has ended because of it
+        self._is_for_good = threading.Event()
+
+    def request(self, level: Stop = Stop.FOR_GOOD) -> None:
+        self.level = max(self.level, level)
+        if level == Stop.FOR_GOOD:
+            self._is_for_good.set()
+
+    @property
+    def is_for_good(self) -> bool:
+        return self._is_for_good.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for a request to stop for good, for some seconds at most; returns whether there is one."""
+        return self._is_for_good.wait(seconds)
+
+
 @contextmanager
-def sigterm_sets(event: threading.Event) -> Iterator[None]:
-    """While the block runs, SIGTERM sets an event instead of ending the process.
+def on_sigterm(action: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, SIGTERM calls a function instead of ending the process.
 
     Does nothing outside the main thread, the only one that receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: event.set())
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: action())
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class StopRequest:
-    """Whether any worker has received a stop request. The all-reduce overlaps with the step."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._flag = torch.zeros(1)
-        self._work: dist.Work | None = None
-
-    def start(self) -> None:
-        """Starts the all-reduce; called before a step."""
-        self._flag.fill_(float(self._worker.stop.is_set()))
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._worker.control, async_op=True)
-
-    def wait(self) -> bool:
-        """Waits for the result, the same on every worker; called after the step."""
-        assert self._work is not None
-        self._work.wait()
-        return bool(self._flag.item())

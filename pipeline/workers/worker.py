@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
+from pipeline.workers.stop import StopSignal
 
 Result = TypeVar("Result")
 
@@ -44,7 +44,7 @@ class Worker:
     local_workers: int
     device: torch.device
     control: dist.ProcessGroup  # on CPU, for small values, in addition to the group that the model uses
-    stop: threading.Event = field(default_factory=threading.Event)  # set when this worker receives a stop request
+    stop: StopSignal = field(default_factory=StopSignal)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     attempt: int = 0  # times that Ray has started the workers of this command again
     has_saved: bool = False  # whether an earlier attempt has saved a checkpoint

@@ -185,7 +185,7 @@ def test_a_resumed_comparison_equals_one_that_was_never_stopped(
 
     def train_until_stopped(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Any:
         if experiment.training.seed == 1:
-            worker.stop.set()
+            worker.stop.request()
         return whole(worker, experiment, resume)
 
     with monkeypatch.context() as patched:

@@ -1,5 +1,6 @@
 """Ray restarts workers that die or hang, and continues with fewer workers when machines disappear."""
 
+import os
 import re
 import signal
 import sys
@@ -11,10 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from cluster.connect import keep_to_loopback
 from jobs import train
+from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.console import configure_logging
@@ -117,8 +121,7 @@ def lose_a_machine(experiment: Experiment) -> None:
     lost = cluster.add_node(num_cpus=2)
 
     def lose() -> None:
-        while not (Path(experiment.checkpoint_folder) / "step-00000080/complete.json").exists():
-            time.sleep(0.05)
+        wait_for_checkpoint(experiment, 80)
         cluster.remove_node(lost, allow_graceful=False)
 
     threading.Thread(target=lose, daemon=True).start()
@@ -126,3 +129,56 @@ def lose_a_machine(experiment: Experiment) -> None:
     ray.shutdown()
     cluster.shutdown()
     sys.exit(code)
+
+
+def test_machines_are_added_and_drained_without_a_repeated_step(straight: Experiment, tmp_path: Path) -> None:
+    """Workers: 2, then 4 because there is room for four, then 2 because a machine is drained."""
+    longer = {**SECTIONS["training"], "epochs": 100, "validate_every_steps": 10**6}
+    experiment = continued(straight, tmp_path, 0, training=longer, checkpoint={"every_steps": 40, "keep_last": 100})
+    Path(experiment.folder, "metrics.jsonl").unlink()
+    printed = tmp_path / "printed.txt"
+    output = finish(fork(add_and_drain, experiment, output=printed), printed)
+    assert "There is room for 4 workers" in output and "is being taken away in" in output
+    assert "workers: 2 -> 4" in output and "workers: 4 -> 2" in output and "restart" not in output
+    shown = [int(step) for step in re.findall(r" step (\d+)/1200 ", output)]
+    assert shown == list(range(10, 1201, 10))
+    losses, expected = (
+        [record["tasks"]["click"]["loss"] for record in metrics(run)[:47] if record["kind"] == "train"]
+        for run in (experiment, straight)
+    )
+    assert losses == pytest.approx(expected, rel=0.02)
+
+
+def add_and_drain(experiment: Experiment) -> None:
+    """Trains on two machines with one CPU each, and for a while on a third with two."""
+    keep_to_loopback()
+    configure_logging()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    os.environ["RAY_ADDRESS"] = cluster.address  # otherwise connecting sets a token, which the cluster does not have
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.add_node(num_cpus=1)
+    codes: list[int] = []
+    training = threading.Thread(target=lambda: codes.append(train.run(experiment, "ray", (1, 4), "auto")))
+    training.start()
+    wait_for_checkpoint(experiment, 40)
+    third = cluster.add_node(num_cpus=2)
+    while all(checkpoint.state().workers != 4 for checkpoint in complete_checkpoints(experiment.checkpoint_folder)):
+        time.sleep(0.1)
+    drain(cluster, third.node_id)
+    training.join()
+    ray.shutdown()
+    cluster.shutdown()
+    sys.exit(codes[0])
+
+
+def wait_for_checkpoint(experiment: Experiment, step: int) -> None:
+    while not (Path(experiment.checkpoint_folder) / f"step-{step:08d}/complete.json").exists():
+        time.sleep(0.02)
+
+
+def drain(cluster: Cluster, node: str) -> None:
+    """As a cloud announces that it takes a machine away."""
+    preemption = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    deadline_ms = int((time.time() + 600) * 1000)
+    accepted, reason = GcsClient(address=cluster.address).drain_node(node, preemption, "test", deadline_ms)
+    assert accepted, reason

@@ -1,0 +1,152 @@
+"""The network of a group of workers: which interface it uses, where its store listens, and who reaches whom.
+
+Without an interface by name, gloo takes the address that the machine's own name resolves to, and NCCL chooses for
+itself. On Debian and Ubuntu that name resolves to 127.0.1.1, where no other machine can connect.
+"""
+
+import ipaddress
+import os
+import socket
+from contextlib import closing
+from datetime import timedelta
+
+import psutil
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+
+CONNECT_S = 15  # longest wait for a connection to another machine
+AGREE_S = 45  # longest wait for what the other workers have found
+OUTSIDE = "192.0.2.1"  # an address of documentation (RFC 5737): the system's route to it is the route to anywhere
+
+
+class UnreachableError(UserError):
+    """A machine of the group cannot be reached."""
+
+
+def address_towards(host: str, port: int = 9) -> str:
+    """This machine's address on the way to a host. Nothing is sent.
+
+    Raises:
+        OSError: the host's name cannot be resolved, or there is no route.
+    """
+    family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
+        probe.connect(target)
+        return str(probe.getsockname()[0])
+
+
+def own_address(host: str) -> str:
+    """This machine's address for a group whose first worker is on `host`.
+
+    On the first worker's machine the name may resolve to the loopback interface; then it is the address of the route
+    to other networks.
+    """
+    for target in (host, OUTSIDE):
+        try:
+            address = address_towards(target)
+        except OSError:
+            continue
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+    return "127.0.0.1"
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has an address.
+
+    Raises:
+        UserError: no interface of this machine has it.
+    """
+    found = {name: [a.address.partition("%")[0] for a in known] for name, known in psutil.net_if_addrs().items()}
+    for name, addresses in found.items():
+        if address in addresses:
+            return name
+    if ipaddress.ip_address(address).is_loopback:
+        return "lo"
+    raise UserError(
+        f"No network interface of {socket.gethostname()} has the address {address}, by which the other machines know "
+        f"it; its interfaces: {', '.join(sorted(found))}. Start Ray there with --node-ip-address=ADDRESS, one of its "
+        "own addresses."
+    )
+
+
+def use_interface(address: str) -> None:
+    """Makes gloo and NCCL use the interface that has an address. Variables that a user has set are kept."""
+    if "GLOO_SOCKET_IFNAME" in os.environ and "NCCL_SOCKET_IFNAME" in os.environ:
+        return
+    name = interface_of(address)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # with `=`, only the interface of exactly this name
+
+
+def listen_on(address: str) -> socket.socket:
+    """A listening socket on this address only, on a free port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family)
+    listener.bind((address, 0))
+    listener.listen(1024)
+    return listener
+
+
+def serve_store(listener: socket.socket, workers: int) -> dist.TCPStore:
+    """The store of a group, on the first worker. By itself, it would listen on all interfaces of the machine."""
+    host, port = listener.getsockname()[:2]
+    timeout = timedelta(seconds=AGREE_S)
+    fd = listener.detach()
+    return dist.TCPStore(
+        host, port, workers, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=fd
+    )
+
+
+def join_store(host: str, port: int, workers: int, rank: int, address: str) -> dist.TCPStore:
+    """The store of a group, on the other workers.
+
+    Raises:
+        UnreachableError: the first worker cannot be reached.
+    """
+    reason = failure_to_connect(host, port)
+    if reason is not None:
+        raise UnreachableError(unreachable(rank, address, 0, host, reason))
+    return dist.TCPStore(host, port, workers, is_master=False, timeout=timedelta(seconds=AGREE_S))
+
+
+def check_reachable(store: dist.Store, rank: int, workers: int, address: str) -> None:
+    """Checks that every worker reaches every machine of the group. Collective.
+
+    Raises:
+        UnreachableError: on every worker, with the first pair of machines that do not reach each other.
+    """
+    with closing(listen_on(address)) as listener:
+        store.set(f"at/{rank}", f"{address} {listener.getsockname()[1]}")
+        machines: dict[str, tuple[int, int]] = {}  # address -> rank and port of its first worker
+        for other in range(workers):
+            host, _, text = store.get(f"at/{other}").decode().partition(" ")
+            machines.setdefault(host, (other, int(text)))
+        problem = ""
+        for host, (other, port) in machines.items():
+            reason = failure_to_connect(host, port) if host != address else None
+            if reason is not None:
+                problem = unreachable(rank, address, other, host, reason)
+                break
+        store.set(f"reached/{rank}", problem)
+        for problem in (store.get(f"reached/{other}").decode() for other in range(workers)):
+            if problem:
+                raise UnreachableError(problem)
+
+
+def failure_to_connect(host: str, port: int) -> str | None:
+    """Why nothing can be sent to a port; None if it answers."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def unreachable(rank: int, address: str, other: int, host: str, reason: str) -> str:
+    return (
+        f"Worker {rank} on {address} cannot connect to worker {other} on {host} ({reason}): workers need all ports "
+        "above 1024 between each other. Open them in the firewall, or start Ray on the addresses of a network that "
+        "the machines share (ray start --node-ip-address)."
+    )
