@@ -8,8 +8,9 @@ from pipeline.comparison.compare_models import compare_models
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.preprocess.run_table import make_run_table
-from pipeline.table.manifest import MANIFEST, Manifest
+from pipeline.table.manifest import Manifest
 from pipeline.table.settings import read_table
+from pipeline.table_folder import MANIFEST
 from pipeline.workers.launch import Launcher, Workers, is_torchrun
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 

@@ -6,7 +6,7 @@ from pipeline.checkpoint.format import MARKER, complete_checkpoints, find_checkp
 from pipeline.errors import UserError
 from pipeline.report.folders import describe_checkpoint, describe_table
 from pipeline.run_folder import CHECKPOINTS_FOLDER, TABLE_FOLDER
-from pipeline.table.manifest import MANIFEST
+from pipeline.table_folder import MANIFEST
 
 
 def run(path: str) -> None:

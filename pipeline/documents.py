@@ -11,9 +11,9 @@ form.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -23,6 +23,28 @@ Json = dict[str, Any]
 
 KNOWN_KEYS_ONLY = ConfigDict(extra="forbid")
 """The `__pydantic_config__` of a document's dataclass: a key that only a newer version has cannot be interpreted."""
+
+
+def check_relative(path: str) -> str:
+    """Returns a path that a document names, in the folder that the document describes.
+
+    Raises:
+        ValueError: the path leads out of that folder.
+    """
+    if not storage.is_relative(path):
+        raise ValueError(f"{path!r} is outside of the folder that it belongs to")
+    return path
+
+
+def check_file_name(name: str) -> str:
+    """Returns a name that a document gives to a file; raises ValueError if it is a path."""
+    if "/" in name:
+        raise ValueError(f"{name!r} is not the name of a file")
+    return check_relative(name)
+
+
+RelativePath = Annotated[str, AfterValidator(check_relative)]
+FileName = Annotated[str, AfterValidator(check_file_name)]
 
 
 def read_document(
@@ -76,7 +98,7 @@ def parse_document(
     except ValidationError as error:
         detail = error.errors()[0]
         path = ".".join(map(str, detail["loc"])) or "the whole document"
-        problem = _PROBLEMS.get(detail["type"], f"is not valid ({detail['msg']})")
+        problem = _PROBLEMS.get(detail["type"], f"is not valid ({detail['msg'].removeprefix('Value error, ')})")
         raise _unreadable(source, f"{path} {problem}", advice) from None
     except (AttributeError, KeyError, TypeError):  # of `upgrade`, which takes JSON that nothing has checked
         raise _unreadable(source, "the whole document has another structure", advice) from None

@@ -6,6 +6,7 @@ relies on renaming. A commit is a small JSON file that is written last and read 
 incomplete file as missing.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import UserError
@@ -24,6 +26,8 @@ _S3_CONNECT_S = 5.0
 _S3_SILENCE_S = 10.0  # a connection that transfers nothing for this long is dropped
 _READS = 3
 _UNFINISHED = ".unfinished"  # suffix of a local file that is being written
+_FULL = {errno.ENOSPC: "no space is left on", errno.EDQUOT: "the quota is used up on"}
+_FULL_BYTES = 2**20  # a disk with fewer free bytes counts as full
 
 _s3: dict[str, fs.S3FileSystem] = {}  # by options; each has its own connections, which stay open
 
@@ -32,22 +36,71 @@ class StoreError(UserError, OSError):
     """An object store did not carry out a request, despite all attempts."""
 
 
+class DiskFullError(UserError, OSError):
+    """A file could not be written, because its disk is full."""
+
+
+class OutsideError(UserError, OSError):
+    """A path to delete leads out of the folder that it belongs to."""
+
+
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Converts an object-store error into a UserError.
+    """Converts an error of an object store, or of a full disk, into a UserError.
 
     Raises:
         StoreError: the store does not respond, or refuses the request.
+        DiskFullError: no space is left.
     """
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
+        if error.errno in _FULL:
+            full = _full_in_words(uri, error.errno)
+            raise DiskFullError(
+                f"{full[0].upper()}{full[1:]}. Free some space, then run the same command again."
+            ) from error
         if "AWS Error" not in str(error):
             raise
         raise StoreError(
             f"The object store did not serve {uri}: {str(error).strip().rstrip('.')}. "
             "Check its address, the credentials and whether it responds, then run again."
         ) from error
+
+
+def full_disk(uri: str, error: BaseException) -> str | None:
+    """Names the disk whose lack of space made a write fail; None if it failed for another reason.
+
+    Libraries may hide the system's error: a local disk with almost no free space counts as full.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return _full_in_words(uri, cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    folder = _local_folder(uri)
+    if folder is not None:
+        disk = os.statvfs(folder)
+        if disk.f_bavail * disk.f_frsize < _FULL_BYTES:
+            return _full_in_words(uri, errno.ENOSPC)
+    return None
+
+
+def _full_in_words(uri: str, number: int) -> str:
+    disk = _local_folder(uri)
+    while disk is not None and not disk.is_mount():
+        disk = disk.parent
+    return f"{_FULL[number]} {'the store' if disk is None else disk}, where {uri} is"
+
+
+def _local_folder(uri: str) -> Path | None:
+    """The nearest existing folder of a path on a local disk; None for other filesystems."""
+    filesystem, path = resolve(uri)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return None
+    return next(folder for folder in Path(path).resolve().parents if folder.is_dir())
 
 
 def read_again(uri: str, read: Callable[[], Result]) -> Result:
@@ -109,8 +162,15 @@ def _from_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of a path below a folder; options at the end of the URI (`?region=...`) stay at the end."""
+    """The URI of a path below a folder; options at the end of the URI (`?region=...`) stay at the end.
+
+    Raises:
+        UserError: a part would change the options of a URI.
+    """
     path, options = _without_options(uri)
+    for part in parts if "://" in uri else ():
+        if "?" in part or "#" in part:
+            raise UserError(f"{part!r} cannot be below {uri}: `?` and `#` begin the options of a URI. Rename it.")
     return "/".join([path.rstrip("/"), *parts]) + options
 
 
@@ -118,6 +178,16 @@ def parent(uri: str) -> str:
     """The URI of the folder that contains a file or folder."""
     path, options = _without_options(uri)
     return path.rstrip("/").rpartition("/")[0] + options
+
+
+def name(uri: str) -> str:
+    """The last part of the path of a file or folder."""
+    return _without_options(uri)[0].rstrip("/").rpartition("/")[2]
+
+
+def has_options(uri: str) -> bool:
+    """Whether a URI has options, such as `?region=...`, which only pyarrow understands."""
+    return _without_options(uri)[1] != ""
 
 
 def _without_options(uri: str) -> tuple[str, str]:
@@ -161,31 +231,82 @@ def create_folder(uri: str) -> None:
         filesystem.create_dir(path, recursive=True)
 
 
-def prepare_file(uri: str) -> tuple[fs.FileSystem, str]:
-    """Creates the folder of a file that will be written; returns the filesystem and path of the file."""
-    create_folder(parent(uri))
-    return resolve(uri)
+@contextmanager
+def open_output(uri: str) -> Iterator[pa.NativeFile]:
+    """A stream into a new file, whose folder is created. On a local disk readers see the file while it is written.
 
-
-def delete_folder(uri: str) -> None:
-    """Deletes a folder with its content; does nothing if it does not exist. A bucket is emptied and stays."""
-    if not is_folder(uri):
-        return
+    Raises:
+        StoreError, DiskFullError: as `store_errors` does.
+    """
     filesystem, path = resolve(uri)
     with store_errors(uri):
-        if isinstance(filesystem, fs.S3FileSystem) and "/" not in path:
-            filesystem.delete_dir_contents(path)
-        else:
-            filesystem.delete_dir(path)
+        create_folder(parent(uri))
+        with filesystem.open_output_stream(path) as stream:
+            yield stream
 
 
-def delete_file(uri: str) -> None:
-    """Deletes a file; does nothing if it does not exist."""
-    if _type(uri) != fs.FileType.File:
-        return
+def empty_folder(uri: str) -> None:
+    """Creates an empty folder, or deletes the content of an existing folder. A bucket is emptied."""
     filesystem, path = resolve(uri)
-    with store_errors(uri):
-        filesystem.delete_file(path)
+    if not isinstance(filesystem, fs.S3FileSystem):
+        filesystem.create_dir(path, recursive=True)
+        # pyarrow deletes nothing below a link.
+        filesystem.delete_dir_contents(os.path.realpath(path) if isinstance(filesystem, fs.LocalFileSystem) else path)
+    elif is_folder(uri):
+        with store_errors(uri):
+            delete = filesystem.delete_dir if "/" in path else filesystem.delete_dir_contents
+            delete(path)
+
+
+def delete_folder(root: str, path: str) -> None:
+    """Deletes a folder with its content; does nothing if it does not exist.
+
+    Args:
+        root: the folder that it belongs to.
+        path: relative to it.
+
+    Raises:
+        OutsideError: the path leads out of `root`.
+    """
+    uri = _inside(root, path)
+    if is_folder(uri):
+        filesystem, resolved = resolve(uri)
+        with store_errors(uri):
+            filesystem.delete_dir(resolved)  # of a link, only the link
+
+
+def delete_file(root: str, path: str) -> None:
+    """Deletes a file; does nothing if it does not exist. Arguments and errors are those of `delete_folder`."""
+    uri = _inside(root, path)
+    if _type(uri) == fs.FileType.File:
+        filesystem, resolved = resolve(uri)
+        with store_errors(uri):
+            filesystem.delete_file(resolved)
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path is below the folder that it is relative to: not absolute, no URI, and without `.` and `..`."""
+    return not {"", ".", ".."} & set(path.split("/")) and "\0" not in path
+
+
+def _inside(root: str, path: str) -> str:
+    """The URI of a path below a folder, for deleting it.
+
+    Raises:
+        OutsideError: the path leads out of the folder, by itself or through a link on a local disk.
+    """
+    uri = join(root, path)
+    is_inside = is_relative(path)
+    if is_inside:
+        (filesystem, folder), target = resolve(root), Path(resolve(uri)[1])  # the path of a file:// URI is decoded
+        if isinstance(filesystem, fs.LocalFileSystem):
+            is_inside = target.name != ".." and target.parent.resolve().is_relative_to(Path(folder).resolve())
+    if not is_inside:
+        raise OutsideError(
+            f"{uri} is outside of {root}, by its name or through a link, so it is not deleted. Look at who made "
+            f"{root}; if it is yours, delete {uri} yourself and run again."
+        )
+    return uri
 
 
 def read_text(uri: str, errors: Literal["strict", "replace"] = "strict") -> str:
@@ -203,10 +324,10 @@ def write_text(uri: str, text: str) -> None:
     """Writes a whole file and creates its folder. Until the file is complete, readers see its previous content."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
-        _write_local(Path(path), text)
+        with store_errors(uri):
+            _write_local(Path(path), text)
         return
-    create_folder(parent(uri))
-    with store_errors(uri), filesystem.open_output_stream(path) as stream:
+    with open_output(uri) as stream:
         stream.write(text.encode())
 
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.table.manifest import KEY, LABEL, SCENARIO, LaneFile, Manifest, Partition, TableColumn, write_manifest
-from pipeline.table.settings import SETTINGS, fingerprint, table_settings
+from pipeline.table.settings import fingerprint, table_settings
+from pipeline.table_folder import SETTINGS
 
 USERS, ITEMS, TAGS = 50, 30, 12
 LANES = 4

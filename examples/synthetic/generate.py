@@ -157,8 +157,8 @@ def write_file(item: dict[str, int], shared: tuple[Settings, World]) -> dict[str
     (settings, world), file = shared, item["file"]
     rows, day = settings.files[file]
     path = storage.join(settings.output, f"date={FIRST_DAY + day}", f"part-{file:05d}.parquet")
-    filesystem, resolved = storage.prepare_file(path)
-    pq.write_table(make_rows(settings, world, file, rows), resolved, filesystem=filesystem, row_group_size=FILE_ROWS)
+    with storage.open_output(path) as stream:
+        pq.write_table(make_rows(settings, world, file, rows), stream, row_group_size=FILE_ROWS)
     return {"rows": rows}
 
 

@@ -10,8 +10,10 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import fs
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemBase, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from pipeline import storage
+from pipeline.checkpoint.dcp_metadata import parse_metadata
 from pipeline.checkpoint.format import Written
 
 
@@ -163,9 +165,23 @@ def writer(uri: str, files: dict[str, Written]) -> FileSystemWriter:
     return out
 
 
-def reader(uri: str) -> FileSystemReader:
-    """A DCP reader for a folder given by path or URI."""
-    filesystem, path = storage.resolve(uri)
-    out = FileSystemReader(path)
-    out.fs, out.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
-    return out
+class SafeReader(FileSystemReader):
+    """A DCP reader that reads the metadata of a checkpoint without running code from it."""
+
+    def __init__(self, uri: str) -> None:
+        filesystem, path = storage.resolve(uri)
+        super().__init__(path)
+        self.fs, self.path = cast(FileSystem, ArrowFileSystem(filesystem)), path
+        self._uri = uri
+
+    def read_metadata(self) -> Metadata:
+        """The metadata of the checkpoint.
+
+        Raises:
+            UserError: it is damaged, or contains an object of another class.
+        """
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
+            metadata = parse_metadata(stream.read(), storage.join(self._uri, ".metadata"))
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.checkpoint.choice import BEST, LATEST, CheckpointChoice
 from pipeline.checkpoint.state_document import CheckpointState
-from pipeline.documents import KNOWN_KEYS_ONLY, parse_document, read_document
+from pipeline.documents import KNOWN_KEYS_ONLY, RelativePath, parse_document, read_document
 from pipeline.errors import UserError
 
 START_OVER_HINT = "delete the run's folder `checkpoints`, or use another `name`"
@@ -46,7 +46,7 @@ class Marker:
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
     step: int
-    files: dict[str, Written]  # by path below the folder
+    files: dict[RelativePath, Written]  # by path below the folder
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
         UserError: the requested checkpoint does not exist or is not complete.
     """
     if which not in (LATEST, BEST):
-        named = _read_marker(str(which).rstrip("/"))
+        named = _read_marker(storage.join(str(which)))
         if named is None:
             raise UserError(
-                f"{which} is not a complete checkpoint: expected a folder such as {folder}/step-00001200 with a "
-                f"{MARKER} in it."
+                f"{which} is not a complete checkpoint: expected a folder such as "
+                f"{storage.join(folder, 'step-00001200')} with a {MARKER} in it."
             )
         return named
     complete = complete_checkpoints(folder)
@@ -160,8 +160,9 @@ def create_empty_folder(uri: str) -> None:
 
 def withdraw(uri: str) -> None:
     """Deletes a checkpoint, beginning with its marker, so that a half-deleted checkpoint is ignored."""
-    storage.delete_file(storage.join(uri, MARKER))
-    storage.delete_folder(uri)
+    folder, name = storage.parent(uri), storage.name(uri)
+    storage.delete_file(folder, f"{name}/{MARKER}")
+    storage.delete_folder(folder, name)
 
 
 def commit(uri: str, step: int, gathered: list[dict[str, Written]], state: dict[str, Any]) -> Checkpoint:

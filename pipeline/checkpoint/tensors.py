@@ -1,6 +1,5 @@
 """Saves the tensors of a checkpoint and loads them: the files in its folder `data`."""
 
-import pickle  # noqa: S403 - for the name of its error
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,9 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, TensorStorageMetadata
 
 from pipeline import storage
-from pipeline.checkpoint.dcp_storage import reader, writer
-from pipeline.checkpoint.format import DATA, START_OVER_HINT, Checkpoint, Written, commit, create_empty_folder
+from pipeline.checkpoint.dcp_metadata import OTHER_CHECKPOINT
+from pipeline.checkpoint.dcp_storage import SafeReader, writer
+from pipeline.checkpoint.format import DATA, START_OVER_HINT, Checkpoint, Written, commit, create_empty_folder, withdraw
 from pipeline.errors import UserError
 from pipeline.workers.worker import Worker
 
@@ -50,16 +50,39 @@ def save_checkpoint(
     uri = storage.join(folder, f"step-{step:08d}")
     everything = {**tensors, "own": {str(worker.rank): own}}
     written: dict[str, Written] = {}
+    is_begun = False
     try:
         worker.on_first(check)
         worker.on_first(lambda: create_empty_folder(uri))
+        is_begun = True
         dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
         gathered = worker.gather(written)
         return worker.on_first(lambda: commit(uri, step, gathered or [], state))
     except CheckpointException as error:  # derives from BaseException; raised on every worker
-        raise SaveFailedError(str(next(iter(error.failures.values()))[0])) from error
+        problems = [failure for failure, _ in error.failures.values()]
+        raise worker.on_first(lambda: _save_failed(uri, problems, check if is_begun else None)) from error
     except OSError as error:
-        raise SaveFailedError(str(error)) from error
+        problems = [error]
+        raise worker.on_first(lambda: _save_failed(uri, problems, check if is_begun else None)) from error
+
+
+def _save_failed(uri: str, problems: list[BaseException], check: Callable[[], None] | None) -> SaveFailedError:
+    """Deletes what a failed save has written, which may fill the disk until the next save, and says why it failed.
+
+    Args:
+        uri: of the checkpoint.
+        problems: the errors of the workers.
+        check: raises an error if the folder is now that of another training; None if nothing was written.
+    """
+    full = next((found for problem in problems if (found := storage.full_disk(uri, problem))), None)
+    reason = full or str(problems[0]).strip().rstrip(".")
+    try:
+        if check is not None:
+            check()
+            withdraw(uri)
+    except (OSError, UserError) as error:
+        return SaveFailedError(f"{reason}. Its half-written folder could not be deleted: {error}")
+    return SaveFailedError(reason)
 
 
 class _GrowingPlanner(DefaultLoadPlanner):
@@ -94,18 +117,19 @@ def load_tensors(
     Raises:
         UserError: a name or a size differs, or a file of the checkpoint is damaged.
     """
-    source = reader(storage.join(checkpoint.uri, DATA))
+    source = SafeReader(storage.join(checkpoint.uri, DATA))
     try:
         check_tensors(checkpoint, tensors, source.read_metadata().state_dict_metadata, grown or {})
         dcp.load(tensors, storage_reader=source, process_group=worker.control, planner=_GrowingPlanner())
     except CheckpointException as error:  # derives from BaseException
-        first = next(iter(error.failures.values()))[0]
-        raise UserError(
-            f"The checkpoint {checkpoint.uri} cannot be read: {first}. Use another one with --resume PATH or "
-            "--checkpoint PATH."
-        ) from error
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"The checkpoint {checkpoint.uri} cannot be read: {error}. Use another one.") from error
+        raise _unreadable(checkpoint, next(iter(error.failures.values()))[0]) from error
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: Checkpoint, error: BaseException) -> UserError:
+    problem = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return UserError(f"The checkpoint {checkpoint.uri} cannot be read: {problem}; {OTHER_CHECKPOINT}.")
 
 
 def check_tensors(

@@ -131,7 +131,7 @@ def make_runs(comparison: Comparison, launcher: Launcher) -> bool:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed (see above): {', '.join(failed)}. If the baseline did not "
-            f"fail, {comparison.base.folder}/compare.md compares the others."
+            f"fail, {storage.join(comparison.base.folder, 'compare.md')} compares the others."
         )
     return True
 

@@ -31,7 +31,7 @@ TaskScenario = tuple[str, str]  # a task and the label of a scenario
 
 def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
     """A reference for each named value of the first scenario level and each task, see `single_task_reference`."""
-    level, folder = base.scenarios[0], f"{base.folder}/compare/reference"
+    level, folder = base.scenarios[0], storage.join(base.folder, "compare", "reference")
     references = {}
     for i, value in enumerate(level.values):
         name = f"{level.name}-{value}"
@@ -39,9 +39,8 @@ def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
             name = f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}-{i}"
         for task in base.tasks:
             experiment = single_task_reference(base, value, task)
-            references[task.name, level.labels[i]] = placed(
-                experiment, folder, f"{name}-{task.name}", f"{folder}/{name}-table"
-            )
+            table = storage.join(folder, f"{name}-table")
+            references[task.name, level.labels[i]] = placed(experiment, folder, f"{name}-{task.name}", table)
     return references
 
 
@@ -121,7 +120,7 @@ def prepare_references(
         if empty:
             log.warning("%s has no rows in the split %s: no reference for %s.", label, ", ".join(empty), task)
             continue
-        folder_name = experiment.table_folder.rpartition("/")[2]
+        folder_name = storage.name(experiment.table_folder)
         table = prepare_table(experiment.model_copy(update={"name": folder_name}))  # with its experiment.yaml in it
         own, expected = table.rows(split), counts[split][index]
         if own != expected:

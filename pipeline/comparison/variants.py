@@ -7,6 +7,7 @@ from typing import Any
 
 from models.config import TrunkConfig
 from models.section import sections_by_kind
+from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import apply_override, parse_experiment
 from pipeline.config.table_experiment import RUN_NAME
@@ -119,9 +120,8 @@ def place_variants(base: Experiment, variants: dict[str, Experiment]) -> dict[st
                 f"The variant {name} needs another feature table ({'; '.join(dict.fromkeys(found))}), but all models "
                 "of a comparison share one: change logs, table, features, scenarios and tasks in the experiment itself."
             )
-    return {
-        name: placed(variant, f"{base.folder}/compare", name, base.table_folder) for name, variant in variants.items()
-    }
+    folder = storage.join(base.folder, "compare")
+    return {name: placed(variant, folder, name, base.table_folder) for name, variant in variants.items()}
 
 
 def placed(experiment: Experiment, output: str, name: str, table: str) -> Experiment:

@@ -11,6 +11,7 @@ from models.inputs import TaskKind
 from models.loss_config import LossConfig
 from pipeline.errors import UserError
 from pipeline.section import Section
+from pipeline.table_folder import NamePart, check_split
 
 PartitionValue = int | str
 Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -27,7 +28,7 @@ class LogsConfig(Section):
     """Hive-partitioned Parquet: where it is, how it is split, and how unusable rows and files are handled."""
 
     path: str
-    partition: str
+    partition: NamePart
     joins: list[JoinConfig] = []
     splits: dict[str, tuple[PartitionValue, PartitionValue]]
     keys: list[str] = []
@@ -41,6 +42,7 @@ class LogsConfig(Section):
         if "train" not in self.splits:
             raise ValueError("`splits` needs a `train` range: encoders are fitted on it")
         for name, (first, last) in self.splits.items():
+            check_split(name)
             if type(first) is not type(last):
                 raise ValueError(f"split `{name}` mixes a number and a text: [{first!r}, {last!r}]")
             if first > last:  # type: ignore[operator]

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.table_folder import ENCODERS
 
-ENCODERS = "encoders"
 RARE = "rare"
 GENERATION = "generation-"
 
@@ -22,8 +22,8 @@ def encoder_file(table: str, name: str, generation: int = 1) -> str:
 
 
 def write_encoder(table: str, name: str, state: pa.Table, generation: int = 1) -> None:
-    filesystem, path = storage.prepare_file(encoder_file(table, name, generation))
-    pq.write_table(state, path, filesystem=filesystem, compression="lz4")
+    with storage.open_output(encoder_file(table, name, generation)) as stream:
+        pq.write_table(state, stream, compression="lz4")
 
 
 def read_encoder(table: str, name: str, generation: int = 1, columns: list[str] | None = None) -> pa.Table:

@@ -41,8 +41,7 @@ def range_count(units: int) -> int:
 
 def write_partial(path: str, counts: pa.Table, ranges: int) -> None:
     """Writes the value counts of a unit, one row group per range."""
-    filesystem, path = storage.prepare_file(path)
-    with pq.ParquetWriter(path, counts.schema, filesystem=filesystem, compression="lz4") as writer:
+    with storage.open_output(path) as stream, pq.ParquetWriter(stream, counts.schema, compression="lz4") as writer:
         for part in _split_by_hash(counts, ranges):
             writer.write_table(part, row_group_size=max(len(part), 1))
 
@@ -128,7 +127,7 @@ def write_vocabulary(table: str, name: str, generation: int, state: pa.Table, se
     """Writes a vocabulary. When it is full, no other value will get an id: the counts of rare values are deleted."""
     write_encoder(table, name, state, generation)
     if len(state) == settings.max_size:
-        storage.delete_folder(_rare_folder(table, name, generation))
+        storage.delete_folder(storage.join(generation_folder(table, generation), RARE), name)
 
 
 def write_rare(table: str, name: str, generation: int, number: int, counts: pa.Table) -> None:

@@ -13,9 +13,10 @@ from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
-from pipeline.preprocess.write import QUARANTINE, lane_folder, quarantine_folder
+from pipeline.preprocess.write import lane_folder, quarantine_folder
 from pipeline.table.manifest import LaneFile, Partition
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
+from pipeline.table_folder import QUARANTINE
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,12 @@ def delete_superseded_partitions(logs: LogsConfig, table: str, made_with: str) -
         if record.made_with == made_with and logs.split_of(value) in (split, None):
             kept |= {(split, value), (QUARANTINE, value)}
         else:
-            storage.delete_file(storage.join(table, record.file))
+            storage.delete_file(table, record.file)
     for folder in [*splits, QUARANTINE]:
         for name in storage.list_folder(storage.join(table, folder)):
             column, _, value = name.partition("=")
             if column == logs.partition and (folder, value) not in kept:
-                storage.delete_folder(storage.join(table, folder, name))
+                storage.delete_folder(table, f"{folder}/{name}")
 
 
 def transform_partitions(shared: Transform, found: list[PartitionFiles], made_with: str) -> None:
@@ -122,7 +123,7 @@ class _OpenPartition:
             lane_folder(self._plan, partition.split, partition.value),
             quarantine_folder(self._plan, partition.value),
         ):
-            storage.delete_folder(storage.join(self._plan.table, folder))
+            storage.delete_folder(self._plan.table, folder)
 
     def add(self, unit: Unit, done: Done) -> None:
         """Adds the result of a unit.
@@ -155,7 +156,7 @@ class _OpenPartition:
                 quarantined = f"{quarantine_folder(self._plan, unit.partition)}/{unit.name}.parquet"
                 paths = [path for _, path, _, _ in self._results.pop(unit.number)["lanes"]]
                 for path in [*paths, quarantined]:
-                    storage.delete_file(storage.join(self._plan.table, path))
+                    storage.delete_file(self._plan.table, path)
 
     def _record(self) -> Partition:
         units = [unit for unit in self.units if unit.number in self._results]

@@ -2,9 +2,10 @@
 
 from pipeline import storage
 from pipeline.config.table_experiment import TableExperiment
-from pipeline.features.encoder_files import ENCODERS, GENERATION, RARE, encoder_file, generation_folder
+from pipeline.features.encoder_files import GENERATION, RARE, generation_folder
 from pipeline.features.encoders import Encoder
 from pipeline.table.encoder_index import EncoderIndex
+from pipeline.table_folder import ENCODERS
 
 
 def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
@@ -13,12 +14,12 @@ def delete_superseded_encoders(table: str, index: EncoderIndex) -> None:
     current = generation_folder(table, index.generation)
     for name in storage.list_folder(folder):
         if name.startswith(GENERATION) and storage.join(folder, name) != current:
-            storage.delete_folder(storage.join(folder, name))
+            storage.delete_folder(folder, name)
     if index.generation > 1:
-        storage.delete_folder(storage.join(folder, RARE))
+        storage.delete_folder(folder, RARE)
         for name, encoder in index.encoders.items():
             if encoder.kind == "vocabulary":
-                storage.delete_file(encoder_file(table, name))
+                storage.delete_file(folder, f"{name}.parquet")
 
 
 def load_encoders(sections: TableExperiment, table: str, generation: int) -> dict[str, Encoder]:

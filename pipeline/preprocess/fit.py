@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.features import vocabulary
-from pipeline.features.encoder_files import ENCODERS, generation_folder, read_encoder, write_encoder
+from pipeline.features.encoder_files import generation_folder, read_encoder, write_encoder
 from pipeline.features.encoders import FIRST_VALUE_ID
 from pipeline.features.sketch import Summary
 from pipeline.features.values import Kind, count_values
@@ -32,10 +32,9 @@ from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
 from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
 from pipeline.table.settings import TableSettings, fingerprint_of_ids
+from pipeline.table_folder import ENCODERS, WORK
 
 logger = logging.getLogger(__name__)
-
-WORK = "work"
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def fit_encoders(plan: PreprocessPlan, settings: TableSettings, partitions: list
         UserError: a file cannot be read, or the whole split has no readable rows.
     """
     sections, table = plan.sections, plan.table
-    storage.delete_folder(storage.join(table, WORK))
-    storage.delete_folder(storage.join(table, ENCODERS))
+    storage.delete_folder(table, WORK)
+    storage.delete_folder(table, ENCODERS)
     units = [unit for files in partitions for unit in cut_units(files)]
     known = {name: vocabulary.empty_vocabulary(_id_kind(plan, name)) for name in vocabularies(sections)}
     fit = FitTask(plan, 1, vocabulary.range_count(len(units)), {}, {}, [])
@@ -95,8 +94,8 @@ def extend_encoders(
         UserError: a file cannot be read.
     """
     sections, table, generation = plan.sections, plan.table, index.generation + 1
-    storage.delete_folder(storage.join(table, WORK))
-    storage.delete_folder(generation_folder(table, generation))
+    storage.delete_folder(table, WORK)
+    storage.delete_folder(storage.join(table, ENCODERS), storage.name(generation_folder(table, generation)))
     units = [unit for files in partitions for unit in cut_units(files)]
     known = {name: read_encoder(table, name, index.generation) for name in vocabularies(sections)}
     rare = {name: vocabulary.rare_files(table, name, index.generation) for name in known}
@@ -276,8 +275,8 @@ def _work_file(plan: PreprocessPlan, folder: str, encoder: str, name: str) -> st
 
 
 def _write_part(path: str, part: pa.Table) -> None:
-    filesystem, path = storage.prepare_file(path)
-    pq.write_table(part, path, filesystem=filesystem)
+    with storage.open_output(path) as stream:
+        pq.write_table(part, stream)
 
 
 def _read_parts(plan: PreprocessPlan, name: str, units: list[str]) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
-from pipeline.features.encoder_files import ENCODERS, generation_folder
+from pipeline.features.encoder_files import generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import (
     DiscoveredPartitions,
@@ -22,14 +22,15 @@ from pipeline.preprocess.discover import (
     read_files,
 )
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
-from pipeline.preprocess.fit import WORK, extend_encoders, fit_encoders
+from pipeline.preprocess.fit import extend_encoders, fit_encoders
 from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
-from pipeline.table.manifest import MANIFEST, Manifest, Partition, read_manifest, write_manifest
-from pipeline.table.partition_record import RECORDS, PartitionRecord, read_records, write_record
-from pipeline.table.settings import COLUMNS, SETTINGS, TableSettings, check_may_continue, read_settings
+from pipeline.table.manifest import Manifest, Partition, read_manifest, write_manifest
+from pipeline.table.partition_record import PartitionRecord, read_records, write_record
+from pipeline.table.settings import TableSettings, check_may_continue, read_settings
+from pipeline.table_folder import COLUMNS, ENCODERS, MANIFEST, RECORDS, SETTINGS, WORK
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def _delete_manifest_of(table: str, files: list[PartitionFiles]) -> None:
     manifest = _finished(table)
     again = {(f.partition.split, f.partition.value) for f in files}
     if manifest is not None and any((p.split, p.value) in again for p in manifest.partitions):
-        storage.delete_file(storage.join(table, MANIFEST))
+        storage.delete_file(table, MANIFEST)
 
 
 def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
@@ -250,7 +251,7 @@ def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
 
     A killed job may leave an incomplete columns file: it is not used before the first partition is committed.
     """
-    storage.delete_file(storage.join(plan.table, MANIFEST))
+    storage.delete_file(plan.table, MANIFEST)
     for record in table.records:  # early records lack `made_with`, which cannot be derived later
         write_record(plan.table, record)
     storage.write_json(storage.join(plan.table, SETTINGS), table.settings.document)
@@ -260,21 +261,20 @@ def _begin_again(plan: PreprocessPlan, table: ExistingTable) -> None:
 def _begin(plan: PreprocessPlan, settings: TableSettings) -> None:
     """Clears the folder and writes the columns and then the settings, which later runs are checked against."""
     for name in (MANIFEST, SETTINGS):  # first, so that a half-deleted table is not taken for a table
-        storage.delete_file(storage.join(plan.table, name))
-    storage.delete_folder(plan.table)
-    storage.create_folder(plan.table)
+        storage.delete_file(plan.table, name)
+    storage.empty_folder(plan.table)
     _write_columns(plan)
     storage.write_json(storage.join(plan.table, SETTINGS), settings.document)
 
 
 def _write_columns(plan: PreprocessPlan) -> None:
-    filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
-    pq.write_table(plan.schema.empty_table(), path, filesystem=filesystem)
+    with storage.open_output(storage.join(plan.table, COLUMNS)) as stream:
+        pq.write_table(plan.schema.empty_table(), stream)
 
 
 def _delete_superseded(table: ExistingTable) -> None:
     """Deletes files that the manifest does not refer to. If a job is killed before this, the next job deletes them."""
-    storage.delete_folder(storage.join(table.path, WORK))
+    storage.delete_folder(table.path, WORK)
     delete_superseded_encoders(table.path, _committed_index(table))
     delete_superseded_partitions(table.sections.logs, table.path, table.made_with)
 

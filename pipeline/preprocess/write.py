@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.units import Unit, read_unit
-
-QUARANTINE = "quarantine"
+from pipeline.table_folder import QUARANTINE
 
 
 def unit_generator(seed: int, unit: Unit) -> np.random.Generator:
@@ -52,8 +51,7 @@ def write_lanes(
         if rows == 0:
             continue
         path = f"{folder}/lane-{lane:03d}/{unit.name}.parquet"
-        filesystem, resolved = storage.prepare_file(storage.join(plan.table, path))
-        with filesystem.open_output_stream(resolved) as stream:
+        with storage.open_output(storage.join(plan.table, path)) as stream:
             pq.write_table(
                 table.slice(start, rows),
                 stream,
@@ -99,8 +97,8 @@ def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], 
         bad = bad.append_column(name if name not in bad.column_names else f"quarantine_{name}", column)
     bad = bad.rename_columns(_distinct(bad.column_names))
     name = f"{quarantine_folder(plan, unit.partition)}/{unit.name}.parquet"
-    filesystem, path = storage.prepare_file(storage.join(plan.table, name))
-    pq.write_table(bad, path, filesystem=filesystem)
+    with storage.open_output(storage.join(plan.table, name)) as stream:
+        pq.write_table(bad, stream)
 
 
 def _distinct(names: list[str]) -> list[str]:

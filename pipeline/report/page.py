@@ -108,7 +108,7 @@ def headline(run: ReportedRun) -> dict[str, str]:
         facts |= {
             "Split": split,
             "Rows": f"{evaluation.rows:,}",
-            "Checkpoint": _last_part(evaluation.checkpoint),
+            "Checkpoint": storage.name(evaluation.checkpoint),
         }
         for name, task in evaluation.tasks.items():
             metric = METRICS[PRIMARY[task.kind]]
@@ -194,7 +194,7 @@ def _metrics(evaluations: Mapping[str, Evaluation]) -> ReportSection:
     )
     if len(evaluations) > 1:
         note += "".join(
-            f" {split.capitalize()} split: {of.rows:,} rows, checkpoint {_last_part(of.checkpoint)}."
+            f" {split.capitalize()} split: {of.rows:,} rows, checkpoint {storage.name(of.checkpoint)}."
             for split, of in evaluations.items()
         )
     if any(table.has_undefined for table in tables):
@@ -230,10 +230,6 @@ def _of_splits(details: Mapping[str, Any], draw: Callable[[Any], list[Panel]]) -
         for panel in draw(detail) if detail else []:
             panels.append(replace(panel, title=", ".join(filter(None, [panel.title, f"{split} split"]))))
     return panels
-
-
-def _last_part(uri: str) -> str:
-    return uri.rstrip("/").rpartition("/")[2]
 
 
 def _records(text: str) -> list[MetricsRecord]:

@@ -4,6 +4,8 @@ Columns: the key columns, one column per scenario level, and for every task `lab
 probability, or a value in the unit of the log's column.
 """
 
+from contextlib import ExitStack
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +33,7 @@ def clear_unfinished(output: str) -> None:
     if any(not (name.startswith("part-") and name.endswith(".parquet")) for name in names):
         raise UserError(f"The output folder {output} is not empty: name another with --output, or empty it.")
     for name in names:
-        storage.delete_file(storage.join(output, name))
+        storage.delete_file(output, name)
 
 
 def predict_on_worker(
@@ -41,19 +43,17 @@ def predict_on_worker(
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
-    storage.create_folder(output)
-    filesystem, path = storage.resolve(storage.join(output, f"part-{worker.rank:05d}.parquet"))
     rows, not_finite, writer = 0, 0, None
-    try:
+    with ExitStack() as open_files:
         for batch in predict(model.module, reader, worker.device, group=None):
             table = prediction_table(batch, experiment)
-            writer = writer or pq.ParquetWriter(path, table.schema, filesystem=filesystem)
+            if writer is None:  # a worker without rows writes no file
+                file = storage.join(output, f"part-{worker.rank:05d}.parquet")
+                stream = open_files.enter_context(storage.open_output(file))
+                writer = open_files.enter_context(pq.ParquetWriter(stream, table.schema))
             writer.write_table(table)
             rows += table.num_rows
             not_finite += int(np.count_nonzero(~np.isfinite(batch.predictions.predictions)))
-    finally:
-        if writer is not None:
-            writer.close()
     counts = worker.gather((rows, not_finite))
     total = worker.on_first(lambda: finish(counts or [], {"split": split, "checkpoint": saved.uri}, output))
     return total if worker.is_first else None

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 
 from pipeline import storage
-from pipeline.documents import KNOWN_KEYS_ONLY, Json, read_document
-from pipeline.features.encoder_files import ENCODERS
+from pipeline.documents import KNOWN_KEYS_ONLY, FileName, Json, read_document
 from pipeline.table.manifest import REBUILD_HINT
+from pipeline.table_folder import ENCODERS
 
 INDEX = "encoders.json"
 
@@ -31,7 +31,7 @@ class EncoderIndex:
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
-    encoders: dict[str, EncoderEntry]
+    encoders: dict[FileName, EncoderEntry]
     generation: int = 1  # of the vocabularies: 1 after the first fit, plus 1 per extension
     counted: list[str] | None = None  # train partitions that are counted in the vocabularies; None: unknown
     lineage: str = ""  # hash of the files that they were fitted on: ids of another lineage have another meaning

@@ -15,11 +15,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
 from pipeline import storage
-from pipeline.documents import KNOWN_KEYS_ONLY, read_document
+from pipeline.documents import KNOWN_KEYS_ONLY, RelativePath, read_document
 from pipeline.errors import UserError
+from pipeline.table_folder import MANIFEST, NamePart, SplitName
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 REBUILD_HINT = "rebuild the table with `manygate preprocess EXPERIMENT --overwrite`"
 
 # Columns of a lane file other than the features. Feature columns have the feature's name, without such a prefix.
@@ -34,7 +34,7 @@ class LaneFile:
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
-    path: str  # relative to the table
+    path: RelativePath  # to the table
     rows: int
     bytes: int
 
@@ -45,14 +45,14 @@ class Partition:
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
-    split: str
-    value: str
+    split: SplitName
+    value: NamePart
     rows_read: int
     quarantined: int
     filtered: int
     lanes: list[list[LaneFile]]  # files of each lane, in order
     reasons: dict[str, int] = field(default_factory=dict)  # why rows were quarantined
-    skipped_files: list[str] = field(default_factory=list)
+    skipped_files: list[RelativePath] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # feature -> ids outside its vocabulary
     missing: dict[str, int] = field(default_factory=dict)  # feature -> nulls
     ids: dict[str, int] = field(default_factory=dict)  # feature -> all ids, including nulls of single values

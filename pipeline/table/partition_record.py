@@ -5,10 +5,9 @@ from functools import partial
 
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
-from pipeline.documents import KNOWN_KEYS_ONLY, Json, read_document
+from pipeline.documents import KNOWN_KEYS_ONLY, Json, RelativePath, read_document
 from pipeline.table.manifest import REBUILD_HINT, Partition
-
-RECORDS = "partitions"
+from pipeline.table_folder import RECORDS
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class PartitionRecord:
 
     partition: Partition
     made_with: str  # `TableSettings.made_with` of the settings
-    log_files: dict[str, int] | None = None  # bytes of each file in the log at that time; None: unknown
+    log_files: dict[RelativePath, int] | None = None  # bytes of each file in the log at that time; None: unknown
 
     @property
     def file(self) -> str:

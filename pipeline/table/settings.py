@@ -21,11 +21,9 @@ from pipeline.errors import UserError
 from pipeline.features.kinds import FEATURE_KINDS, AnyFeature
 from pipeline.section import Section
 from pipeline.table.manifest import REBUILD_HINT, Manifest, read_manifest
+from pipeline.table_folder import COLUMNS, SETTINGS
 
-SETTINGS = "settings.json"
 CONTINUE_HINT = "apply the changes with `manygate preprocess EXPERIMENT`"
-COLUMNS = "columns.parquet"
-"""A Parquet file without rows that has the columns of lane files; written first, together with the settings."""
 
 # Keys that affect the model or the job, but no existing file. Splits may grow as new days arrive: the assignment of
 # partitions to splits is checked separately from the settings. The way encoders treat new days may be switched.

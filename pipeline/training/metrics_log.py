@@ -141,9 +141,16 @@ def _open_board(uri: str, resumed_step: int) -> "SummaryWriter | None":
     """TensorBoard's writer; None if it cannot write there. For object stores it needs fsspec."""
     from torch.utils.tensorboard import SummaryWriter
 
+    if storage.has_options(uri):
+        log.warning(
+            "No TensorBoard curves are written to %s: TensorBoard ignores the options of a URI. For an S3 service "
+            "other than Amazon's, set AWS_ENDPOINT_URL in place of them.",
+            uri,
+        )
+        return None
     try:
         return SummaryWriter(uri, purge_step=resumed_step + 1)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         log.warning("No TensorBoard curves are written to %s: %s", uri, error)
         return None
 

@@ -33,6 +33,9 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+SCRATCH = "ray"
+"""A folder in the run's folder for Ray Train's own files, visible to all machines; deleted at the end."""
+
 FAILED_STARTS = 10  # times in a row that Ray may fail to start the workers, such as on a machine that has just gone
 
 
@@ -90,9 +93,9 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
             count = wait_for_room(demand, attempt == 0, driver.stop)
             start = Start(body, device, driver.channel, attempt, has_saved)
             try:
-                outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, "ray"))
+                outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, SCRATCH))
             finally:
-                storage.delete_folder(storage.join(experiment.folder, "ray"))
+                storage.delete_folder(experiment.folder, SCRATCH)
             has_saved, attempt = report.has_saved, attempt + 1
             if report.refusal is not None:
                 raise UserError(report.refusal)

@@ -25,7 +25,8 @@ from pipeline.training import run as training_run
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
 from pipeline.workers.worker import Worker
 from tests import synthetic
-from tests.commands import Answer, manygate
+from tests.commands import Answer, manygate, start_manygate
+from tests.object_store import BUCKET, object_store
 from tests.tiny import EXPERIMENT
 from tests.training.runs import metrics
 
@@ -267,6 +268,37 @@ def test_the_flags_reach_a_cluster_as_they_were_given(tmp_path: Path, monkeypatc
     assert (sent.reference, sent.seeds, sent.workers, sent.launcher) == (True, "0,1,2", 2, "ray")
     assert sent.overrides[-2:] == [f"output={tmp_path}/runs", f"table.path={tmp_path}/shared/table"]
     assert "/shared/table" in submission.runtime_env(tmp_path, load_experiment("tiny.yaml", job.overrides))["excludes"]
+
+
+@pytest.mark.ray
+def test_a_comparison_in_a_store_that_is_named_by_the_options_of_its_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables, runs, references and results are below `output`; nothing else tells the processes of the store."""
+    write_logs(tmp_path / "log")
+    file = write_experiment(tmp_path)
+    with object_store() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        output = f"s3://{BUCKET}/named?endpoint_override={store.endpoint.removeprefix('http://')}&scheme=http"
+        options = ["--trunks", "shared_bottom,mmoe", "--seeds", "0", "--reference", f"output={output}"]
+        for answer in ("Run 6 of 6 finished", "Already finished and reused (6)"):
+            process = start_manygate("compare", str(file), *options, output=tmp_path / answer)
+            process.join(300)
+            printed = (tmp_path / answer).read_text()
+            assert process.exitcode == 0 and answer in printed, printed
+            is_first = answer.startswith("Run")
+            assert ("No TensorBoard curves are written to s3://" in printed) == is_first
+        keys = set(store.all_keys())
+        result = json.loads(store.content("named/small/compare.json"))
+    runs = [f"compare/{trunk}-seed-0" for trunk in ("shared_bottom", "mmoe")]
+    runs += [f"compare/reference/place-search-{task}-seed-0" for task in ("click", "value")]
+    files = [f"{run}/evaluation-test.json" for run in runs]
+    files += ["compare.md", "table/manifest.json", "compare/reference/place-search-table/manifest.json"]
+    assert {f"named/small/{name}" for name in files} <= keys
+    assert all(key.startswith("named/small/") and "?" not in key for key in keys)
+    assert result["variants"].keys() == {"shared_bottom", "mmoe"} and result["rows"] == ROWS
 
 
 def test_the_path_of_a_table_is_not_part_of_its_settings() -> None:

@@ -379,7 +379,7 @@ def killed_at(kill: tuple[str, str, str, int], folder: Path, what: str, table: P
     call, calls = getattr(storage, name), []
 
     def until(path: str, *arguments: Any) -> None:
-        if file in path:
+        if file in "/".join([path, *map(str, arguments[: name == "delete_file"])]):
             calls.append(path)
         if when == "before" and len(calls) == times:
             os.kill(os.getpid(), signal.SIGKILL)

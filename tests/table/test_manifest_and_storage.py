@@ -1,6 +1,8 @@
 """Writing and reading the manifest, and files on several kinds of filesystems."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,15 +44,54 @@ def test_files_on_a_local_disk_and_on_an_fsspec_filesystem(tmp_path: Path, root:
     assert storage.read_json(file) == {"x": [1, 2]}
     assert storage.list_folder(storage.join(folder, "a")) == ["b.json"]
     assert storage.list_folder(storage.join(folder, "none")) == []
-    storage.delete_file(file)
-    storage.delete_file(file)
+    storage.delete_file(folder, "a/b.json")
+    storage.delete_file(folder, "a/b.json")
     assert not storage.exists(file)
     storage.write_json(file, 1)
-    storage.delete_folder(storage.join(folder, "a"))
-    storage.delete_folder(storage.join(folder, "a"))
+    storage.delete_folder(folder, "a")
+    storage.delete_folder(folder, "a")
     assert not storage.exists(file)
+    storage.write_json(file, 1)
+    storage.empty_folder(folder)
+    storage.empty_folder(folder)
+    assert storage.is_folder(folder) and storage.list_folder(folder) == []
 
 
 def test_an_unknown_kind_of_storage_is_refused() -> None:
     with pytest.raises(UserError, match="Cannot open nosuch://"):
         storage.resolve("nosuch://bucket/key")
+
+
+@pytest.mark.parametrize("uri", ["/data/runs", "runs", "s3://bucket/runs", "s3://bucket/runs?region=x&scheme=http"])
+def test_options_stay_at_the_end_of_a_uri(uri: str) -> None:
+    """Joined to and taken apart again; a slash at the end makes no difference."""
+    path, mark, options = uri.partition("?")
+    joined = storage.join(uri, "a", "b.json")
+    assert joined == f"{path}/a/b.json{mark}{options}" == storage.join(f"{path}/{mark}{options}", "a/b.json")
+    assert (storage.parent(joined), storage.name(joined)) == (storage.join(uri, "a"), "b.json")
+    assert storage.join(f"{path}/{mark}{options}") == uri and storage.has_options(uri) == ("?" in uri)
+
+
+# Paths that are relative or that `storage.resolve` returned: they have no options.
+PATHS = {
+    ("pipeline/checkpoint/dcp_storage.py", "path"),
+    ("pipeline/preprocess/commit.py", "folder"),
+    ("pipeline/preprocess/discover.py", "folder"),
+    ("pipeline/preprocess/discover.py", "root"),
+    ("pipeline/preprocess/units.py", "root"),
+    ("pipeline/preprocess/write.py", "folder"),
+}
+
+
+def test_uris_are_joined_by_the_storage() -> None:
+    """An f-string would put the rest of the path behind the options of a URI."""
+    root, found = Path(__file__).resolve().parents[2], set()
+    for file in [*(root / "pipeline").rglob("*.py"), *(root / "jobs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for value, text in zip(parts, parts[1:], strict=False):
+                if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    name = ast.unparse(value.value)
+                    if re.search(r"(folder|uri|output|table|root|path)$", name) and str(text.value).startswith("/"):
+                        found.add((str(file.relative_to(root)), name))
+    assert found == PATHS

@@ -313,15 +313,15 @@ def test_a_store_without_folders_behaves_as_if_it_had_them(store: ObjectStore) -
     assert not storage.exists(folder) and not storage.is_folder(folder) and storage.list_folder(folder) == []
     assert storage.read_json(storage.join(folder, "x.json")) is None
     storage.create_folder(folder)
-    storage.delete_folder(folder)
-    storage.delete_file(storage.join(folder, "x.json"))
+    storage.delete_folder(store.uri("folders"), "a")
+    storage.delete_file(folder, "x.json")
     storage.write_json(storage.join(folder, "b", "x.json"), {"x": 1})
     storage.write_json(storage.join(folder, "y.json"), 2)
     assert storage.is_folder(folder) and not storage.is_folder(storage.join(folder, "y.json"))
     assert storage.list_folder(folder) == ["b", "y.json"]
-    storage.delete_file(storage.join(folder, "y.json"))
+    storage.delete_file(folder, "y.json")
     assert storage.list_folder(folder) == ["b"]
-    storage.delete_folder(folder)
+    storage.delete_folder(store.uri("folders"), "a")
     assert not storage.exists(folder)
 
 
@@ -331,7 +331,7 @@ def test_a_bucket_is_neither_made_nor_deleted(store: ObjectStore) -> None:
     store.request("PUT", "/other")
     storage.create_folder("s3://other")
     storage.write_json("s3://other/x/y.json", 1)
-    storage.delete_folder("s3://other")
+    storage.empty_folder("s3://other")
     assert storage.is_folder("s3://other") and storage.list_folder("s3://other") == []
 
 
