@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster import local_head, tokens
@@ -89,20 +88,20 @@ def readable_errors(url: str, job: str | None = None) -> Iterator[None]:
         raise UserError(f"Error from the cluster at {url}: {str(error).strip()}") from error
 
 
-def follow(client: "JobSubmissionClient", job: str) -> int:
-    """Prints a job's log until the job ends; returns the exit code of its driver.
+def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
+    """Passes pieces of a job's log to `write` until the job ends; returns the exit code of its driver.
 
     If this function is interrupted, the job continues to run.
     """
     with readable_errors(client.get_address(), job):
         client.get_job_status(job)
-        asyncio.run(print_log(client, job))
+        asyncio.run(print_log(client, job, write))
         while not client.get_job_status(job).is_terminal():
             time.sleep(0.2)
         return exit_code(client.get_job_info(job))
 
 
-async def print_log(client: "JobSubmissionClient", job: str) -> None:
+async def print_log(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
     """Streams the log. After a lost connection the server sends it from the start, so the printed part is skipped."""
     printed = 0
     for attempt in range(RECONNECTS + 1):
@@ -111,8 +110,7 @@ async def print_log(client: "JobSubmissionClient", job: str) -> None:
             async for text in client.tail_job_logs(job):
                 new, skip = text[skip:], max(0, skip - len(text))
                 printed += len(new)
-                sys.stdout.write(new)
-                sys.stdout.flush()
+                write(new)
             return
         except (RuntimeError, OSError) as error:  # aiohttp's connection errors are OSErrors
             if attempt == RECONNECTS or client.get_job_status(job).is_terminal():

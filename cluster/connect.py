@@ -35,7 +35,10 @@ def connect(num_cpus: int | None = None) -> None:
         tokens.use_token()
     import ray
 
+    from cluster.gauges import export_progress
+
     if ray.is_initialized():
+        export_progress()
         return
     if address == "local":
         start_private_ray(num_cpus)
@@ -43,6 +46,7 @@ def connect(num_cpus: int | None = None) -> None:
     else:
         join_cluster(address)
         outcome = f"joined the cluster at {address}"
+    export_progress()
     log.info("Ray: %s, with %d CPUs.", outcome, int(ray.cluster_resources().get("CPU", 0)))
 
 

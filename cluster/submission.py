@@ -66,6 +66,8 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
     for name, value in vars(job).items():
         if name == "launcher" and value is None and job.command in ("train", "compare"):
             value = "ray"
+        if name == "log_format" and value is None:  # `manygate status` reads the records
+            value = "json"
         if name in NOT_FLAGS or value in (None, False):
             continue
         if isinstance(value, list):  # a flag that was given several times: each with its value
@@ -77,7 +79,8 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
             value = CheckpointChoice.parse(value)
         if name == "output":
             value = absolute(value)
-        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
     overrides = list(job.overrides)
     for key, path in (("output", experiment.output), ("table.path", experiment.table.path)):
         if path is not None and path != absolute(path):

@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command. Overrides are not part of it: they may appear anywhere between the flags."""
     usage = "manygate COMMAND ... (details: manygate COMMAND --help)"
     parser = argparse.ArgumentParser(prog="manygate", usage=usage)
+    parser.set_defaults(log_format=None)
     subparsers = parser.add_subparsers(prog="manygate", dest="command", required=True, metavar="COMMAND")
     sub: dict[str, argparse.ArgumentParser] = {}
     for name, summary in COMMANDS.items():
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name in TAKES_EXPERIMENT:
         sub[name].usage = f"manygate {name} EXPERIMENT [flags] [key=value ...]"
         sub[name].add_argument("experiment", metavar="EXPERIMENT", help="experiment file; key=value overrides its keys")
+        text = "log lines for people (text, the default) or as one JSON object per line; submit uses json"
+        sub[name].add_argument("--log-format", choices=["text", "json"], help=text)
     sub["preprocess"].add_argument("--overwrite", action="store_true", help="make the feature table again")
     sub["train"].add_argument("--resume", default="auto", help="auto (default), never, or the path of a checkpoint")
     for name in ("evaluate", "predict"):
@@ -64,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub[name].add_argument(
             "--follow", action="store_true", help="print the log until the job ends, and exit with its exit code"
         )
+    sub["logs"].add_argument("--json", action="store_true", help="print log records as JSON, as the job wrote them")
     for name in ("submit", "status", "logs", "stop"):
         sub[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the local head)")
     return parser

@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit code: 0, 2 for a user's mistake, 130 when interrupted, or the job's own."""
     args = parse(sys.argv[1:] if argv is None else argv)
-    configure_logging()
+    configure_logging(args.log_format or "text")
     try:
         return HANDLERS[args.command](args) or 0
     except UserError as error:

@@ -18,7 +18,7 @@ def status(args: argparse.Namespace) -> int:
 def logs(args: argparse.Namespace) -> int:
     from jobs import submitted
 
-    return submitted.logs(args.id, args.address, follow_log=args.follow)
+    return submitted.logs(args.id, args.address, follow_log=args.follow, as_json=args.json)
 
 
 def stop(args: argparse.Namespace) -> int:

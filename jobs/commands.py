@@ -81,5 +81,8 @@ def read(args: argparse.Namespace) -> "Experiment":
 
     check_versions()
     from pipeline.config.load import load_experiment
+    from pipeline.log_records import log_fields
 
-    return load_experiment(args.experiment, args.overrides)
+    experiment = load_experiment(args.experiment, args.overrides)
+    log_fields.begin(experiment.name, worker=None)
+    return experiment

@@ -3,9 +3,10 @@
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.client import STOP_WAIT_S, follow, open_client, readable_errors
+from cluster.job_screen import JobState, LogText, read_log, screen, when
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def watch(client: "JobSubmissionClient", name: str, url: str) -> int:
+def watch(client: "JobSubmissionClient", name: str, url: str, as_json: bool = False) -> int:
     """Prints a job's log until it ends. An interrupt stops the printing, not the job."""
+    text = LogText(as_json)
     try:
-        code = follow(client, name)
+        code = follow(client, name, lambda piece: print(text.add(piece), end="", flush=True))
+        print(text.end(), end="", flush=True)
     except KeyboardInterrupt:
         print(
             f"\n{name} is still running. To watch it again: manygate logs {name} --address {url} --follow\n"
@@ -29,32 +32,46 @@ def watch(client: "JobSubmissionClient", name: str, url: str) -> int:
 
 
 def status(job: str | None, address: str | None) -> int:
-    """Prints the state of a job, or one line per job of the cluster."""
+    """Prints a job on one screen, see `screen`, or one line per job of the cluster."""
     client = open_client(address)
     with readable_errors(client.get_address(), job):
         if job is None:
             jobs = [details for details in client.list_jobs() if details.submission_id]
             for details in sorted(jobs, key=lambda details: details.start_time or 0):
-                print(f"{details.submission_id:<48} {details.status!s:<10} {when(details.start_time)}")
+                print(f"{details.submission_id:<48} {details.status!s:<10} {when(seconds(details.start_time))}")
             log.info("%d jobs at %s", len(jobs), client.get_address())
             return 0
-        details = client.get_job_info(job)
-    print(f"{job}: {details.status}")
-    print(f"  command  {details.entrypoint}")
-    print(f"  started  {when(details.start_time)}, ended {when(details.end_time)}")
-    if details.status.is_terminal():
-        code = "none" if details.driver_exit_code is None else details.driver_exit_code
-        print(f"  exit code {code}; {(details.message or 'no message').splitlines()[0]}")
+        state, log_so_far = state_of(job, client.get_job_info(job)), read_log(log_of(client, job))
+    print(screen(state, log_so_far, time.time()))
     return 0
 
 
-def logs(job: str, address: str | None, follow_log: bool) -> int:
+def log_of(client: "JobSubmissionClient", job: str) -> str:
+    """The log of a job that exists. Its driver's machine has the log, so that it is lost together with the machine."""
+    try:
+        return client.get_job_logs(job)
+    except RuntimeError:
+        return "(the machine of the job's driver, which has its log, does not answer)"
+
+
+def state_of(job: str, details: Any) -> JobState:
+    """What Ray's description of a job says."""
+    ending = None
+    if details.status.is_terminal():
+        code = "none" if details.driver_exit_code is None else details.driver_exit_code
+        ending = f"exit code {code}; {(details.message or 'no message').splitlines()[0]}"
+    times = seconds(details.start_time), seconds(details.end_time)
+    return JobState(job, str(details.status), details.entrypoint, *times, ending)
+
+
+def logs(job: str, address: str | None, follow_log: bool, as_json: bool) -> int:
     """Prints a job's log so far, or follows it until the job ends."""
     client = open_client(address)
     if follow_log:
-        return watch(client, job, client.get_address())
+        return watch(client, job, client.get_address(), as_json)
     with readable_errors(client.get_address(), job):
-        sys.stdout.write(client.get_job_logs(job))
+        log_so_far, text = client.get_job_logs(job), LogText(as_json)
+    print(text.add(log_so_far) + text.end(), end="")
     return 0
 
 
@@ -72,5 +89,5 @@ def stop(job: str, address: str | None) -> int:
     return 0
 
 
-def when(milliseconds: int | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000)) if milliseconds else "-"
+def seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None

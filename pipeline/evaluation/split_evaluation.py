@@ -11,6 +11,7 @@ from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.reliability import reliability_of_tasks
 from pipeline.evaluation.split_metrics import Predictions, evaluate
 from pipeline.loading.reader import Reader
+from pipeline.progress_bar import ProgressBar
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.table.manifest import Manifest
 from pipeline.workers.worker import Worker
@@ -42,6 +43,7 @@ class SplitEvaluation:
         self._module = module
         self._worker = worker
         self._group = experiment.evaluation.group
+        self._split, self._rows = split, manifest.rows(split)
         keys = [self._group] if self._group else []
         self._reader = split_reader(experiment, table, manifest, split, worker, keys)
 
@@ -64,9 +66,11 @@ class SplitEvaluation:
         """
         use = ExpertUse([task.name for task in self._experiment.tasks], self._experiment.scenarios)
         parts = []
-        for batch in self._batches():
-            parts.append(batch.predictions)
-            use.add(batch.output)
+        with ProgressBar(f"evaluation of {self._split}", self._rows, is_shown=self._worker.is_first) as progress:
+            for batch in self._batches():
+                parts.append(batch.predictions)
+                use.add(batch.output)
+                progress.add(self._experiment.evaluation.batch_size)
         gathered, experts = self._gather(parts), use.total(self._worker)
 
         def detailed() -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
 from pipeline.preprocess.write import lane_folder, quarantine_folder
+from pipeline.progress_bar import ProgressBar
 from pipeline.table.manifest import LaneFile, Partition
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table_folder import QUARANTINE

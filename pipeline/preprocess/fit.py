@@ -26,10 +26,10 @@ from pipeline.preprocess import units as units_of_work
 from pipeline.preprocess.discover import PartitionFiles, report_unreadable
 from pipeline.preprocess.encode import load_encoders, table_sizes
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.progress_bar import ProgressBar
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
+from pipeline.progress_bar import ProgressBar
 from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
 from pipeline.table.settings import TableSettings, fingerprint_of_ids
 from pipeline.table_folder import ENCODERS, WORK

@@ -16,6 +16,8 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.split_evaluation import split_reader
+from pipeline.log_records import log_fields
+from pipeline.progress_bar import ProgressBar
 from pipeline.scoring.restored_model import restored_model
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.worker import Worker
@@ -40,11 +42,14 @@ def predict_on_worker(
     worker: Worker, experiment: Experiment, checkpoint: CheckpointChoice, split: str, output: str
 ) -> int | None:
     """Writes this worker's file; the first worker returns the number of all rows, the others None."""
+    log_fields.begin(experiment.name, worker.rank)
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
     rows, not_finite, writer = 0, 0, None
     with ExitStack() as open_files:
+        bar = ProgressBar(f"predictions of {split}", manifest.rows(split), is_shown=worker.is_first)
+        progress = open_files.enter_context(bar)
         for batch in predict(model.module, reader, worker.device, group=None):
             table = prediction_table(batch, experiment)
             if writer is None:  # a worker without rows writes no file
@@ -54,6 +59,7 @@ def predict_on_worker(
             writer.write_table(table)
             rows += table.num_rows
             not_finite += int(np.count_nonzero(~np.isfinite(batch.predictions.predictions)))
+            progress.add(experiment.evaluation.batch_size)
     counts = worker.gather((rows, not_finite))
     total = worker.on_first(lambda: finish(counts or [], {"split": split, "checkpoint": saved.uri}, output))
     return total if worker.is_first else None

@@ -11,6 +11,7 @@ from pyarrow import fs
 from tqdm import tqdm
 
 from pipeline import storage
+from pipeline.job_progress import JobProgress, reported
 from pipeline.run_folder import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -112,12 +113,9 @@ class RunLog:
             except Exception as error:  # noqa: BLE001 - boto3 and fsspec raise their own errors
                 self._lose_board(error)
 
-    def show(self, message: str) -> None:
-        """Prints a line above the progress bar, or logs it if there is none."""
-        if self._bar.disable:
-            log.info(message)
-        else:
-            tqdm.write(message, file=sys.stderr)
+    def show(self, message: str, progress: JobProgress) -> None:
+        """Logs a line that reports progress."""
+        log.info(message, extra=reported(progress))
 
     def flush(self) -> None:
         """Brings `metrics.jsonl` up to date; must be called before a checkpoint is complete."""

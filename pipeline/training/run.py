@@ -17,6 +17,8 @@ from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.split_evaluation import SplitEvaluation
 from pipeline.evaluation.split_metrics import metric_value
+from pipeline.job_progress import JobProgress, SavedCheckpoint, reported
+from pipeline.log_records import log_fields
 from pipeline.metrics.registry import is_better
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import describe_plan, shard
@@ -48,6 +50,7 @@ def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) 
 
 def train_on_worker(worker: Worker, experiment: Experiment, resume: CheckpointChoice) -> Ending:
     """Runs training on one worker, from start to end."""
+    log_fields.begin(experiment.name, worker.rank)
     with watched(worker, experiment.training.hang_timeout_s):
         manifest = read_manifest(experiment.table_folder)
         saved = sound_checkpoint(experiment, choice_of_attempt(worker, resume), worker)
@@ -78,7 +81,8 @@ def train_windows(experiment: Experiment, state: RunState, settings: RunSettings
                 ending = trainer.train(train_reader(experiment, manifest, worker, window))
             if ending == "interrupted" or not begin_new_partitions(experiment, state, manifest):
                 if worker.is_first:
-                    log.info("Training %s at step %d of %d.", ending, state.progress.step, total)
+                    reached = JobProgress(stage="training", step=state.progress.step, total_steps=total)
+                    log.info("Training %s at step %d of %d.", ending, reached.step, total, extra=reported(reached))
                 return ending
     finally:
         if run_log:
@@ -129,8 +133,11 @@ def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettin
         if restored.grown:
             lines += ["Everything in it is kept, moments included. New, and initialised:", *restored.grown]
     if state.worker.is_first:
+        begun = JobProgress(stage="training", step=state.progress.step)
+        if saved is not None:
+            begun = begun.updated(JobProgress(checkpoint=SavedCheckpoint(step=saved.step, uri=saved.uri)))
         for line in lines:
-            log.info(line)
+            log.info(line, extra=reported(begun))
 
 
 def split_validation(

@@ -14,9 +14,11 @@ from pipeline.checkpoint.saving import Saver
 from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.job_progress import JobProgress, SavedCheckpoint
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
 from pipeline.loading.reader import Reader
+from pipeline.log_records import log_fields
 from pipeline.metrics.formatting import format_values
 from pipeline.metrics.registry import METRICS
 from pipeline.sharding.module import StepOutput
@@ -90,6 +92,8 @@ class Trainer:
         self._saver = Saver(self._folder, self._worker, self._progress, self._checkpoint.background, check)
         self._logged_at = time.perf_counter()
         self._logged_step = state.progress.step
+        self._waited_s = 0.0  # for batches, since the last log line
+        self._began_at, self._began_step = self._logged_at, self._logged_step
 
     def train(self, reader: Reader) -> Ending:
         """Trains to the end of the window, to an early stop, or to a SIGTERM. The last step is saved in each case.
@@ -106,7 +110,7 @@ class Trainer:
             while ending is None:
                 batches = prefetch(reader.epoch(self._progress.position), self._prepare)
                 with closing(batches):
-                    ending = self._train_on(batches)
+                    ending = self._train_on(self._timed(batches))
             self._save_end()
         self._step.forget()
         return ending
@@ -130,10 +134,21 @@ class Trainer:
                 self._worker.stop.is_obeyed = True
                 return "interrupted"
 
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; counts the time that the step waits for them."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited_s += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     def _after_step(self, output: StepOutput) -> bool:
         """Counts, logs, validates and saves what is due; returns whether a checkpoint of this step was begun."""
         progress = self._progress
         progress.step += 1
+        log_fields.step = progress.step
         progress.position = output.position
         self._state.running_metrics.update(output)
         is_epoch_end = progress.position.step == 0
@@ -155,7 +170,8 @@ class Trainer:
         report, diagnostics = self._state.running_metrics.report()
         now, steps = time.perf_counter(), self._progress.step - self._logged_step
         speed = steps * self._training.global_batch_size / (now - self._logged_at)
-        self._logged_at, self._logged_step = now, self._progress.step
+        data_wait = self._waited_s / (now - self._logged_at)
+        self._logged_at, self._logged_step, self._waited_s = now, self._progress.step, 0.0
         if self._run_log is None:
             return
         step, window = self._progress.step, self._progress.window
@@ -170,7 +186,18 @@ class Trainer:
         }
         self._run_log.record("train", step, values)
         tasks = "  ".join(f"{name} {format_values(measured)}" for name, measured in report.items())
-        self._run_log.show(f"step {step}/{window.first_step + total}  {tasks}  {speed:,.0f} samples/s")
+        last = window.first_step + total
+        shown = JobProgress(
+            stage="training",
+            step=step,
+            total_steps=last,
+            epoch=self._progress.position.epoch,
+            samples_per_second=speed,
+            data_wait=data_wait,
+            eta_s=(last - step) * (now - self._began_at) / (step - self._began_step),
+            metrics=report,
+        )
+        self._run_log.show(f"step {step}/{last}  {tasks}  {speed:,.0f} samples/s", shown)
 
     def _validate(self, validation: Validation) -> bool:
         """Validates; returns whether the result is the best so far."""
@@ -190,12 +217,13 @@ class Trainer:
                     self._saver.new_best(value)
         if self._run_log:
             self._run_log.record("valid", progress.step, evaluation)
-            shown = {metric.name for metric in METRICS.values() if metric.in_log_lines}
-            tasks = "  ".join(
-                f"{name} {format_values({m: v for m, v in task.items() if m in shown})}"
-                for name, task in evaluation["tasks"].items()
+            names = {metric.name for metric in METRICS.values() if metric.in_log_lines}
+            values = {task: {m: v for m, v in of.items() if m in names} for task, of in evaluation["tasks"].items()}
+            tasks = "  ".join(f"{task} {format_values(of)}" for task, of in values.items())
+            self._run_log.show(
+                f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}",
+                JobProgress(step=progress.step, validation=values, validation_step=progress.step),
             )
-            self._run_log.show(f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}")
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
 
@@ -211,7 +239,9 @@ class Trainer:
             self._worker.on_saved()
             self._prune(best_step)
             assert self._run_log is not None
-            self._run_log.show(f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}")
+            checkpoint = SavedCheckpoint(step=saved.step, uri=saved.uri, time=time.time())
+            text = f"step {saved.step} saved in {seconds:.1f} s: {saved.uri}"
+            self._run_log.show(text, JobProgress(checkpoint=checkpoint))
 
         if self._run_log:
             self._run_log.flush()  # lines up to this step must be written before the checkpoint is complete

@@ -1,7 +1,6 @@
 """Messages between a driver and its Ray workers: log lines and errors to the driver, stop requests to the workers."""
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manygate_guard import PACKAGES
 from pipeline.console import configure_logging
+from pipeline.log_records import Document, to_document, to_record
 from pipeline.workers.stop import Stop, StopSignal, on_sigterm
 
 POLL_S = 0.3
@@ -30,7 +30,7 @@ class GroupReport:
 class News:
     """What the driver collects several times per second."""
 
-    lines: list[str]  # new log lines
+    lines: list[Document]  # new log lines
     nodes: dict[int, str]  # rank -> id of its machine
 
 
@@ -39,7 +39,7 @@ class DriverChannel:
     """Keeps messages until the other side fetches them. They are few: one per log line of the first worker."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[Document] = []
         self._attempt = 0
         self._stop = Stop.NONE
         self._nodes: dict[int, str] = {}
@@ -65,7 +65,7 @@ class DriverChannel:
     def report(self) -> GroupReport:
         return GroupReport(self._has_saved, self._refusal)
 
-    def add_line(self, line: str) -> None:
+    def add_line(self, line: Document) -> None:
         self._lines.append(line)
 
     def collect(self, stop: Stop) -> News:
@@ -78,13 +78,19 @@ class DriverChannel:
         return self._stop if attempt == self._attempt else Stop.NONE
 
 
+def relay_line(line: Document) -> None:
+    """Logs a worker's line in the driver, in the driver's format."""
+    record = to_record(line)
+    logging.getLogger(record.name).handle(record)
+
+
 class _ToChannel(logging.Handler):
     def __init__(self, channel: ActorHandle) -> None:
         super().__init__()
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._channel.add_line.remote(self.format(record))  # without waiting for the channel
+        self._channel.add_line.remote(to_document(record))  # without waiting for the channel
 
 
 def join_channel(channel: ActorHandle, attempt: int, rank: int, stop: StopSignal) -> None:
@@ -95,7 +101,6 @@ def join_channel(channel: ActorHandle, attempt: int, rank: int, stop: StopSignal
     ray.get(channel.join.remote(attempt, rank, ray.get_runtime_context().get_node_id()))
     configure_logging()
     handler = _ToChannel(channel)
-    handler.setFormatter(logging.getLogger().handlers[0].formatter)
     for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
@@ -133,19 +138,19 @@ class Driver:
         return report
 
     def relay(self) -> None:
-        """Sends the workers the most urgent stop request, and prints their new lines on stderr."""
+        """Sends the workers the most urgent stop request, and logs their new lines."""
         watch, level = self._watch, self.stop.level
         if watch is not None:
             level = max(level, watch(self._nodes))
         news: News = ray.get(self.channel.collect.remote(level))  # type: ignore[assignment]
         self._nodes = news.nodes
         for line in news.lines:
-            print(line, file=sys.stderr, flush=True)
+            relay_line(line)
 
 
 @contextmanager
 def open_channel() -> Iterator[Driver]:
-    """In the driver: while the block runs, prints the workers' lines and passes stop requests on to the workers.
+    """In the driver: while the block runs, logs the workers' lines and passes stop requests on to the workers.
 
     The channel runs on the driver's machine: it must outlive every machine that the run can lose.
     """

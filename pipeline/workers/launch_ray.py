@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.job_progress import log_workers
 from pipeline.workers import network
 from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
 from pipeline.workers.driver_channel import Driver, join_channel, open_channel
@@ -47,6 +48,7 @@ class Start:
     device: str
     channel: Any
     attempt: int  # earlier starts of the same command
+    restarts: int  # those that ended because a worker had died
     has_saved: bool  # whether one of them has saved a checkpoint
 
 
@@ -91,7 +93,7 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
     with open_channel() as driver:
         while True:
             count = wait_for_room(demand, attempt == 0, driver.stop)
-            start = Start(body, device, driver.channel, attempt, has_saved)
+            start = Start(body, device, driver.channel, attempt, restarts, has_saved)
             try:
                 outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, SCRATCH))
             finally:
@@ -207,6 +209,9 @@ def form_group(start: Start) -> Worker:
     saved = start.channel.saved.remote
     worker = replace(worker, attempt=start.attempt, has_saved=start.has_saved, on_saved=saved)
     join_channel(start.channel, start.attempt, rank, worker.stop)
+    machines = worker.gather(address)
+    if machines is not None:
+        log_workers(machines, start.restarts)
     return worker
 
 

@@ -26,7 +26,7 @@ def entrypoint(*arguments: str) -> str:
 
 def test_train_uses_ray_and_writes_to_our_folder(folder: Path) -> None:
     assert entrypoint("train", "tiny.yaml") == (
-        f"python -m jobs.cli train tiny.yaml --resume auto --launcher ray output={folder}/runs"
+        f"python -m jobs.cli train tiny.yaml --log-format json --resume auto --launcher ray output={folder}/runs"
     )
 
 
@@ -43,7 +43,7 @@ def test_relative_paths_become_absolute(folder: Path) -> None:
 
 
 def test_switches_are_kept(folder: Path) -> None:
-    assert "tiny.yaml --overwrite " in entrypoint("preprocess", "tiny.yaml", "--overwrite")
+    assert " --overwrite " in entrypoint("preprocess", "tiny.yaml", "--overwrite")
 
 
 def test_overrides_are_quoted(folder: Path) -> None:
