@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import local_head, tokens
 from cluster.connect import reachable
+from cluster.job_state import describe_waiting, lost_head
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+log = logging.getLogger(__name__)
+
 RECONNECTS = 5
+WAITING_REPORT_S = 20
+"""A job that is pending for this long is reported; the next reports come after three times as long."""
 STOP_WAIT_S = 600
 """Time that a stopped job has to save its state. Ray's default is 3 seconds."""
 
@@ -93,12 +98,28 @@ def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], objec
 
     If this function is interrupted, the job continues to run.
     """
-    with readable_errors(client.get_address(), job):
+    url = client.get_address()
+    with readable_errors(url, job):
         client.get_job_status(job)
-        asyncio.run(print_log(client, job, write))
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(0.2)
-        return exit_code(client.get_job_info(job))
+        try:
+            wait_until_started(client, job)
+            asyncio.run(print_log(client, job, write))
+            while not client.get_job_status(job).is_terminal():
+                time.sleep(0.2)
+            return exit_code(client.get_job_info(job))
+        except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
+            raise lost_head(url, job) from error
+
+
+def wait_until_started(client: "JobSubmissionClient", job: str) -> None:
+    """Waits while a job is pending, and says so after a while: its log is empty until then."""
+    start, report_after = time.monotonic(), WAITING_REPORT_S
+    while str(client.get_job_status(job)) == "PENDING":
+        waited = time.monotonic() - start
+        if waited >= report_after:
+            log.warning(describe_waiting(job, waited))
+            report_after *= 3
+        time.sleep(0.2)
 
 
 async def print_log(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
@@ -113,7 +134,10 @@ async def print_log(client: "JobSubmissionClient", job: str, write: Callable[[st
                 write(new)
             return
         except (RuntimeError, OSError) as error:  # aiohttp's connection errors are OSErrors
-            if attempt == RECONNECTS or client.get_job_status(job).is_terminal():
+            if client.get_job_status(job).is_terminal():
+                write(client.get_job_logs(job)[printed:])
+                return
+            if attempt == RECONNECTS:
                 raise RuntimeError(f"lost the connection to the log of {job}: {error}") from error
             await asyncio.sleep(1)
 

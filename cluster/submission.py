@@ -1,14 +1,22 @@
-"""Sends a job to a Ray cluster, with its command line, its folder and its environment."""
+"""Sends a job to a Ray cluster, with its command line, its package and its environment."""
 
 import argparse
+import json
+import re
+import secrets
 import shlex
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cluster.client import STOP_WAIT_S, readable_errors
+from cluster.package import Package, make_package
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.errors import UserError
+from pipeline.secret_files import READ_IN_WORKER, SECRET_FILES
 from pipeline.storage import absolute
 
 if TYPE_CHECKING:
@@ -16,55 +24,154 @@ if TYPE_CHECKING:
 
     from pipeline.config.experiment import Experiment
 
-JOBS = ("preprocess", "train", "evaluate", "predict", "compare", "report")
-EXCLUDES = (".git", ".venv", "/runs", ".cluster", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+JOBS = ("pipeline", "preprocess", "train", "evaluate", "predict", "compare", "report")
+READ_LOGS = ("pipeline", "preprocess", "compare")
 NOT_FLAGS = {"command", "experiment", "overrides", "debug"}
 
 
-def send(
-    client: "JobSubmissionClient", job: argparse.Namespace, file: str, experiment: "Experiment", folder: Path
-) -> str:
-    """Sends a job and returns its name on the cluster.
+@dataclass(frozen=True)
+class Submission:
+    """All that is sent for a job."""
+
+    id: str
+    command: str
+    package: Package
+    variables: Mapping[str, str]  # plain values
+    secret_files: Mapping[str, str]  # name of a variable -> path on the cluster's machines
+
+    def describe(self) -> str:
+        """The package, the command, the id and the names of the variables."""
+        lines = [self.package.describe(), f"command: {self.command}", f"id: {self.id}"]
+        if self.variables:
+            lines.append(f"environment: {', '.join(self.variables)}")
+        if self.secret_files:
+            read = ", ".join(f"{name} from {file}" for name, file in self.secret_files.items())
+            lines.append(f"secrets, read on each machine: {read}")
+        return "\n".join(lines)
+
+
+def prepare(
+    job: argparse.Namespace,
+    experiment: "Experiment",
+    folder: Path,
+    include: Sequence[str],
+    variables: Mapping[str, str],
+    secret_files: Mapping[str, str],
+) -> Submission:
+    """Decides what is sent, without a cluster.
 
     Args:
-        client: client of the cluster's job server.
         job: the parsed command line of the job, as `jobs.cli` would run it on this machine.
-        file: the experiment file, relative to the folder.
-        experiment: the experiment of the file, with the job's overrides.
-        folder: the folder that is sent as the job's working folder.
+        experiment: the experiment of the job's file, with the job's overrides.
+        folder: the project's folder, which becomes the job's working folder.
+        include: see `make_package`.
+        variables: plain values of environment variables.
+        secret_files: paths on the cluster's machines, by the variable that gets the file's content.
 
     Raises:
-        UserError: the folder is too large, or the cluster refused the job.
+        UserError: the folder is not a project, or a file that the job needs would not be sent.
     """
-    name = f"{experiment.name}-{job.command}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with readable_errors(client.get_address()):
+    outputs = [path for path in (experiment.output, experiment.table.path) if path is not None and is_relative(path)]
+    package = make_package(folder, outputs, include)
+    if "jobs/cli.py" not in package.files:
+        raise UserError(
+            f"{folder} is not the project's folder: there is no jobs/cli.py in it that could be sent. Run this command "
+            "in the folder that contains jobs/, pipeline/ and your experiment."
+        )
+    file = file_in_package(job.experiment, package)
+    if job.command in READ_LOGS:
+        check_logs_are_sent(experiment, package)
+    command = shlex.join(entrypoint(job, file, experiment))
+    return Submission(new_id(experiment.name, job.command), command, package, variables, secret_files)
+
+
+def send(client: "JobSubmissionClient", submission: Submission) -> None:
+    """Sends a job.
+
+    Raises:
+        UserError: the package is too large, or the cluster refused the job.
+    """
+    with TemporaryDirectory() as scratch, readable_errors(client.get_address()):
+        package = Path(scratch) / "package.zip"
+        submission.package.write_zip(package)
         try:
             client.submit_job(
-                entrypoint=shlex.join(entrypoint(job, file, experiment)),
-                submission_id=name,
-                runtime_env=runtime_env(folder, experiment),
-                metadata={"job_name": name},
+                entrypoint=submission.command,
+                submission_id=submission.id,
+                runtime_env=runtime_env(package, submission.variables, submission.secret_files),
+                metadata={"job_name": submission.id},
             )
         except (RuntimeError, ValueError) as error:
-            raise explain_refusal(error, folder) from error
+            raise explain_refusal(error, submission.package) from error
+
+
+def new_id(name: str, command: str) -> str:
+    """An id that says what the job is; the random end keeps two jobs of one second apart."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    return f"{readable}-{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path depends on the working folder: it is no URI, not absolute, and not in the home folder."""
+    return "://" not in path and not path.startswith(("/", "~"))
+
+
+def check_is_inside(path: str, folder: Path) -> str:
+    """The path of the experiment file inside the folder that is sent; a file outside it is an error."""
+    file = (folder / path).absolute()
+    try:
+        return file.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        raise UserError(
+            f"{path} is outside {folder}, the folder that is sent. Run this command in the project's folder."
+        ) from None
+
+
+def file_in_package(path: str, package: Package) -> str:
+    """The name of the experiment file in the package.
+
+    Raises:
+        UserError: it is outside the folder, or would not be sent.
+    """
+    name = check_is_inside(path, package.folder)
+    if name not in package.files:
+        raise UserError(
+            f"{path} is not sent, because git ignores it or because it looks private: add --include {path} to send it."
+        )
     return name
 
 
-def relative_to_folder(path: str, folder: Path) -> str:
-    """The path of the experiment file inside the folder that is sent; a file outside it is an error."""
-    file = (folder / path).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{path} is outside {folder}, the folder that is sent. Run this command in the project's folder."
-        )
-    return str(file.relative_to(folder.resolve()))
+def check_logs_are_sent(experiment: "Experiment", package: Package) -> None:
+    """Checks that the package contains the logs and side tables that the experiment names by relative paths.
+
+    Raises:
+        UserError: a part of them would not be sent.
+    """
+    paths = {"logs.path": experiment.logs.path}
+    paths |= {f"logs.joins.{i}.path": join.path for i, join in enumerate(experiment.logs.joins)}
+    advice = "a URI or an absolute path that the cluster's machines can read"
+    for key, path in paths.items():
+        if not is_relative(path):
+            continue
+        source = (package.folder / path).resolve()
+        if not source.exists() or not source.is_relative_to(package.folder):
+            where = "does not exist in" if not source.exists() else "is outside"
+            raise UserError(f"{key}: {path} {where} {package.folder}, so it is not sent. Use {advice}.")
+        below = [source] if source.is_file() else [f for f in source.rglob("[!._]*") if f.is_file()]
+        missing = [f for f in below if f.relative_to(package.folder).as_posix() not in package.files]
+        if missing:
+            raise UserError(
+                f"{key}: {len(missing)} of {len(below)} files of {path} are not sent, because git ignores them or they "
+                f"look private, for example {missing[0].relative_to(package.folder)}. Add --include {path} to send "
+                f"them, or use {advice}."
+            )
 
 
 def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> list[str]:
     """The command that the cluster runs. Paths become absolute, because the job's working folder is temporary."""
     command = ["python", "-m", "jobs.cli", job.command, file]
     for name, value in vars(job).items():
-        if name == "launcher" and value is None and job.command in ("train", "compare"):
+        if name == "launcher" and value is None and job.command in ("train", "compare", "pipeline"):
             value = "ray"
         if name == "log_format" and value is None:  # `manygate status` reads the records
             value = "json"
@@ -88,27 +195,23 @@ def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> 
     return command + overrides
 
 
-def runtime_env(folder: Path, experiment: "Experiment") -> dict[str, Any]:
-    """The folder and the environment variables of the job.
-
-    Large and private files in the folder are not sent, nor are files that git ignores (Ray leaves those out itself).
-    """
-    outputs = [
-        path for path in (experiment.output, experiment.table.path) if path is not None and path != absolute(path)
-    ]
-    return {
-        "working_dir": str(folder),
-        "excludes": [*EXCLUDES, *(f"/{path}" for path in outputs)],
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-    }
+def runtime_env(package: Path, variables: Mapping[str, str], secret_files: Mapping[str, str]) -> dict[str, Any]:
+    """Ray's description of the job's environment: a zip file, variables, and for secrets only the paths."""
+    values = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **variables}
+    environment: dict[str, Any] = {"working_dir": str(package), "env_vars": values}
+    if secret_files:
+        values[SECRET_FILES] = json.dumps(dict(secret_files))
+        environment["worker_process_setup_hook"] = READ_IN_WORKER
+    return environment
 
 
-def explain_refusal(error: Exception, folder: Path) -> Exception:
-    """If the folder is too large to send, returns an error that says what to do; otherwise the error itself."""
+def explain_refusal(error: Exception, package: Package) -> Exception:
+    """If the package is too large to send, returns an error that says what to do; otherwise the error itself."""
     text = str(error)
     if any(sign in text for sign in ("exceeds the maximum size", "Maximum request body size", "413")):
         return UserError(
-            f"{folder} is too large to send (Ray accepts 100 MiB, compressed). Keep data outside it, or list it in "
-            ".gitignore, and refer to it in the experiment by a URI or an absolute path that the cluster can read."
+            f"{package.folder} is too large to send (Ray accepts 100 MiB, compressed). Its largest files: "
+            f"{package.largest()}. Keep data outside it, or list it in .gitignore, and refer to it in the experiment "
+            "by a URI or an absolute path that the cluster can read."
         )
     return error

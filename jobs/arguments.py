@@ -7,6 +7,7 @@ from jobs.argument_types import pair, positive, size, worker_count
 
 COMMANDS = {
     "doctor": "check versions, devices and the cluster, and print what to install",
+    "pipeline": "preprocess, train, evaluate and report, without what is done already",
     "preprocess": "turn logs into a feature table",
     "train": "train from the feature table, or resume from a checkpoint",
     "evaluate": "print the metrics of a checkpoint per task and scenario",
@@ -20,7 +21,7 @@ COMMANDS = {
     "logs": "print the log of a submitted job",
     "stop": "stop a submitted job",
 }
-TAKES_EXPERIMENT = ("preprocess", "train", "evaluate", "predict", "compare", "report", "plan")
+TAKES_EXPERIMENT = ("pipeline", "preprocess", "train", "evaluate", "predict", "compare", "report", "plan")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,8 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub[name].add_argument("--checkpoint", default="latest", help="latest (default), best, or a path")
         sub[name].add_argument("--split", default="test", help="split of the feature table (default test)")
     sub["predict"].add_argument("--output", required=True, metavar="DIR", help="folder or URI for the predictions")
+    text = "what is evaluated: latest, best or a path (default: best with training.early_stopping, otherwise latest)"
+    sub["pipeline"].add_argument("--checkpoint", metavar="CHOICE", help=text)
+    sub["pipeline"].add_argument("--split", help="split that is evaluated (default: test, or valid without test)")
     add_compare_flags(sub["compare"])
-    for name in ("train", "evaluate", "predict", "compare"):
+    for name in ("pipeline", "train", "evaluate", "predict", "compare"):
         sub[name].add_argument("--launcher", choices=["local", "ray"], help="local (default): in this process")
         text = "worker processes; with a range such as 2-8, Ray uses as many as it has room for"
         sub[name].add_argument("--workers", type=worker_count, metavar="N", help=text)
@@ -59,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory", type=size, default="80GiB", help="memory of each worker's device (default 80GiB)"
     )
     sub["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
-    sub["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [--follow] [the job's flags] [key=value ...]"
+    sub["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [flags] [the job's flags] [key=value ...]"
+    add_submit_flags(sub["submit"])
     sub["status"].add_argument("id", nargs="?", metavar="SUBMISSION_ID", help="default: all jobs")
     for name in ("logs", "stop"):
         sub[name].add_argument("id", metavar="SUBMISSION_ID")
@@ -71,6 +76,16 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("submit", "status", "logs", "stop"):
         sub[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the local head)")
     return parser
+
+
+def add_submit_flags(parser: argparse.ArgumentParser) -> None:
+    for flag, metavar, summary in (
+        ("--env", "NAME=VALUE", "environment variable of the job, shown in the cluster's dashboard; not for secrets"),
+        ("--secret", "NAME=FILE", "variable that each process of the job reads from a file of the cluster's machines"),
+        ("--include", "PATH", "send this file or folder although git ignores it or its name looks private"),
+    ):
+        parser.add_argument(flag, action="append", default=[], metavar=metavar, help=f"{summary}; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
 
 
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:

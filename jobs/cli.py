@@ -16,9 +16,11 @@ from jobs import cluster_commands, commands
 from jobs.arguments import COMMANDS, TAKES_EXPERIMENT, build_parser
 from pipeline.console import configure_logging
 from pipeline.errors import UserError
+from pipeline.secret_files import read_secrets
 
 HANDLERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "doctor": commands.doctor,
+    "pipeline": commands.pipeline,
     "preprocess": commands.preprocess,
     "train": commands.train,
     "evaluate": commands.evaluate,
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     configure_logging(args.log_format or "text")
     try:
+        read_secrets()
         return HANDLERS[args.command](args) or 0
     except UserError as error:
         if args.debug:

@@ -6,7 +6,15 @@ import argparse
 def submit(args: argparse.Namespace) -> int:
     from jobs import submit
 
-    return submit.run(args.job, address=args.address, follow_log=args.follow)
+    return submit.run(
+        args.job,
+        address=args.address,
+        follow_log=args.follow,
+        dry_run=args.dry_run,
+        include=args.include,
+        env=args.env,
+        secret=args.secret,
+    )
 
 
 def status(args: argparse.Namespace) -> int:

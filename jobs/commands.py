@@ -16,6 +16,14 @@ def doctor(args: argparse.Namespace) -> int:
     return doctor.run()
 
 
+def pipeline(args: argparse.Namespace) -> int:
+    experiment = read(args)
+    from jobs import pipeline
+
+    launcher = args.launcher or "local"
+    return pipeline.run(experiment, args.checkpoint, args.split, launcher=launcher, workers=args.workers)
+
+
 def preprocess(args: argparse.Namespace) -> None:
     experiment = read(args)
     from jobs import preprocess

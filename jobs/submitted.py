@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.client import STOP_WAIT_S, follow, open_client, readable_errors
 from cluster.job_screen import JobState, LogText, read_log, screen, when
+from cluster.job_state import describe_ending
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -27,7 +28,7 @@ def watch(client: "JobSubmissionClient", name: str, url: str, as_json: bool = Fa
             file=sys.stderr,
         )
         return 130
-    log.info("%s: %s, exit code %d", name, str(client.get_job_status(name)).lower(), code)
+    log.info("%s: %s", name, describe_ending(client.get_job_info(name)))
     return code
 
 
@@ -58,8 +59,7 @@ def state_of(job: str, details: Any) -> JobState:
     """What Ray's description of a job says."""
     ending = None
     if details.status.is_terminal():
-        code = "none" if details.driver_exit_code is None else details.driver_exit_code
-        ending = f"exit code {code}; {(details.message or 'no message').splitlines()[0]}"
+        ending = describe_ending(details)
     times = seconds(details.start_time), seconds(details.end_time)
     return JobState(job, str(details.status), details.entrypoint, *times, ending)
 
@@ -81,6 +81,9 @@ def stop(job: str, address: str | None) -> int:
     with readable_errors(client.get_address(), job):
         if not client.stop_job(job):
             log.info("%s had already ended.", job)
+            return 0
+        if str(client.get_job_status(job)) == "PENDING":  # Ray would answer only when it starts, which may be never
+            log.info("%s has not started: it stops at once if it starts, and the cluster gives it up otherwise.", job)
             return 0
         log.info("Stopping %s; it may save its state first (%d s at most).", job, STOP_WAIT_S)
         while not client.get_job_status(job).is_terminal():

@@ -215,6 +215,14 @@ def _type(uri: str) -> fs.FileType:
         return filesystem.get_file_info(path).type
 
 
+def modified(uri: str) -> float | None:
+    """When a file was last written, in seconds; None if it does not exist, or if the store does not know the time."""
+    filesystem, path = resolve(uri)
+    with store_errors(uri):
+        nanoseconds = filesystem.get_file_info(path).mtime_ns
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
 def list_folder(uri: str) -> list[str]:
     """Names directly below a folder, sorted; empty if the folder does not exist."""
     filesystem, path = resolve(uri)

@@ -47,6 +47,7 @@ class Evaluation:
     tasks: dict[str, TaskEvaluation]
     split: str = ""
     checkpoint: str = ""
+    inputs: str = ""  # see `evaluation_inputs`; empty in evaluations of earlier versions
     reliability: dict[str, dict[str, ReliabilityCurve]] = field(default_factory=dict)  # by task, and by cell
     experts: dict[str, LayerUse] = field(default_factory=dict)  # by layer
 

@@ -27,7 +27,9 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
     if overwrite and experiment.table.path is not None:
         check_may_overwrite(table)
     manifest = preprocess(experiment, table, overwrite, connect)
-    storage.write_text(experiment.file, dump_experiment(experiment))
+    text = dump_experiment(experiment)
+    if not storage.exists(experiment.file) or storage.read_text(experiment.file) != text:  # else it stays old
+        storage.write_text(experiment.file, text)
     return summary(manifest, table, time.monotonic() - start)
 
 

@@ -9,6 +9,7 @@ import ray
 
 from pipeline.errors import UserError
 from pipeline.preprocess.units import Unreadable
+from pipeline.secret_files import check_secrets
 
 Item = dict[str, Any]
 """The work of one task, as plain JSON."""
@@ -68,6 +69,7 @@ def _outcome(item: Item, result: dict[str, Any] | UserError | Unreadable) -> Don
 def _perform(work: tuple[Callable[[Item, Any], dict[str, Any]], Any], item: Item) -> Any:
     task, shared = work
     try:
+        check_secrets()
         return task(item, shared)
     except (UserError, Unreadable) as error:
         return error

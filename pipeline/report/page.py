@@ -62,6 +62,16 @@ def write_report(folder: str) -> str:
     return page
 
 
+def is_report_current(folder: str) -> bool:
+    """Whether the report is newer than every file that it shows."""
+    names = [METRICS_FILE, COMPARISON_FILE, EXPERIMENT_FILE]
+    files = [storage.join(folder, name) for name in names]
+    files += [evaluation_file(folder, split) for split in evaluated_splits(folder)]
+    written = storage.modified(storage.join(folder, PAGE))
+    times = [storage.modified(file) for file in files if storage.exists(file)]
+    return written is not None and all(time is not None and time < written for time in times)
+
+
 def read_run(folder: str) -> ReportedRun:
     """Reads a run, with its evaluations and its comparison if they exist.
 

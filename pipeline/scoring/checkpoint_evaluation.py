@@ -1,15 +1,20 @@
 """A checkpoint's metrics on a split, computed on all workers and written into the run's folder."""
 
+import hashlib
+import json
+from dataclasses import asdict
 from typing import Any
 
 from pipeline import storage
-from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.checkpoint.choice import BEST, LATEST, CheckpointChoice
+from pipeline.checkpoint.format import Checkpoint, find_checkpoint
 from pipeline.config.experiment import Experiment
+from pipeline.evaluation.evaluation import read_evaluation
 from pipeline.evaluation.split_evaluation import SplitEvaluation
 from pipeline.log_records import log_fields
 from pipeline.run_folder import evaluation_file
 from pipeline.scoring.restored_model import restored_model
-from pipeline.table.manifest import read_manifest
+from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.workers.worker import Worker
 
 
@@ -21,8 +26,30 @@ def evaluate_on_worker(
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)
-    result = {"split": split, "checkpoint": saved.uri, **evaluation.in_detail()}
+    inputs = evaluation_inputs(experiment, manifest, saved, split)
+    result = {"split": split, "checkpoint": saved.uri, "inputs": inputs, **evaluation.in_detail()}
     if not worker.is_first:
         return None
     storage.write_json(evaluation_file(experiment.folder, split), result)
     return result
+
+
+def evaluation_inputs(experiment: Experiment, manifest: Manifest, saved: Checkpoint, split: str) -> str:
+    """A hash of everything that an evaluation depends on: equal hashes mean that it need not be made again."""
+    files = {name: asdict(file) for name, file in saved.files.items()}
+    settings = experiment.evaluation.model_dump(mode="json")
+    inputs = [saved.step, files, split, manifest.digests(split), settings]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def is_evaluated(experiment: Experiment, manifest: Manifest, saved: Checkpoint, split: str) -> bool:
+    """Whether the run has the evaluation of this checkpoint on the split as it is now."""
+    found = read_evaluation(evaluation_file(experiment.folder, split))
+    return found is not None and found.inputs == evaluation_inputs(experiment, manifest, saved, split)
+
+
+def default_choice(experiment: Experiment) -> CheckpointChoice:
+    """`best` if the experiment stops early and the run has validated since its last new days, otherwise `latest`."""
+    latest = find_checkpoint(experiment.checkpoint_folder, LATEST)
+    stops = experiment.training.early_stopping is not None
+    return BEST if stops and latest is not None and latest.state().progress.best_step is not None else LATEST

@@ -2,7 +2,9 @@
 
 import logging
 
-from pipeline.checkpoint.progress import TrainingWindow
+from pipeline.checkpoint.choice import LATEST
+from pipeline.checkpoint.format import find_checkpoint
+from pipeline.checkpoint.progress import Ending, Progress, TrainingWindow
 from pipeline.config.experiment import Experiment
 from pipeline.loading.order import lane_rows, steps_per_epoch
 from pipeline.loading.reader import Reader
@@ -23,11 +25,16 @@ def make_training_window(
     return TrainingWindow(partitions, steps, first_step)
 
 
+def new_partitions(progress: Progress, manifest: Manifest) -> dict[str, str]:
+    """The partitions of the train split that the run has not begun to train on, value -> digest."""
+    known = progress.partitions
+    return {value: digest for value, digest in manifest.digests("train").items() if known.get(value) != digest}
+
+
 def begin_new_partitions(experiment: Experiment, state: RunState, manifest: Manifest) -> bool:
     """Begins a window of the train split's partitions that are in no window yet; returns False if there are none."""
-    train, progress = manifest.digests("train"), state.progress
-    known = progress.partitions
-    new = {value: digest for value, digest in train.items() if known.get(value) != digest}
+    progress = state.progress
+    new = new_partitions(progress, manifest)
     if not new:
         return False
     progress.begin_window(make_training_window(experiment, manifest, new, progress.step))
@@ -50,3 +57,14 @@ def train_reader(experiment: Experiment, manifest: Manifest, worker: Worker, win
         shuffle_rows=experiment.training.shuffle_rows,
         first_step=window.first_step,
     )
+
+
+def training_ending(experiment: Experiment, manifest: Manifest) -> Ending | None:
+    """How the training of a run has ended; None if there is something to train, or if the model was changed since."""
+    saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
+    if saved is None:
+        return None
+    state = saved.state()
+    if state.experiment.model != experiment.model or new_partitions(state.progress, manifest):
+        return None
+    return state.progress.ending(experiment.training)

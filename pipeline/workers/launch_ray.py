@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.job_progress import log_workers
+from pipeline.secret_files import check_secrets
 from pipeline.workers import network
 from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
 from pipeline.workers.driver_channel import Driver, join_channel, open_channel
@@ -168,6 +169,7 @@ def run_worker(config: dict[str, Any]) -> Outcome:
     """Runs on each Ray worker."""
     start: Start = config["start"]
     try:
+        check_secrets()
         worker = form_group(start)
         try:
             result = start.body(worker)

@@ -1,23 +1,104 @@
 """A real head on this machine: jobs are submitted, followed and stopped, with its token and with a wrong one."""
 
+import hashlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster import local_head
+from manygate_guard import PACKAGES
 from pipeline.errors import UserError
 from tests.tiny import EXPERIMENT
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray
 
 SEND_SLEEPER = """
 import sys
 from cluster.client import open_client
 open_client(sys.argv[1]).submit_job(entrypoint="sleep 300", submission_id="sleeper")
+"""
+
+
+SEND = """
+import sys
+from cluster.client import open_client
+open_client(sys.argv[1]).submit_job(
+    submission_id=sys.argv[2],
+    entrypoint=sys.argv[3],
+    runtime_env=eval(sys.argv[4]),
+    entrypoint_num_cpus=int(sys.argv[5]),
+)
+"""
+
+SEND_PACKAGE = """
+import sys
+from pathlib import Path
+from cluster import submission
+from cluster.client import open_client
+from cluster.package import make_package
+from jobs.submitted import watch
+
+package, client = make_package(Path.cwd()), open_client(sys.argv[1])
+files = {"PROBE_SECRET": sys.argv[3]} if len(sys.argv) > 3 else {}
+sent = submission.Submission(submission.new_id("tiny", "probe"), sys.argv[2], package, {"LEVEL": "debug"}, files)
+submission.send(client, sent)
+code = watch(client, sent.id, client.get_address())
+print("PACKAGE", sorted(package.files))
+print("INFO", client.get_job_info(sent.id))
+sys.exit(code)
+"""
+
+LIST = """
+import os
+from pathlib import Path
+
+print("UNPACKED", sorted(str(file) for file in Path().rglob("*") if file.is_file() and file.suffix != ".pyc"))
+print("LEVEL", os.environ["LEVEL"])
+"""
+
+PROBE = """
+import hashlib
+import os
+import sys
+
+from cluster.connect import connect
+from pipeline.preprocess.tasks import run_tasks
+from pipeline.errors import UserError
+from pipeline.secret_files import read_secrets
+from pipeline.workers.launch import launch
+
+
+def seen():
+    return hashlib.sha256(os.environ.get("PROBE_SECRET", "").encode()).hexdigest()
+
+
+def in_task(item, shared):
+    return {"seen": seen()}
+
+
+def in_worker(worker):
+    return seen()
+
+
+if __name__ == "__main__":
+    import probe
+
+    connect()
+    try:
+        print("task", next(iter(run_tasks(probe.in_task, [{}], None))).result["seen"])
+        print("worker", launch(probe.in_worker, "ray", 1, "cpu", sys.argv[1], 1, 0))
+        read_secrets()
+        print("driver", seen())
+    except UserError as error:
+        print("refused:", error)
 """
 
 
@@ -32,7 +113,7 @@ class Cluster:
         # A variable with another address must not override --address.
         environment["RAY_ADDRESS"] = "127.0.0.1:1"
         return subprocess.run(
-            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120
         )
 
     def manygate(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +137,11 @@ def processes_of(folder: str) -> list[str]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("project")
     (folder / "tiny.yaml").write_text(EXPERIMENT)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "manygate_guard.py", folder)
+    (folder / "list_files.py").write_text(LIST)
+    (folder / "probe.py").write_text(PROBE)
     state = folder / ".cluster" / "head.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
@@ -65,11 +151,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             head = local_head.start(local_head.free_port(), local_head.free_port(), num_cpus=1, state=state)
             yield Cluster(folder, head)
         finally:
-            stopped = local_head.stop(state)
-    assert stopped is not None
+            local_head.stop(state)
     assert local_head.running(state) is None
-    assert processes_of(stopped.folder) == []
-    assert not Path(stopped.folder).exists()
+    assert processes_of(head.folder) == []
+    assert not Path(head.folder).exists()
 
 
 def test_token_is_private(cluster: Cluster) -> None:
@@ -128,3 +213,99 @@ def test_unknown_job_is_reported(cluster: Cluster) -> None:
     unknown = cluster.manygate("logs", "nobody")
     assert unknown.returncode == 2
     assert "No job is called 'nobody'" in unknown.stderr
+
+
+def test_what_ray_unpacks_is_the_list(cluster: Cluster) -> None:
+    """Also files that Ray's own rules would leave out, and none that it would add."""
+    private = (".env", ".ssh/id_rsa", ".aws/credentials", "keys/server.pem", "sub/credentials.json")
+    for name in (*private, "sub/kept.log", "sub/b/empty.txt", ".hidden", "node_modules/x.js"):
+        (cluster.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (cluster.folder / name).write_text("")
+    (cluster.folder / ".rayignore").write_text("kept.log")
+    (cluster.folder / "sub/.gitignore").write_text("kept.log")  # outside a repository git ignores nothing
+    sent = cluster.call("-c", SEND_PACKAGE, cluster.head.dashboard, "python list_files.py")
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    lists = dict(line.split(" ", 1) for line in sent.stdout.splitlines() if " " in line)
+    assert lists["UNPACKED"] == lists["PACKAGE"] and lists["LEVEL"] == "debug"
+    for name in ("sub/kept.log", "sub/b/empty.txt", ".hidden", "node_modules/x.js", "jobs/cli.py"):
+        assert f"'{name}'" in lists["UNPACKED"]
+    assert not any(f"'{name}'" in lists["UNPACKED"] for name in (*private, ".ray/auth_token"))
+
+
+def test_a_secret_reaches_every_process_and_nothing_else(cluster: Cluster, tmp_path: Path) -> None:
+    value, file = "hush-hush-5150", tmp_path / "secret"
+    file.write_text(value + "\n")
+    arguments = (cluster.head.dashboard, f"python probe.py {tmp_path}/scratch")
+    sent = cluster.call("-c", SEND_PACKAGE, *arguments, str(file))
+    expected = hashlib.sha256(value.encode()).hexdigest()
+    for process in ("driver", "task", "worker"):
+        assert f"{process} {expected}" in sent.stdout, sent.stdout + sent.stderr
+    assert str(file) in sent.stdout and value not in sent.stdout + sent.stderr
+    logs = [path for path in Path(cluster.head.folder).rglob("*") if path.is_file() and "logs" in path.parts]
+    assert logs and not [path for path in logs if value.encode() in path.read_bytes()]
+
+
+def test_a_secret_that_is_missing_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    sentence = f"The secret PROBE_SECRET cannot be read from {tmp_path}/none on "
+    arguments = (cluster.head.dashboard, f"python probe.py {tmp_path}/scratch")
+    sent = cluster.call("-c", SEND_PACKAGE, *arguments, f"{tmp_path}/none")
+    assert f"refused: {sentence}" in sent.stdout and "Traceback" not in sent.stdout + sent.stderr
+    flags = ("--secret", f"PROBE_SECRET={tmp_path}/none", "--follow")
+    sent = cluster.manygate("submit", "evaluate", "tiny.yaml", *flags)
+    assert sent.returncode == 2 and f"manygate: {sentence}" in sent.stdout, sent.stdout + sent.stderr
+
+
+def send(cluster: Cluster, name: str, command: str, environment: str = "{}", cpus: str = "0") -> None:
+    answer = cluster.call("-c", SEND, cluster.head.dashboard, name, command, environment, cpus)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_a_job_that_could_not_be_set_up_is_one_sentence(cluster: Cluster) -> None:
+    send(cluster, "no-package", "true", "{'working_dir': 'gcs://_ray_pkg_0000.zip'}")
+    followed = cluster.manygate("logs", "no-package", "--follow")
+    assert followed.returncode == 1
+    assert "The cluster could not set up the job's folder and environment" in followed.stderr
+    assert "could not set up" in cluster.manygate("status", "no-package").stdout
+
+
+def test_a_job_that_was_killed_is_one_sentence(cluster: Cluster) -> None:
+    send(cluster, "killed", "sh -c 'kill -9 $$'")
+    followed = cluster.manygate("logs", "killed", "--follow")
+    assert followed.returncode != 0 and "was killed by SIGKILL" in followed.stderr
+    assert "was killed by SIGKILL" in cluster.manygate("status", "killed").stdout
+
+
+def test_a_job_that_does_not_start_is_reported_and_an_interrupt_detaches(cluster: Cluster, tmp_path: Path) -> None:
+    send(cluster, "waiting", "true", cpus="99")
+    follow = "import sys, cluster.client as c; c.WAITING_REPORT_S = 0.1; from jobs import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", follow, "logs", "waiting", "--follow", "--address", cluster.head.dashboard]
+    environment = {**os.environ, "HOME": str(cluster.folder), "RAY_AUTH_MODE": "token"}
+    printed = tmp_path / "printed.txt"
+    with printed.open("w") as stream:
+        process = subprocess.Popen(command, cwd=cluster.folder, env=environment, stderr=stream)
+    while "waiting has not started after" not in printed.read_text():
+        assert process.poll() is None, printed.read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "waiting is still running. To watch it again: manygate logs waiting" in printed.read_text()
+    assert "PENDING" in cluster.manygate("status", "waiting").stdout
+    stopped = cluster.manygate("stop", "waiting")
+    assert stopped.returncode == 0 and "waiting has not started: it stops at once if it starts" in stopped.stderr
+
+
+def test_a_head_that_dies_while_a_job_is_followed_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    """The last test: the head is gone afterwards."""
+    send(cluster, "followed", "echo started; sleep 300")
+    environment = {**os.environ, "HOME": str(cluster.folder), "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-m", "jobs.cli", "logs", "followed", "--follow", "--address", cluster.head.dashboard]
+    printed = tmp_path / "printed.txt"
+    with printed.open("w") as stream:
+        process = subprocess.Popen(command, cwd=cluster.folder, env=environment, stderr=stream, stdout=stream)
+    while "started" not in printed.read_text():
+        assert process.poll() is None, printed.read_text()
+        time.sleep(0.1)
+    assert local_head.stop(cluster.folder / ".cluster/head.json") is not None
+    assert process.wait(120) == 2
+    assert "cannot be reached any more, so the log of followed ends here" in printed.read_text()
+    assert "Traceback" not in printed.read_text()

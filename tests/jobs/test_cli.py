@@ -46,7 +46,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'train'?" in complaint(capsys, "trian", "a.yaml")
-    assert "known: doctor, preprocess" in complaint(capsys, "xyz")
+    assert "known: doctor, pipeline, preprocess" in complaint(capsys, "xyz")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_from_training_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert validations and all(set(line) == {"kind", "step", "rows", "tasks"} for line in validations)
 
     evaluation = json.loads((folder / "evaluation-test.json").read_text())
-    assert list(evaluation) == ["split", "checkpoint", "rows", "tasks", "reliability", "experts"]
+    assert list(evaluation) == ["split", "checkpoint", "inputs", "rows", "tasks", "reliability", "experts"]
     cells = ["all", "tab=0", "tab=1", "tab=other"]
     assert {task: list(curves) for task, curves in evaluation["reliability"].items()} == dict.fromkeys(
         ["click", "buy", "value"], cells

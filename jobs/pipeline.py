@@ -1,0 +1,100 @@
+"""`manygate pipeline`: logs to report in one job, which skips what is done and continues where it was interrupted."""
+
+import signal
+
+from cluster.connect import connect
+from jobs import evaluate, report, train
+from pipeline import storage
+from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.checkpoint.format import find_checkpoint
+from pipeline.config.experiment import Experiment
+from pipeline.errors import UserError
+from pipeline.preprocess.run_table import make_run_table
+from pipeline.report.page import is_report_current
+from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
+from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.training.windows import training_ending
+from pipeline.workers.launch import Workers, is_torchrun
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, sigterm_exits
+
+STAGES = ("preprocessing", "training", "evaluation", "report")
+
+
+def run(experiment: Experiment, checkpoint: str | None, split: str | None, launcher: str, workers: Workers) -> int:
+    """Runs the stages that are not done; returns 0, or `INTERRUPTED_EXIT_CODE` when a SIGTERM ended a stage.
+
+    Raises:
+        UserError: as the commands of the stages do, under torchrun, or if there is no such split.
+    """
+    if is_torchrun():
+        raise UserError("pipeline starts its workers itself: use --launcher ray --workers N in place of torchrun.")
+    names = list(experiment.logs.splits)
+    if split is not None and split not in names:
+        raise UserError(f"--split {split}: the experiment has no such split in logs.splits; it has {', '.join(names)}.")
+    split = split or next((name for name in ("test", "valid") if name in names), None)
+    try:
+        with sigterm_exits():
+            manifest = make_table(experiment)
+            if train_model(experiment, manifest, launcher, workers) != 0:
+                return interrupted()
+            if split is None:
+                say("evaluation", "none, because logs.splits has neither test nor valid")
+            else:
+                choice = CheckpointChoice.parse(checkpoint) if checkpoint else default_choice(experiment)
+                evaluate_split(experiment, manifest, choice, split, launcher, workers)
+            write_page(experiment)
+    except SystemExit as request:  # also of Ray's handler, which replaces ours
+        if request.code != signal.SIGTERM:
+            raise
+        return interrupted()
+    return 0
+
+
+def interrupted() -> int:
+    print("Interrupted. The same command continues here.", flush=True)
+    return INTERRUPTED_EXIT_CODE
+
+
+def make_table(experiment: Experiment) -> Manifest:
+    def begin() -> None:
+        say("preprocessing", "started")
+        connect()
+
+    table = experiment.table_folder
+    before = read_manifest(table) if storage.exists(storage.join(table, MANIFEST)) else None
+    summary = make_run_table(experiment, False, begin)
+    manifest = read_manifest(table)
+    say("preprocessing", f"done already, {table}" if manifest == before else f"done\n{summary}")
+    return manifest
+
+
+def train_model(experiment: Experiment, manifest: Manifest, launcher: str, workers: Workers) -> int:
+    ending = training_ending(experiment, manifest)
+    if ending is not None:
+        say("training", f"done already, {ending}")
+        return 0
+    say("training", "started")
+    return train.run(experiment, launcher=launcher, workers=workers, resume="auto")
+
+
+def evaluate_split(
+    experiment: Experiment, manifest: Manifest, choice: CheckpointChoice, split: str, launcher: str, workers: Workers
+) -> None:
+    saved = find_checkpoint(experiment.checkpoint_folder, choice)
+    what = f"the checkpoint {choice} on the split {split}"
+    if saved is not None and is_evaluated(experiment, manifest, saved, split):
+        say("evaluation", f"done already, {what}")
+        return
+    say("evaluation", f"started, {what}")
+    evaluate.run(experiment, str(choice), split, launcher=launcher, workers=workers)
+
+
+def write_page(experiment: Experiment) -> None:
+    is_done = is_report_current(experiment.folder)
+    say("report", "done already" if is_done else "started")
+    if not is_done:
+        report.run(experiment)
+
+
+def say(stage: str, text: str) -> None:
+    print(f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}: {text}", flush=True)
