@@ -1,7 +1,7 @@
 # make demo: from nothing to a trained model. make check: lint and the quick tests, for every commit. make test: lint and
 # every test. make soak MINUTES=30: random kills of real processes, then a comparison with undisturbed runs. make bench:
 # speed compared with peers and the machine's limits, in about 15 minutes on two cores; make bench-full: more sizes. All
-# set up the environment first.
+# set up the environment first. make lock: other versions of the dependencies, within the bounds of pyproject.toml.
 
 # The first interpreter that runs (a pyenv shim can exist and fail), is 3.11 or 3.12 and can create environments.
 CHECK := import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: setup demo check test lint soak bench bench-full clean
+.PHONY: setup demo check test lint soak bench bench-full lock clean
 
 setup:
 	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or 3.12 was found (tried python3, python3.11, python3.12)." >&2; \
@@ -41,6 +41,11 @@ bench: setup
 
 bench-full: setup
 	$(BIN)/python -m benchmarks.bench --full
+
+# uv is used for nothing else, so it has an environment of its own.
+lock:
+	@test -x build/uv/bin/uv || { $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv; }
+	@$(PYTHON) -m cluster.lock build/uv/bin/uv
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

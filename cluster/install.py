@@ -2,15 +2,18 @@
 
 Needs only Python 3.11 or 3.12, because it runs before the project is installed.
 
-Installs the CUDA builds if the machine has an NVIDIA GPU, otherwise the CPU builds. If the environment is complete, a
-call returns at once; after an interruption, the next call continues where the last one stopped.
+First installs `cluster/requirements.lock`, whose hashes pip checks, then torch and fbgemm by version: the CUDA builds
+if the machine has an NVIDIA GPU, otherwise the CPU builds. If the environment is complete, a call returns at once;
+after an interruption, the next call continues where the last one stopped.
 """
 # ruff: noqa: S603 - every command is fixed here and runs without a shell
 
 import argparse
 import hashlib
 import json
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.accelerator import find_accelerator
-from cluster.versions import FBGEMM_PACKAGES, INSTALLED, PYTHONS, TORCHREC_NEEDS, fits
+from cluster.versions import FBGEMM_PACKAGES, INSTALLED, PYTHONS, fits
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "cluster" / "requirements.lock"
 STAMP = "manygate-installed.json"
 HEARTBEAT_S = 30
 
@@ -37,8 +41,23 @@ class PipCall:
     attempts: tuple[tuple[str, ...], ...]
 
 
+def locked_versions() -> dict[str, str]:
+    """Version of each package in the lock file."""
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(), re.MULTILINE))
+
+
+def lock_is_installed(installed: dict[str, str]) -> bool:
+    return locked_versions().items() <= installed.items()
+
+
+def lock_step() -> PipCall:
+    """The packages of the lock file. pip checks their hashes and installs nothing else."""
+    arguments = ("install", "--no-deps", "--require-hashes", "-r", str(LOCK))
+    return PipCall(f"the {len(locked_versions())} packages of {LOCK.relative_to(ROOT)}", (arguments,))
+
+
 def plan(accelerator: str, installed: dict[str, str]) -> list[PipCall]:
-    """The remaining steps, in order.
+    """The remaining steps for torch, fbgemm and torchrec, in order.
 
     Args:
         accelerator: ``cpu`` or ``cuda``.
@@ -72,18 +91,17 @@ def torch_attempts(accelerator: str) -> tuple[tuple[str, ...], ...]:
     return ("install", f"torch=={INSTALLED.torch}+cpu"), ("install", f"torch=={INSTALLED.torch}")
 
 
-def project_step(accelerator: str, installed: dict[str, str]) -> PipCall:
-    """Manygate and its other dependencies. torch and fbgemm are pinned to the installed versions, so that they stay."""
-    fbgemm = FBGEMM_PACKAGES[accelerator]
-    pins = (f"torch=={installed['torch']}", f"{fbgemm}=={installed[fbgemm]}")
-    return PipCall("Manygate and its other dependencies", (("install", *pins, *TORCHREC_NEEDS, "-e", f"{ROOT}[test]"),))
+def project_step() -> PipCall:
+    """Manygate itself. Everything that it needs, also to be built, is in the lock file."""
+    return PipCall("Manygate", (("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)),))
 
 
 def environment_fingerprint(accelerator: str) -> str:
     """Changes with everything that decides what is installed."""
     digest = hashlib.sha256(f"{accelerator} {ROOT}".encode())
-    for name in ("pyproject.toml", "cluster/versions.py", "cluster/accelerator.py", "cluster/install.py"):
-        digest.update((ROOT / name).read_bytes())
+    names = ("pyproject.toml", "cluster/versions.py", "cluster/accelerator.py", "cluster/install.py")
+    for path in (LOCK, *(ROOT / name for name in names)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -117,11 +135,21 @@ def make_environment(environment: Path) -> None:
         )
 
 
+def forget_incomplete_packages(environment: Path) -> None:
+    """Forgets packages whose installation was interrupted. pip would take them for installed.
+
+    pip writes the file INSTALLER when all files of a package are in place.
+    """
+    for metadata in environment.glob("lib/python*/site-packages/*.dist-info"):
+        if not (metadata / "INSTALLER").exists():
+            shutil.rmtree(metadata)
+
+
 def versions_in(environment: Path) -> dict[str, str]:
     """Version of each package in the environment."""
     code = (
-        "import json; from importlib.metadata import distributions; "
-        "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in distributions() if d.name}))"
+        "import json, re; from importlib.metadata import distributions; "
+        "print(json.dumps({re.sub('[-_.]+', '-', d.name).lower(): d.version for d in distributions() if d.name}))"
     )
     answer = subprocess.run([python_of(environment), "-c", code], capture_output=True, text=True)
     if answer.returncode != 0:
@@ -147,6 +175,8 @@ def run_step(step: PipCall, environment: Path, log: Path) -> None:
         code, output = run_pip(arguments, environment, log)
         if code == 0:
             return
+        if "DO NOT MATCH THE HASHES" in output:
+            raise InstallError(other_file(output))
         if "No matching distribution found" not in output or number == len(step.attempts):
             raise InstallError(f"pip failed at this step: {step.title}.\n{end_of(output)}\nThe whole log: {log}")
 
@@ -176,6 +206,17 @@ def run_pip(arguments: tuple[str, ...], environment: Path, log: Path) -> tuple[i
                 raise
 
 
+def other_file(output: str) -> str:
+    """An error message about files that differ from those in the lock file."""
+    blocks = re.findall(r"^ +(\S+==\S+).*:\n((?:.*\b[0-9a-f]{64}\n?)+)", output, re.MULTILINE)
+    files = [(name, re.findall(r"[0-9a-f]{64}", sums)) for name, sums in blocks]
+    found = "; ".join(f"{name}: expected sha256 {' or '.join(sums[:-1])}, found {sums[-1]}" for name, sums in files)
+    return (
+        f"The package index of this machine has other files than {LOCK.relative_to(ROOT)} names ({found}). Nothing of "
+        "this step was installed. If you trust the index, write the lock file again: make lock"
+    )
+
+
 def end_of(output: str, lines: int = 15) -> str:
     """The last lines of pip's output, without its warnings about index folders that do not have a package."""
     kept = [line for line in output.splitlines() if not re.search(r"Location .* is ignored", line)]
@@ -186,27 +227,39 @@ def report(message: str) -> None:
     print(f"setup: {message}", flush=True)
 
 
-def install(environment: Path) -> None:
+def install(environment: Path, accelerator: str, only_dependencies: bool = False) -> None:
     """Installs everything that this version of the project needs.
 
+    Args:
+        environment: folder of the virtual environment.
+        accelerator: ``cpu`` or ``cuda``, the builds of torch and fbgemm.
+        only_dependencies: whether to leave out the project itself; the next call adds it.
+
     Raises:
-        InstallError: this Python version is not supported, the folder cannot be used, or pip failed.
+        InstallError: this machine or Python version is not supported, the folder cannot be used, or pip failed.
     """
     if sys.version_info[:2] not in PYTHONS:
         raise InstallError(f"Python 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable}).")
-    accelerator = find_accelerator()
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise InstallError(f"Linux on x86_64 is needed; this is {sys.platform} on {platform.machine()}.")
     stamp, wanted = environment / STAMP, environment_fingerprint(accelerator)
-    stamped = stamp.exists() and stamp.read_text() == wanted and works(environment)
-    if stamped and not plan(accelerator, versions_in(environment)):
-        report(f"already complete: {environment} ({accelerator})")
-        return
+    if stamp.exists() and stamp.read_text() == wanted and works(environment):
+        installed = versions_in(environment)
+        if lock_is_installed(installed) and not plan(accelerator, installed):
+            report(f"already complete: {environment} ({accelerator})")
+            return
     began = time.monotonic()
     make_environment(environment)
     stamp.unlink(missing_ok=True)
+    forget_incomplete_packages(environment)
     log = environment / "manygate-install.log"
+    if not lock_is_installed(versions_in(environment)):
+        run_step(lock_step(), environment, log)
     for step in plan(accelerator, usable_versions(environment)):
         run_step(step, environment, log)
-    run_step(project_step(accelerator, versions_in(environment)), environment, log)
+    if only_dependencies:
+        return
+    run_step(project_step(), environment, log)
     stamp.write_text(wanted)
     report(f"done in {time.monotonic() - began:.0f} s: {environment} ({accelerator})")
     report(f"to check it: {environment}/bin/manygate doctor")
@@ -217,8 +270,11 @@ def main() -> int:
         prog="python -m cluster.install", description="Create the virtual environment of Manygate."
     )
     parser.add_argument("environment", type=Path, nargs="?", default=Path(".venv"))
+    parser.add_argument("--accelerator", choices=["cpu", "cuda"], help="default: cuda if nvidia-smi lists a GPU")
+    parser.add_argument("--only-dependencies", action="store_true", help="leave out the project itself, for an image")
+    args = parser.parse_args()
     try:
-        install(parser.parse_args().environment)
+        install(args.environment, args.accelerator or find_accelerator(), args.only_dependencies)
     except InstallError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 2

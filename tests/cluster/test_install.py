@@ -1,5 +1,8 @@
-"""The steps that the installer plans; nothing is installed."""
+"""The steps that the installer plans, and its messages; nothing is installed."""
 
+import hashlib
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,11 +70,51 @@ def test_two_builds_of_fbgemm_become_one() -> None:
     ]
 
 
-def test_project_step_pins_torch_and_fbgemm() -> None:
-    arguments = install.project_step("cpu", COMPLETE).attempts[0]
-    assert "torch==2.13.0+cpu" in arguments
-    assert "fbgemm-gpu-cpu==1.8.0" in arguments
-    assert "torchmetrics==1.0.3" in arguments
+def test_lock_file_is_installed_with_its_hashes_and_nothing_else() -> None:
+    [arguments] = install.lock_step().attempts
+    assert arguments[:3] == ("install", "--no-deps", "--require-hashes")
+    assert arguments[-1] == str(install.LOCK)
+
+
+def test_project_step_installs_nothing_but_the_project() -> None:
+    [arguments] = install.project_step().attempts
+    assert arguments == ("install", "--no-deps", "--no-build-isolation", "-e", str(install.ROOT))
+
+
+def test_package_of_another_version_than_the_lock_is_noticed() -> None:
+    locked = install.locked_versions()
+    assert install.lock_is_installed({**locked, "unrelated": "1"})
+    assert not install.lock_is_installed({**locked, "ray": "2.59.0"})
+    assert not install.lock_is_installed({name: version for name, version in locked.items() if name != "tqdm"})
+
+
+def test_file_with_another_hash_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip itself finds the difference; the package is made here, so that no index is needed."""
+    wheel = tmp_path / "small-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("small==1.0 \\\n" + " \\\n".join(f"    --hash=sha256:{digit * 64}" for digit in "ab") + "\n")
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "LOCK", lock)
+    monkeypatch.setattr(install, "python_of", lambda _: Path(sys.executable))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(install.InstallError) as caught:
+        install.run_step(install.lock_step(), tmp_path, tmp_path / "log")
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert f"small==1.0: expected sha256 {'a' * 64} or {'b' * 64}, found {found}" in str(caught.value)
+    assert "make lock" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_package_whose_installation_was_interrupted_is_installed_again(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("whole", "half"):
+        (packages / f"{name}-1.0.dist-info").mkdir(parents=True)
+    (packages / "whole-1.0.dist-info" / "INSTALLER").write_text("pip\n")
+    install.forget_incomplete_packages(tmp_path)
+    assert [path.name for path in packages.iterdir()] == ["whole-1.0.dist-info"]
 
 
 def test_folder_that_is_not_an_environment_is_left_alone(tmp_path: Path) -> None:
