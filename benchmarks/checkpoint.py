@@ -34,7 +34,7 @@ from pipeline.training.run import fresh_state
 from pipeline.training.state import RunState, run_settings
 from pipeline.training.steps import PlainStep
 from pipeline.training.windows import make_training_window, train_reader
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 RESULT = Path(__file__).with_name("checkpoint.json")
@@ -135,7 +135,7 @@ def main() -> None:
         measure(worker, experiment, args.rows)
 
     device = experiment.training.device
-    launch(body, "local", None, device, scratch="", lanes=experiment.table.lanes, max_restarts=0)
+    run_without_ray(body, None, device)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks import workload
 from pipeline.loading.batch import Batch
 from pipeline.sharding.shard import shard
 from pipeline.training.steps import Step, choose_step
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 SCENARIOS = (2, 8, 32)
@@ -65,7 +65,7 @@ def measure(full: bool) -> dict[str, Any]:
             }
             found["sequences_ms"] = times(worker, {"none": {}, "three, din": {"sequences": 3}})
 
-    launch(body, "local", None, "auto", scratch="", lanes=8, max_restarts=0)
+    run_without_ray(body, None, "auto")
     least, most = str(SCENARIOS[0]), str(SCENARIOS[-1])
     # MMoE has no parts for each scenario; the other trunks do.
     growing = [found["scenarios_ms"][trunk] for trunk in TRUNKS if trunk != "mmoe"]

@@ -27,7 +27,7 @@ from pipeline.loading.prefetch import prefetch
 from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
 from pipeline.training.steps import Step, choose_step
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 ROWS = 4_000_000
@@ -60,7 +60,7 @@ def by_batch(folder: Path, precision: str, batch: int) -> dict[str, Any]:
         found["disk"] = rate(choose_step("pipelined", model, worker.device), endless, batch)
         found["limit"] = limit(precision)
 
-    launch(body, "local", None, "cuda", scratch="", lanes=8, max_restarts=0)
+    run_without_ray(body, None, "cuda")
     return found
 
 

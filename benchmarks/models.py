@@ -31,7 +31,7 @@ from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import shard
 from pipeline.table.manifest import read_manifest
 from pipeline.training.steps import PlainStep
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 ROUNDS, WARM_UP = 25, 3
@@ -98,7 +98,7 @@ def main() -> None:
     def body(worker: Worker) -> None:
         measure(worker, experiment)
 
-    launch(body, "local", None, experiment.training.device, scratch="", lanes=experiment.table.lanes, max_restarts=0)
+    run_without_ray(body, None, experiment.training.device)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pipeline.training.state import run_settings
 from pipeline.training.steps import choose_step
 from pipeline.training.trainer import Trainer
 from pipeline.training.windows import train_reader
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 HELD = 64  # batches in memory
@@ -165,7 +165,7 @@ def main() -> None:
         BODIES[arguments.what](worker, made, turns, arguments.steps)
 
     try:
-        launch(body, "local", None, "auto", scratch="", lanes=made.table.lanes, max_restarts=0)
+        run_without_ray(body, None, "auto")
     except Over:
         sys.exit(0)
 

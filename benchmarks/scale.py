@@ -20,7 +20,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import shard
-from pipeline.workers.launch import launch
+from pipeline.workers.launch import run_without_ray
 from pipeline.workers.worker import Worker
 
 WORKERS = (1, 2, 4)
@@ -56,7 +56,7 @@ def embedding_rate(rows: int) -> int:
             step()
         rates.append(round(STEPS * workload.BATCH / (time.perf_counter() - start)))
 
-    launch(body, "local", None, "auto", scratch="", lanes=8, max_restarts=0)
+    run_without_ray(body, None, "auto")
     return rates[0]
 
 

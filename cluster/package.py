@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from cluster.private_files import has_private_content, private_part
-from pipeline.sizes import in_bytes
 from pipeline.errors import UserError
+from pipeline.sizes import in_bytes
 
 OWN = (".git", ".venv", ".cluster", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Names of folders and files that are never sent, at any depth: they belong to this machine."""

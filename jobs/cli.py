@@ -17,6 +17,7 @@ from jobs.arguments import COMMANDS, TAKES_EXPERIMENT, build_parser
 from pipeline.console import configure_logging
 from pipeline.errors import UserError
 from pipeline.secret_files import read_secrets
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError
 
 HANDLERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "doctor": commands.doctor,
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"manygate: {error} (--debug shows where)", file=sys.stderr)
         return 2
+    except InterruptedRunError:
+        return INTERRUPTED_EXIT_CODE
     except KeyboardInterrupt:
         print("manygate: interrupted", file=sys.stderr)
         return 130

@@ -14,26 +14,23 @@ from pipeline.report.page import is_report_current
 from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
 from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.training.windows import training_ending
+from pipeline.workers.exit_on_sigterm import exit_on_sigterm
 from pipeline.workers.launch import Workers, is_torchrun
-from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, sigterm_exits
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError
 
 STAGES = ("preprocessing", "training", "evaluation", "report")
 
 
 def run(experiment: Experiment, checkpoint: str | None, split: str | None, launcher: str, workers: Workers) -> int:
-    """Runs the stages that are not done; returns 0, or `INTERRUPTED_EXIT_CODE` when a SIGTERM ended a stage.
-
-    Raises:
-        UserError: as the commands of the stages do, under torchrun, or if there is no such split.
-    """
+    """Runs the stages that are not done; returns 0, or `INTERRUPTED_EXIT_CODE` when a SIGTERM ended a stage."""
     if is_torchrun():
         raise UserError("pipeline starts its workers itself: use --launcher ray --workers N in place of torchrun.")
-    names = list(experiment.logs.splits)
+    names = experiment.logs.splits
     if split is not None and split not in names:
         raise UserError(f"--split {split}: the experiment has no such split in logs.splits; it has {', '.join(names)}.")
     split = split or next((name for name in ("test", "valid") if name in names), None)
     try:
-        with sigterm_exits():
+        with exit_on_sigterm():
             manifest = make_table(experiment)
             if train_model(experiment, manifest, launcher, workers) != 0:
                 return interrupted()
@@ -46,6 +43,8 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
     except SystemExit as request:  # also of Ray's handler, which replaces ours
         if request.code != signal.SIGTERM:
             raise
+        return interrupted()
+    except InterruptedRunError:
         return interrupted()
     return 0
 
@@ -62,18 +61,16 @@ def make_table(experiment: Experiment) -> Manifest:
 
     table = experiment.table_folder
     before = read_manifest(table) if storage.exists(storage.join(table, MANIFEST)) else None
-    summary = make_run_table(experiment, False, begin)
-    manifest = read_manifest(table)
+    summary, manifest = make_run_table(experiment, False, begin), read_manifest(table)
     say("preprocessing", f"done already, {table}" if manifest == before else f"done\n{summary}")
     return manifest
 
 
 def train_model(experiment: Experiment, manifest: Manifest, launcher: str, workers: Workers) -> int:
     ending = training_ending(experiment, manifest)
+    say("training", "started" if ending is None else f"done already, {ending}")
     if ending is not None:
-        say("training", f"done already, {ending}")
         return 0
-    say("training", "started")
     return train.run(experiment, launcher=launcher, workers=workers, resume="auto")
 
 
@@ -90,9 +87,10 @@ def evaluate_split(
 
 
 def write_page(experiment: Experiment) -> None:
-    is_done = is_report_current(experiment.folder)
-    say("report", "done already" if is_done else "started")
-    if not is_done:
+    if is_report_current(experiment.folder):
+        say("report", "done already")
+    else:
+        say("report", "started")
         report.run(experiment)
 
 

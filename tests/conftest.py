@@ -11,7 +11,8 @@ import torch
 from tests.workers import WorkerPool
 
 WHOLE_RUNS = Path(__file__).parent / "end_to_end"
-TIERS = ("ray", "whole_run")
+MACHINES = Path(__file__).parent / "machines"
+TIERS = ("ray", "whole_run", "machines")
 # Words of commands that start Ray (its own programs), several workers, or a job.
 HEAVY = {"raylet", "gcs_server", "torch.distributed.run", "preprocess", "train", "evaluate", "predict", "compare"}
 
@@ -51,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if WHOLE_RUNS in item.path.parents:
             item.add_marker(pytest.mark.whole_run)
+        if MACHINES in item.path.parents:
+            item.add_marker(pytest.mark.machines)
         if "ray_is_up" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -72,5 +75,7 @@ start_process = subprocess.Popen.__init__
 def only_light_processes(process: "subprocess.Popen[Any]", args: Any, *others: Any, **options: Any) -> None:
     words = [args] if isinstance(args, str) else [str(word) for word in args]
     if HEAVY & {Path(word).name for word in words}:
-        pytest.fail(f"A test that starts {words[0]} must be marked: {' or '.join(TIERS)}.", pytrace=False)
+        pytest.fail(
+            f"A test that starts {words[0]} must be marked: {', '.join(TIERS[:-1])} or {TIERS[-1]}.", pytrace=False
+        )
     start_process(process, args, *others, **options)

@@ -48,7 +48,7 @@ class Faults:
 class ObjectStore:
     """A running store with one bucket."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str) -> None:
         self.faults = Faults()
         self.done: Counter[str] = Counter()  # number of injected faults by kind
         self.is_holding = threading.Event()  # set when an upload is held
@@ -56,7 +56,8 @@ class ObjectStore:
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._proxy = _Proxy(self)
+        self._host = host
+        self._proxy = _Proxy(self, host)
         self._thread = threading.Thread(target=self._proxy.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
         self.request("PUT", f"/{BUCKET}")
@@ -64,7 +65,7 @@ class ObjectStore:
     @property
     def endpoint(self) -> str:
         """The address of the proxy."""
-        return f"http://127.0.0.1:{self._proxy.server_port}"
+        return f"http://{self._host}:{self._proxy.server_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -158,9 +159,9 @@ class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, host: str) -> None:
         self.store = store
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((host, 0), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Does nothing: tests kill clients on purpose."""
@@ -231,8 +232,12 @@ def _error(code: str, message: str) -> bytes:
 
 
 @contextmanager
-def object_store() -> Iterator[ObjectStore]:
-    """Starts a store and stops it. The store's process always ends when this process ends."""
+def object_store(host: str = "127.0.0.1") -> Iterator[ObjectStore]:
+    """Starts a store and stops it. The store's process always ends when this process ends.
+
+    Args:
+        host: address of this host at which clients find the store.
+    """
     process = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -242,7 +247,7 @@ def object_store() -> Iterator[ObjectStore]:
     )
     assert process.stdin is not None and process.stdout is not None
     with process:
-        store = ObjectStore(int(process.stdout.readline()))
+        store = ObjectStore(int(process.stdout.readline()), host)
         try:
             yield store
         finally:

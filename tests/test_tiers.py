@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-REFUSED = "must be marked: ray or whole_run"
+REFUSED = "must be marked: ray, whole_run or machines"
 
 
 def test_a_test_without_mark_cannot_start_ray() -> None:
@@ -30,6 +30,8 @@ def test_the_folder_of_whole_runs_and_ray_give_the_mark(request: pytest.FixtureR
     """The session has marked what it collected, this test not."""
     for item in request.session.items:
         marks = {mark.name for mark in item.iter_markers()}
-        assert ("whole_run" in marks) >= ("end_to_end" in Path(item.path).parts), item.nodeid
+        folders = Path(item.path).relative_to(Path(__file__).parent).parts
+        assert ("whole_run" in marks) >= ("end_to_end" in folders), item.nodeid
+        assert ("machines" in marks) >= ("machines" in folders), item.nodeid
         assert ("ray" in marks) >= ("ray_is_up" in item.fixturenames), item.nodeid
-    assert not {"ray", "whole_run"} & {mark.name for mark in request.node.iter_markers()}
+    assert not {"ray", "whole_run", "machines"} & {mark.name for mark in request.node.iter_markers()}

@@ -41,7 +41,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _layout,
     ("pathlib", "PosixPath"): PurePosixPath,
-    ("pathlib._local", "PosixPath"): PurePosixPath,  # its module since Python 3.13
+    ("pathlib._local", "PosixPath"): PurePosixPath,  # its module in newer versions of Python
 }
 """What a pickle may name, and what it gets for it."""
 

@@ -47,21 +47,13 @@ class Launcher:
         """
         absolute, device = with_absolute_paths(experiment), experiment.training.device
         prepared = partial(body, experiment=absolute)
-        if is_torchrun():
-            return _run_under_torchrun(prepared, self.workers, device)
+        if self.name == "local" or is_torchrun():
+            return run_without_ray(prepared, self.workers, device)
         check_workers(self.workers or 1, experiment.table.lanes)
-        if self.name == "ray":
-            self.connect()
-            from pipeline.workers.launch_ray import launch_ray
+        self.connect()
+        from pipeline.workers.launch_ray import launch_ray
 
-            return launch_ray(prepared, self.workers or 1, absolute)
-        if self.workers not in (None, 1):
-            raise UserError(
-                f"The local launcher runs in this process and has one worker; {in_words(self.workers)} were requested. "
-                f"Use --launcher ray --workers {in_words(self.workers)}, or torchrun --nproc-per-node N -m jobs.cli "
-                "train EXPERIMENT."
-            )
-        return _run_here(prepared, device)
+        return launch_ray(prepared, self.workers or 1, absolute)
 
 
 def is_torchrun() -> bool:
@@ -83,6 +75,23 @@ def check_workers(workers: int | tuple[int, int], lanes: int) -> None:
             f"--workers {in_words(workers)}: the workers must divide the {lanes} lanes of the feature table; use one "
             f"of {', '.join(map(str, possible))}, or rebuild the table with another table.lanes."
         )
+
+
+def run_without_ray(body: Callable[[Worker], Result], workers: Workers, device: str) -> Result:
+    """Runs a body in this process, which is the only worker or one of those that torchrun has started.
+
+    Raises:
+        UserError: another number of workers is requested.
+    """
+    if is_torchrun():
+        return _run_under_torchrun(body, workers, device)
+    if workers not in (None, 1):
+        raise UserError(
+            f"The local launcher runs in this process and has one worker; {in_words(workers)} were requested. Use "
+            f"--launcher ray --workers {in_words(workers)}, or torchrun --nproc-per-node N -m jobs.cli train "
+            "EXPERIMENT."
+        )
+    return _run_here(body, device)
 
 
 def _run_here(body: Callable[[Worker], Result], device: str) -> Result:

@@ -1,12 +1,10 @@
 """Requests to stop a run: for good, or to start its workers again."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from types import FrameType
 
 INTERRUPTED_EXIT_CODE = 75  # "temporary failure" in sysexits.h: the same command, run again, resumes
 
@@ -56,20 +54,6 @@ def on_sigterm(action: Callable[[], None]) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, lambda _number, _frame: action())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def sigterm_exits() -> Iterator[None]:
-    """While the block runs, SIGTERM raises SystemExit with its number, as Ray's own handler does in a driver."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(signal.Signals(number))
-
-    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:

@@ -73,7 +73,8 @@ from cluster.connect import connect
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.errors import UserError
 from pipeline.secret_files import read_secrets
-from pipeline.workers.launch import launch
+from pipeline.config.load import load_experiment
+from pipeline.workers.launch import Launcher
 
 
 def seen():
@@ -84,7 +85,7 @@ def in_task(item, shared):
     return {"seen": seen()}
 
 
-def in_worker(worker):
+def in_worker(worker, experiment):
     return seen()
 
 
@@ -94,7 +95,8 @@ if __name__ == "__main__":
     connect()
     try:
         print("task", next(iter(run_tasks(probe.in_task, [{}], None))).result["seen"])
-        print("worker", launch(probe.in_worker, "ray", 1, "cpu", sys.argv[1], 1, 0))
+        experiment = load_experiment("tiny.yaml", [f"output={sys.argv[1]}"])
+        print("worker", Launcher("ray", 1, connect).run(probe.in_worker, experiment))
         read_secrets()
         print("driver", seen())
     except UserError as error:

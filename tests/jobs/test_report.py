@@ -74,4 +74,4 @@ def test_a_cluster_can_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "report" in submission.JOBS
     job = cli.parse(["report", "tiny.yaml"])
     command = shlex.join(submission.entrypoint(job, job.experiment, load_experiment(job.experiment, [])))
-    assert command == f"python -m jobs.cli report tiny.yaml output={tmp_path}/runs"
+    assert command == f"python -m jobs.cli report tiny.yaml --log-format json output={tmp_path}/runs"

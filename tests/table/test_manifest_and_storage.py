@@ -75,6 +75,7 @@ def test_options_stay_at_the_end_of_a_uri(uri: str) -> None:
 # Paths that are relative or that `storage.resolve` returned: they have no options.
 PATHS = {
     ("pipeline/checkpoint/dcp_storage.py", "path"),
+    ("pipeline/machine.py", "path"),
     ("pipeline/preprocess/commit.py", "folder"),
     ("pipeline/preprocess/discover.py", "folder"),
     ("pipeline/preprocess/discover.py", "root"),
