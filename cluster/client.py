@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster import local_head, tokens
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECONNECTS = 5
+SILENCE_S = 15.0  # without new lines, before the head is checked
 WAITING_REPORT_S = 20
 """A job that is pending for this long is reported; the next reports come after three times as long."""
 STOP_WAIT_S = 600
@@ -128,7 +129,7 @@ async def print_log(client: "JobSubmissionClient", job: str, write: Callable[[st
     for attempt in range(RECONNECTS + 1):
         skip = printed
         try:
-            async for text in client.tail_job_logs(job):
+            async for text in tail(client, job):
                 new, skip = text[skip:], max(0, skip - len(text))
                 printed += len(new)
                 write(new)
@@ -140,6 +141,25 @@ async def print_log(client: "JobSubmissionClient", job: str, write: Callable[[st
             if attempt == RECONNECTS:
                 raise RuntimeError(f"lost the connection to the log of {job}: {error}") from error
             await asyncio.sleep(1)
+
+
+async def tail(client: "JobSubmissionClient", job: str) -> AsyncIterator[str]:
+    """Pieces of a job's log. While there are none, checks that the head is up: a lost machine closes no connection.
+
+    Raises:
+        OSError: the head does not answer.
+    """
+    pieces = aiter(client.tail_job_logs(job))
+    while True:
+        piece = asyncio.ensure_future(anext(pieces))
+        while not (await asyncio.wait([piece], timeout=SILENCE_S))[0]:
+            if not reachable(client.get_address()):
+                piece.cancel()
+                raise OSError(f"nothing answers at {client.get_address()}")
+        try:
+            yield piece.result()
+        except StopAsyncIteration:
+            return
 
 
 def exit_code(details: Any) -> int:

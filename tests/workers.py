@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.config.cluster import ClusterConfig
 from pipeline.workers.worker import Worker, this_worker
 
 
@@ -93,7 +94,7 @@ def _serve(rank: int, workers: int, store: str, pipe: Connection) -> None:
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(Path(store) / "store"), workers), rank=rank, world_size=workers
     )
-    worker = this_worker("cpu", rank, workers, rank, workers)
+    worker = this_worker("cpu", rank, workers, rank, ClusterConfig())
     while True:
         body, args = pipe.recv()
         try:
@@ -107,6 +108,6 @@ def one_worker() -> Iterator[Worker]:
     """This process as the only worker, with as many threads as one of two workers: results are equal bit by bit."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield this_worker("cpu", 0, 1, 0, os.cpu_count() or 1)
+        yield this_worker("cpu", 0, 1, 0, ClusterConfig(cpus_per_worker=1))
     finally:
         dist.destroy_process_group()

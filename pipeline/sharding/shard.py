@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,15 +74,11 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     module = TrainingModule(embedding, dense)
     fuse_sparse_optimizer(embedding.parameters(), settings.sparse_optimizer, worker.device)
     sharders: list[ModuleSharder[nn.Module]] = [PooledSharder(), EmbeddingCollectionSharder()]
-    topology = Topology(
-        world_size=worker.workers,
-        local_world_size=worker.local_workers,
-        compute_device=worker.device.type,
-        **_memory(worker),
-    )
+    topology, constraints = _topology(worker), table_constraints(experiment)
     local_batch = settings.global_batch_size // worker.workers
-    plan = make_sharding_plan(module, sharders, topology, table_constraints(experiment), local_batch)
-    with warnings.catch_warnings():
+    # One worker plans for all: plans that differ in one table make workers exchange rows that do not exist.
+    plan = worker.on_first(lambda: make_sharding_plan(module, sharders, topology, constraints, local_batch))
+    with _local_workers_of_torchrec(worker.resources.local_workers), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # from inside torchrec's DDP call
         wrapped = DistributedModelParallel(module, device=worker.device, plan=plan, sharders=sharders)
     initialise_tables(wrapped, inputs.tables, settings.seed)
@@ -108,7 +106,11 @@ def make_sharding_plan(
     constraints: dict[str, ParameterConstraints],
     local_batch: int,
 ) -> ShardingPlan:
-    """Makes a plan with TorchRec's planner. Every worker calls it with the same arguments and gets the same plan."""
+    """Makes a plan with TorchRec's planner.
+
+    Raises:
+        UserError: no plan fits the workers, the constraints or the memory.
+    """
     planner = EmbeddingShardingPlanner(
         topology=topology,
         constraints=constraints,
@@ -151,12 +153,31 @@ def _draw(seed: int, table: EmbeddingTable, block: int) -> torch.Tensor:
     return torch.empty(INIT_ROWS, table.dim).uniform_(-bound, bound, generator=generator)
 
 
-def _memory(worker: Worker) -> dict[str, int]:
-    """Bytes of memory of one worker, for the planner."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // worker.local_workers
-    if worker.device.type == "cuda":
-        return {"hbm_cap": torch.cuda.get_device_properties(worker.device).total_memory, "ddr_cap": host}
-    return {"ddr_cap": host}
+def _topology(worker: Worker) -> Topology:
+    resources, device = worker.resources, worker.device.type
+    caps = {"ddr_cap": resources.memory}
+    if resources.device_memory is not None:
+        caps["hbm_cap"] = resources.device_memory
+    return Topology(world_size=worker.workers, local_world_size=resources.local_workers, compute_device=device, **caps)
+
+
+@contextmanager
+def _local_workers_of_torchrec(local_workers: int) -> Iterator[None]:
+    """Makes TorchRec split the workers into machines as the plan does.
+
+    For some sharding types it makes groups of the workers of a machine, whose number it reads from this variable. The
+    launcher has set it for this machine alone; on another machine it may be different.
+    """
+    name = "LOCAL_WORLD_SIZE"
+    before = os.environ.get(name)
+    os.environ[name] = str(local_workers)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def describe_plan(plan: ShardingPlan) -> list[str]:

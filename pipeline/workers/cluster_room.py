@@ -76,7 +76,7 @@ def wait_for_room(demand: WorkerDemand, is_first: bool, stop: StopSignal) -> int
     if is_first and demand.useful(demand.room(total_resources_per_node())) is None and is_alone():
         raise UserError(too_few(demand))
     try:
-        while True:
+        while not stop.is_for_good:
             if reserved is not None and is_reserved(reserved):
                 remove_placement_group(reserved)
                 reserved = None
@@ -90,11 +90,11 @@ def wait_for_room(demand: WorkerDemand, is_first: bool, stop: StopSignal) -> int
             if reserved is not None and now - reminded > REMIND_S:
                 reminded = now
                 log.info("%s", waiting(demand, total))
-            if stop.wait(START_S):
-                raise InterruptedRunError
+            stop.wait(START_S)
     finally:
         if reserved is not None:
             remove_placement_group(reserved)
+    raise InterruptedRunError
 
 
 def is_reserved(group: PlacementGroup) -> bool:

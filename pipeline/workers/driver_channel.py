@@ -123,6 +123,7 @@ class Driver:
         self.channel = channel
         self.stop = StopSignal()  # of this process: set by a SIGTERM
         self._watch: Watch | None = None
+        self._watching = threading.Lock()  # held during a call of `_watch`, which must not run after `end`
         self._nodes: dict[int, str] = {}
 
     def begin(self, attempt: int, watch: Watch) -> None:
@@ -133,15 +134,16 @@ class Driver:
 
     def end(self) -> GroupReport:
         """Ends a start of the workers."""
-        self._watch = None
+        with self._watching:
+            self._watch = None
         report: GroupReport = ray.get(self.channel.report.remote())  # type: ignore[assignment]
         return report
 
     def relay(self) -> None:
         """Sends the workers the most urgent stop request, and logs their new lines."""
-        watch, level = self._watch, self.stop.level
-        if watch is not None:
-            level = max(level, watch(self._nodes))
+        with self._watching:
+            wanted = self._watch(self._nodes) if self._watch is not None else Stop.NONE
+        level = max(wanted, self.stop.level)
         news: News = ray.get(self.channel.collect.remote(level))  # type: ignore[assignment]
         self._nodes = news.nodes
         for line in news.lines:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.experiment import Experiment
 from pipeline.config.lanes import possible_workers
 from pipeline.config.paths import with_absolute_paths
@@ -18,6 +19,8 @@ from pipeline.workers.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
 BodyResult = TypeVar("BodyResult", covariant=True)
+
+DEFAULT_CLUSTER = ClusterConfig()
 
 Workers = int | tuple[int, int] | None
 """A number of workers; a range, of which Ray uses as many as are available; or None, for one worker or torchrun's."""
@@ -48,7 +51,7 @@ class Launcher:
         absolute, device = with_absolute_paths(experiment), experiment.training.device
         prepared = partial(body, experiment=absolute)
         if self.name == "local" or is_torchrun():
-            return run_without_ray(prepared, self.workers, device)
+            return run_without_ray(prepared, self.workers, device, experiment.cluster)
         check_workers(self.workers or 1, experiment.table.lanes)
         self.connect()
         from pipeline.workers.launch_ray import launch_ray
@@ -77,34 +80,38 @@ def check_workers(workers: int | tuple[int, int], lanes: int) -> None:
         )
 
 
-def run_without_ray(body: Callable[[Worker], Result], workers: Workers, device: str) -> Result:
+def run_without_ray(
+    body: Callable[[Worker], Result], workers: Workers, device: str, cluster: ClusterConfig = DEFAULT_CLUSTER
+) -> Result:
     """Runs a body in this process, which is the only worker or one of those that torchrun has started.
 
     Raises:
         UserError: another number of workers is requested.
     """
     if is_torchrun():
-        return _run_under_torchrun(body, workers, device)
+        return _run_under_torchrun(body, workers, device, cluster)
     if workers not in (None, 1):
         raise UserError(
             f"The local launcher runs in this process and has one worker; {in_words(workers)} were requested. Use "
             f"--launcher ray --workers {in_words(workers)}, or torchrun --nproc-per-node N -m jobs.cli train "
             "EXPERIMENT."
         )
-    return _run_here(body, device)
+    return _run_here(body, device, cluster)
 
 
-def _run_here(body: Callable[[Worker], Result], device: str) -> Result:
+def _run_here(body: Callable[[Worker], Result], device: str, cluster: ClusterConfig) -> Result:
     device = choose_device(device)
     # A store in memory instead of a port: nothing listens, and nothing times out while a debugger stops the process.
     dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
     try:
-        return body(this_worker(device, rank=0, workers=1, local_rank=0, local_workers=1))
+        return body(this_worker(device, 0, 1, 0, cluster))
     finally:
         dist.destroy_process_group()
 
 
-def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, device: str) -> Result:
+def _run_under_torchrun(
+    body: Callable[[Worker], Result], workers: Workers, device: str, cluster: ClusterConfig
+) -> Result:
     device = choose_device(device)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -118,6 +125,6 @@ def _run_under_torchrun(body: Callable[[Worker], Result], workers: Workers, devi
     network.use_interface(address)
     dist.init_process_group(backend(device), store=store, rank=rank, world_size=size, device_id=bound)
     try:
-        return body(this_worker(device, rank, size, local_rank, local_size))
+        return body(this_worker(device, rank, size, local_rank, cluster))
     finally:
         dist.destroy_process_group()

@@ -22,6 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline import storage
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.job_progress import log_workers
@@ -47,6 +48,7 @@ class Start:
 
     body: Callable[[Worker], Any]
     device: str
+    cluster: ClusterConfig
     channel: Any
     attempt: int  # earlier starts of the same command
     restarts: int  # those that ended because a worker had died
@@ -94,7 +96,7 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
     with open_channel() as driver:
         while True:
             count = wait_for_room(demand, attempt == 0, driver.stop)
-            start = Start(body, device, driver.channel, attempt, restarts, has_saved)
+            start = Start(body, device, experiment.cluster, driver.channel, attempt, restarts, has_saved)
             try:
                 outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, SCRATCH))
             finally:
@@ -207,7 +209,7 @@ def form_group(start: Start) -> Worker:
     if start.device == "cuda":
         torch.cuda.set_device(context.get_local_rank())
     dist.init_process_group(backend(start.device), store=store, rank=rank, world_size=workers)
-    worker = this_worker(start.device, rank, workers, context.get_local_rank(), context.get_local_world_size())
+    worker = this_worker(start.device, rank, workers, context.get_local_rank(), start.cluster)
     saved = start.channel.saved.remote
     worker = replace(worker, attempt=start.attempt, has_saved=start.has_saved, on_saved=saved)
     join_channel(start.channel, start.attempt, rank, worker.stop)

@@ -1,7 +1,6 @@
 """One process of a run: its rank and its device."""
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import UserError
+from pipeline.workers.resources import OwnMachine, Resources, common_resources, own_machine
 from pipeline.workers.stop import StopSignal
 
 Result = TypeVar("Result")
@@ -41,8 +42,8 @@ class Worker:
 
     rank: int
     workers: int
-    local_workers: int
     device: torch.device
+    resources: Resources
     control: dist.ProcessGroup  # on CPU, for small values, in addition to the group that the model uses
     stop: StopSignal = field(default_factory=StopSignal)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -113,14 +114,28 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def this_worker(device: str, rank: int, workers: int, local_rank: int, local_workers: int) -> Worker:
-    """This process as a worker, once its process group is up.
+def this_worker(device: str, rank: int, workers: int, local_rank: int, cluster: ClusterConfig) -> Worker:
+    """This process as a worker, once its process group is up. Collective.
 
-    The number of threads is set here, not by the launcher: with the same number, training repeats bit by bit.
+    Which workers share a machine is asked of the workers themselves: a launcher may place them unevenly. The number of
+    threads is set here, not by the launcher: with the same number, training repeats bit by bit.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        rank: of this worker.
+        workers: number of workers.
+        local_rank: the index of this worker's GPU.
+        cluster: what a worker reserves.
     """
     keep_memory()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
     own_device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    device_memory = None
     if device == "cuda":
         torch.cuda.set_device(own_device)
-    return Worker(rank, workers, local_workers, own_device, dist.new_group(backend="gloo"))
+        device_memory = torch.cuda.get_device_properties(own_device).total_memory
+    control = dist.new_group(backend="gloo")
+    machines: list[OwnMachine] = [own_machine(device_memory)] * workers
+    dist.all_gather_object(machines, machines[rank], group=control)
+    resources = common_resources(machines, cluster)
+    torch.set_num_threads(resources.threads)
+    return Worker(rank, workers, own_device, resources, control)

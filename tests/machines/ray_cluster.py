@@ -19,7 +19,7 @@ from tests.object_store import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = Path(__file__).parent / "recorder"
-START_S = 150
+START_S = 150  # for a machine or a group of workers, on two busy cores
 POLL_S = 0.1
 # Ray finds out within about 15 seconds that a machine is gone. Shorter times lose healthy machines on two busy cores.
 DETECTION = {
@@ -195,7 +195,7 @@ class RayCluster:
             assert command.process.poll() is None, command.output()
             return self.records_of(run).last_step() >= step
 
-        wait_for(is_held, START_S, lambda: command.output() + self.describe())
+        wait_for(is_held, 2 * START_S, lambda: command.output() + self.describe())
 
 
 class Command:

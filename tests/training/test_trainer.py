@@ -26,7 +26,7 @@ from pipeline.training.run import fresh_state, split_validation
 from pipeline.training.state import run_settings
 from pipeline.training.trainer import Criterion, Trainer
 from pipeline.training.windows import train_reader
-from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, Stop
 from pipeline.workers.worker import Worker
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
@@ -53,6 +53,18 @@ def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
         losses.append([r["tasks"]["click"]["loss"] for r in metrics(experiment) if r["kind"] == "train"])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize(("level", "step"), [(Stop.AT_SAVE, 4), (Stop.AFTER_STEP, 1), (Stop.FOR_GOOD, 1)])
+def test_a_stop_request_ends_the_run_with_a_checkpoint(level: Stop, step: int, tmp_path: Path) -> None:
+    """At once, or after the next checkpoint that is due; and then the run continues where it was."""
+    experiment = new_run(tmp_path, checkpoint={"every_steps": 4}, training={"epochs": 1})
+    with one_worker() as worker:
+        worker.stop.request(level)
+        assert run_on(worker, experiment) == "interrupted" and worker.stop.is_obeyed
+        assert [saved.step for saved in complete_checkpoints(experiment.checkpoint_folder)] == [step]
+    with one_worker() as worker:
+        assert run_on(worker, experiment) == "finished" and not worker.stop.is_obeyed
 
 
 def test_early_stopping_ends_the_run_for_good(tmp_path: Path) -> None:
