@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.local_head import LOOPBACK_ONLY
 from tests.machines.machines import Machine, Network
 from tests.machines.records import Records
 from tests.object_store import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = Path(__file__).parent / "recorder"
+RAY_START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+MEMORY, OBJECTS = "2000000000", "100000000"  # bytes of a machine, as Ray counts them
 START_S = 150  # for a machine or a group of workers, on two busy cores
 POLL_S = 0.1
 # Ray finds out within about 15 seconds that a machine is gone. Shorter times lose healthy machines on two busy cores.
@@ -78,37 +81,51 @@ class RayCluster:
         ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": str(START_S), **DETECTION}
         recording = {"PYTHONPATH": str(RECORDER), "MANYGATE_RECORDS": str(self.records)}
         quiet = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_WAIT_POLICY": "passive"}
+        ray |= {} if self._network.has_network else LOOPBACK_ONLY
         return {**kept, **quiet, **ray, **self._outside(), **recording, **self._store, "PATH": path}
 
     def _outside(self) -> dict[str, str]:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
 
     def start_head(self, number: int = 1, cpus: int = 0) -> Machine:
-        dashboard = ["--dashboard-host=0.0.0.0" if self._network.has_network else "--dashboard-host=127.0.0.1"]
-        head = ["--head", f"--port={self._port}", *dashboard, f"--dashboard-port={self._dashboard_port}"]
-        self.head = self._start(number, cpus, head)
+        command = [*RAY_START, "--head", f"--port={self._port}", f"--dashboard-port={self._dashboard_port}"]
+        if self._network.has_network:
+            command += ["--dashboard-host=0.0.0.0"]
+        else:  # the ports of all machines are those of one host
+            command += [f"--temp-dir={self._network.folder / 'ray'}", f"--dashboard-agent-listen-port={free_port()}"]
+            command += ["--dashboard-host=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
+        self.head = self._start(number, self._of_node(number, cpus, command))
         self.wait_for(lambda: self._is_node_up(self.head))
         return self.head
 
     def add(self, number: int, cpus: int) -> Machine:
         """Starts a machine that joins the cluster; does not wait for it."""
         assert self.head is not None
-        return self._start(number, cpus, [f"--address={self.head.address}:{self._port}"])
+        head = f"{self.head.address}:{self._port}"
+        if self._network.has_network:
+            return self._start(number, self._of_node(number, cpus, [*RAY_START, f"--address={head}"]))
+        script = str(Path(__file__).with_name("loopback_node.py"))
+        return self._start(number, [sys.executable, script, head, self._name(number), str(cpus), MEMORY, OBJECTS])
 
-    def _start(self, number: int, cpus: int, role: list[str]) -> Machine:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *role, f"--num-cpus={cpus}", "--block"]
-        command += ["--memory=2000000000", "--object-store-memory=100000000", "--disable-usage-stats"]
-        self._starts += 1
-        name = f"machine-{number}-start-{self._starts}"  # a machine that comes back is another one for Ray
-        command += [f"--node-name={name}", f"--node-ip-address={self._network.address(number)}"]
+    def _of_node(self, number: int, cpus: int, command: list[str]) -> list[str]:
+        room = [f"--num-cpus={cpus}", f"--memory={MEMORY}", f"--object-store-memory={OBJECTS}"]
+        return [
+            *command,
+            *room,
+            f"--node-name={self._name(number)}",
+            f"--node-ip-address={self._network.address(number)}",
+        ]
+
+    def _name(self, number: int) -> str:
+        """Ray's name of the next machine that is started: one that comes back is another one for Ray."""
+        return f"machine-{number}-start-{self._starts + 1}"
+
+    def _start(self, number: int, command: list[str]) -> Machine:
         environment = {**self.environment, "MANYGATE_MACHINE": str(number)}
-        if not self._network.has_network:  # ports of all machines are those of one host
-            command += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
-            environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-            command += [f"--temp-dir={self._network.folder / 'ray'}"] if "--head" in role else []
         machine = self._network.start(number, command, environment)
         self.machines[number] = machine
-        self._node_names[machine] = name
+        self._node_names[machine] = self._name(number)
+        self._starts += 1
         return machine
 
     def ensure(self, cpus: Mapping[int, int]) -> None:
