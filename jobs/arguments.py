@@ -59,9 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub["plan"].add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda", help="device of each worker (default cuda)"
     )
-    sub["plan"].add_argument(
-        "--memory", type=size, default="80GiB", help="memory of each worker's device (default 80GiB)"
-    )
+    text = "memory of each worker's device (default: 80GiB on cuda, cluster.memory_per_worker or this machine's on cpu)"
+    sub["plan"].add_argument("--memory", type=size, help=text)
     sub["inspect"].add_argument("path", metavar="PATH", help="folder or URI of a feature table or a checkpoint")
     sub["submit"].usage = "manygate submit JOB EXPERIMENT --address URL [flags] [the job's flags] [key=value ...]"
     add_submit_flags(sub["submit"])

@@ -74,7 +74,7 @@ def plan(args: argparse.Namespace) -> None:
     experiment = read(args)
     from jobs import plan
 
-    plan.run(experiment, workers=args.workers, device=args.device, limit=args.memory)
+    plan.run(experiment, workers=args.workers, device=args.device, memory=args.memory)
 
 
 def inspect(args: argparse.Namespace) -> None:

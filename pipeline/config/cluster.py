@@ -27,6 +27,6 @@ class ClusterConfig(Section):
     gpus_per_worker: int = Field(default=1, ge=1)
     """GPUs that a worker reserves, on CUDA."""
     memory_per_worker: Size | None = None
-    """Memory that a worker reserves; also the most that the plan of the embedding tables assumes."""
+    """Memory that a worker reserves; also the most that the plan of the embedding tables assumes for it, on CPU."""
     memory_per_task: Size | None = None
     """Memory that a preprocessing task reserves."""

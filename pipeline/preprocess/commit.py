@@ -91,7 +91,7 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
         if not partition.units:
             partition.commit()
     with ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
-        for done in run_tasks(transform_unit, [unit.item for unit in units], shared):
+        for done in run_tasks(transform_unit, [unit.item for unit in units], shared, plan.task_memory):
             unit = Unit(**done.item)
             partition = open_partitions[unit.partition]
             partition.add(unit, done)

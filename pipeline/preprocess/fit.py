@@ -154,7 +154,7 @@ def _count(fit: FitTask, units: list[Unit]) -> tuple[list[str], list[dict[str, p
     unreadable: set[str] = set()
     what = "fit" if fit.generation == 1 else "extend"
     with ProgressBar(what, sum(unit.rows for unit in units)) as progress:
-        for done in run_tasks(count_unit, [unit.item for unit in units], fit):
+        for done in run_tasks(count_unit, [unit.item for unit in units], fit, fit.plan.task_memory):
             unit = Unit(**done.item)
             progress.add(unit.rows)
             if done.unreadable is not None:
@@ -170,7 +170,7 @@ def _count(fit: FitTask, units: list[Unit]) -> tuple[list[str], list[dict[str, p
 def _split_rare(fit: FitTask) -> None:
     """Splits earlier counts into the ranges of this run, as if they were the counts of more units."""
     items = [{"name": name, "number": i} for name, files in fit.rare.items() for i in range(len(files))]
-    for _ in run_tasks(split_rare, items, fit):
+    for _ in run_tasks(split_rare, items, fit, fit.plan.task_memory):
         pass
 
 
@@ -188,10 +188,11 @@ def _merge(fit: FitTask) -> None:
     items = [{"name": name, "range": i} for name in vocabularies(sections) for i in range(fit.ranges)]
     if fit.generation == 1:
         items += [{"name": name} for name, summary in summaries(sections).items() if not summary.is_small]
-    for _ in run_tasks(merge_part, items, fit):
+    for _ in run_tasks(merge_part, items, fit, fit.plan.task_memory):
         pass
     if fit.ranges > 1:
-        for _ in run_tasks(finish_vocabulary, [{"name": name} for name in vocabularies(sections)], fit):
+        whole = [{"name": name} for name in vocabularies(sections)]
+        for _ in run_tasks(finish_vocabulary, whole, fit, fit.plan.task_memory):
             pass
 
 

@@ -118,7 +118,8 @@ def preprocess(
     in_log = {partition.value for partition in found.partitions}
     warn_of_late_files(sections.logs, path, [r for r in existing.committed if r.partition.value in in_log])
     if files:
-        plan = make_preprocess_plan(sections, path, [file for partition in files for file in partition.files])
+        to_read = [file for partition in files for file in partition.files]
+        plan = make_preprocess_plan(sections, path, to_read, experiment.cluster.memory_per_task)
         connect()
         _run(plan, existing, files)
     made = _find_table(sections, path, existing.settings)

@@ -23,9 +23,12 @@ class PreprocessPlan:
     sources: Sources
     sides: list[SideTable]
     schema: pa.Schema  # of lane files
+    task_memory: int | None  # bytes that each task reserves
 
 
-def make_preprocess_plan(sections: TableExperiment, table: str, files: list[LogFile]) -> PreprocessPlan:
+def make_preprocess_plan(
+    sections: TableExperiment, table: str, files: list[LogFile], task_memory: int | None = None
+) -> PreprocessPlan:
     """Binds the experiment to its logs and loads the side tables.
 
     Raises:
@@ -40,7 +43,7 @@ def make_preprocess_plan(sections: TableExperiment, table: str, files: list[LogF
         sides.append(load_side_table(join, f"logs.joins.{i}", used))
     check_join_kinds(sections, sources, sides)
     log = storage.absolute(sections.logs.path)
-    return PreprocessPlan(sections, log, table, sources, sides, lane_schema(sections, sources.keys))
+    return PreprocessPlan(sections, log, table, sources, sides, lane_schema(sections, sources.keys), task_memory)
 
 
 def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[SideTable]) -> None:

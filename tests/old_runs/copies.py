@@ -29,7 +29,7 @@ def with_next_day(folder: Path) -> Experiment:
     return load_experiment(folder / "experiment.yaml", [f"logs.splits={{{splits}}}"])
 
 
-def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any) -> Iterator[Done]:
+def one_after_the_other(task: Any, items: list[dict[str, Any]], shared: Any, memory: int | None) -> Iterator[Done]:
     """Runs tasks of preprocessing in this process instead of in Ray."""
     for item in items:
         yield Done(item, task(item, shared), None)

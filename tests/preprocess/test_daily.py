@@ -392,7 +392,9 @@ def killed_at(kill: tuple[str, str, str, int], folder: Path, what: str, table: P
     later(folder, what, table)
 
 
-def one_by_one(task: Callable[[Item, Any], dict[str, Any]], items: list[Item], shared: Any) -> Iterator[Done]:
+def one_by_one(
+    task: Callable[[Item, Any], dict[str, Any]], items: list[Item], shared: Any, memory: int | None
+) -> Iterator[Done]:
     return (Done(item, task(item, shared), None) for item in items)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipeline.errors import UserError
 from pipeline.preprocess.run_table import summary
-from pipeline.preprocess.tasks import run_tasks
+from pipeline.preprocess.tasks import run_tasks, tasks_at_once
 from pipeline.preprocess.units import Unit, Unreadable, read_unit
 from pipeline.table.manifest import LaneFile, Manifest, Partition, TableColumn
 from tests.preprocess.logs import experiment
@@ -32,6 +33,24 @@ def test_a_user_error_in_a_task_is_raised_unchanged(ray_is_up: None) -> None:
     with pytest.raises(UserError, match=r"^The number is 2; expected another\.$"):
         list(run_tasks(task, [{"number": 2}], 2))
     assert list(run_tasks(task, [], 2)) == []
+
+
+def test_tasks_reserve_memory(ray_is_up: None) -> None:
+    def reserved(item: dict[str, Any], shared: None) -> dict[str, Any]:
+        return dict(ray.get_runtime_context().get_assigned_resources())
+
+    total = int(ray.cluster_resources()["memory"])
+    for memory in (None, 10 * 2**20, total):
+        done = list(run_tasks(reserved, [{"number": number} for number in range(4)], None, memory))
+        assert [int(d.result.get("memory", 0)) for d in done] == [memory or 0] * 4
+    assert [tasks_at_once(memory) for memory in (None, 10 * 2**20, total, total + 1)] == [2, 2, 1, 0]
+
+
+def test_more_memory_than_any_machine_has_is_refused(ray_is_up: None) -> None:
+    with pytest.raises(
+        UserError, match=r"cluster.memory_per_task is 1024.0 TiB, and no machine .*: use a smaller value"
+    ):
+        list(run_tasks(lambda item, shared: {}, [{"number": 0}], None, 2**50))
 
 
 def test_tasks_do_not_import_pytorch(tmp_path: Path) -> None:

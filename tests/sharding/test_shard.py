@@ -1,5 +1,6 @@
 """The sharding plan does not change the model: weights are drawn by table and row, columns are selected by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,24 @@ def test_predictions_do_not_depend_on_the_workers(two_workers: WorkerPool, table
         _, alone = predictions_of(worker, experiment)
     both = interleaved(two_workers.run(predictions_of, experiment))
     torch.testing.assert_close(both.sort(0).values, alone.sort(0).values, rtol=1e-5, atol=1e-6)
+
+
+def plan_with_memory(worker: Worker, experiment: Experiment, memory: list[int]) -> list[str]:
+    """The plan, where each worker believes in a memory of its own."""
+    other = replace(worker, resources=replace(worker.resources, memory=memory[worker.rank]))
+    manifest = read_manifest(experiment.folder + "/table")
+    return describe_plan(shard(experiment, model_inputs(experiment, manifest.table_rows), other).plan)
+
+
+def test_the_first_worker_plans_for_all(two_workers: WorkerPool, table: Path) -> None:
+    from tests import synthetic
+
+    experiment = synthetic.experiment(table, features=features(None))
+    first, second = two_workers.run(plan_with_memory, experiment, [2**30, 1])
+    assert first == second and len(first) == 3
+    with pytest.raises(UserError, match="cannot place the embedding tables on 2 workers"):
+        two_workers.run(plan_with_memory, experiment, [1, 2**30])
+    assert two_workers.run(plan_with_memory, experiment, [2**30, 1])[1] == first  # no worker waits for the other
 
 
 CHECKPOINTS = {"every_steps": 6, "keep_last": 100}

@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,11 @@ def run_placed(run: Experiment, sizes: list[int], has_hosts: bool, output: Path)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [fork(train, run, rank, port, sizes, has_hosts, output=output) for rank in range(4)]
-    for process in processes:
-        process.join(120)
+    running = list(processes)
+    while running and wait([process.sentinel for process in running], timeout=120):
+        running = [process for process in running if process.is_alive()]
+        if any(process.exitcode for process in processes):
+            break  # the other workers would wait for this one
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

@@ -1,5 +1,6 @@
 """A run that stops and resumes gives the same result as a run that never stopped."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from pyarrow import fs
 
 from pipeline import storage
+from pipeline.checkpoint.checks import changes
 from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
@@ -44,6 +46,16 @@ def test_checkpoints_are_where_they_are_due(straight: Experiment) -> None:
 def test_resume_is_exact(straight: Experiment, two_workers: WorkerPool, tmp_path: Path, step: int) -> None:
     """Mid-epoch, at an epoch boundary, in the second epoch: weights, moments, generators and metrics bit by bit."""
     resumed = continued(straight, tmp_path, step, **SECTIONS)
+    two_workers.run(run_on, resumed)
+    assert_identical(tensors(straight, 24, tmp_path), tensors(resumed, 24, tmp_path))
+    assert metrics(resumed) == metrics(straight)
+
+
+def test_what_workers_reserve_may_change(straight: Experiment, two_workers: WorkerPool, tmp_path: Path) -> None:
+    cluster = {"placement": "spread", "gpus_per_worker": 2, "memory_per_worker": "1GiB", "memory_per_task": "1GiB"}
+    resumed = continued(straight, tmp_path, 12, **SECTIONS, cluster=cluster)
+    saved = complete_checkpoints(resumed.checkpoint_folder)[-1].state()
+    assert changes(saved, dataclasses.replace(saved, experiment=resumed)) == []
     two_workers.run(run_on, resumed)
     assert_identical(tensors(straight, 24, tmp_path), tensors(resumed, 24, tmp_path))
     assert metrics(resumed) == metrics(straight)
