@@ -39,6 +39,17 @@ class Unit:
         return asdict(self)
 
 
+def part_of_log(item: dict[str, Any]) -> str | None:
+    """The part of the log that a task reads, in words; None if the item is not a unit."""
+    if item.keys() != Unit.__dataclass_fields__.keys():
+        return None
+    unit = Unit(**item)
+    groups = (
+        f"row group {unit.groups[0]}" if len(unit.groups) == 1 else f"row groups {unit.groups[0]} to {unit.groups[-1]}"
+    )
+    return f"{groups} of {unit.file}"
+
+
 class Unreadable(Exception):
     """The data of a unit cannot be read."""
 
@@ -124,6 +135,8 @@ def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]
             path, filesystem=filesystem, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
         ) as file:
             read = file.read_row_groups(unit.groups, columns=columns, use_threads=False)
+    except MemoryError:  # also that of Arrow, which is one of its exceptions
+        raise
     except UNREADABLE as error:
         raise Unreadable(one_line(error)) from error
     if len(read) != unit.rows:

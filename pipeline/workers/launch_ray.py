@@ -19,7 +19,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipeline import storage
 from pipeline.config.cluster import ClusterConfig
@@ -30,6 +30,7 @@ from pipeline.secret_files import check_secrets
 from pipeline.workers import network
 from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
 from pipeline.workers.driver_channel import Driver, join_channel, open_channel
+from pipeline.workers.failures import describe_failure, final_error
 from pipeline.workers.worker import Worker, backend, this_worker
 
 Result = TypeVar("Result")
@@ -114,12 +115,12 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
                 failed_starts += 1
                 if failed_starts > FAILED_STARTS:
                     raise outcome
-                log.warning("Ray could not start %d workers: %s", count, first_line(outcome))
+                log.warning("Ray could not start %d workers: %s", count, describe_failure(outcome))
                 continue
             failed_starts, restarts = 0, restarts + 1
             if restarts > experiment.training.max_restarts:
-                raise user_error_of(outcome) or outcome from None
-            log.info("The workers are started again (restart %d): %s", restarts, first_line(outcome))
+                raise final_error(outcome, experiment.training.max_restarts) from None
+            log.info("The workers are started again (restart %d): %s", restarts, describe_failure(outcome))
 
 
 def worker_demand(experiment: Experiment, fewest: int, most: int) -> tuple[str, WorkerDemand]:
@@ -222,20 +223,3 @@ def form_group(start: Start) -> Worker:
 def is_failed_start(error: TrainingFailedError) -> bool:
     """Whether Ray could not start the workers, so that none of them has died."""
     return isinstance(error, ControllerError)
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else "".join(lines)
-
-
-def user_error_of(error: TrainingFailedError) -> UserError | None:
-    """The UserError among the failures of a worker group, if there is one."""
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return UserError(*cause.args)
-            cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    return None

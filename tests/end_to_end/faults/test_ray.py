@@ -96,6 +96,29 @@ def test_a_run_survives_a_killed_worker_and_a_hanging_worker(straight: Experimen
     assert metrics(experiment) == metrics(straight)
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGABRT])
+def test_a_killed_worker_without_restarts_left_is_one_sentence(
+    straight: Experiment, tmp_path: Path, end: signal.Signals
+) -> None:
+    """The advice works: the same command then resumes the run."""
+    once = {**SECTIONS, "training": {**SECTIONS["training"], "max_restarts": 1}}
+    experiment, file, printed = continued(straight, tmp_path, 0, **once), tmp_path / "once.yaml", tmp_path / "printed"
+    file.write_text(dump_experiment(experiment))
+    process = start_manygate("train", str(file), "--launcher", "ray", "--workers", "2", output=printed)
+    for step in (80, 240):
+        wait_for_step(experiment, step, process)
+        train_workers(process)[-1].send_signal(end)
+    process.join(GUARD_S)
+    output = printed.read_text()
+    lost = r"worker [01] on 127.0.0.1 ended: the process was killed, most likely for lack of memory, or it crashed"
+    assert process.exitcode == 2, output
+    assert re.search(rf"The workers are started again \(restart 1\): {lost}\n", output), output
+    assert re.search(rf"\nmanygate: Training ended, .*, because {lost}\. If memory ran out, ", output)
+    assert "Snippet" not in output and "Traceback" not in output
+    again = start_manygate("train", str(file), "--launcher", "ray", "--workers", "2", output=printed)
+    assert "continuing at step" in finish(again, printed)
+
+
 def test_a_run_survives_the_loss_of_a_machine(straight: Experiment, tmp_path: Path) -> None:
     """With a range of workers, the run continues on the remaining machine, with the same samples."""
     experiment, printed = fresh(straight, tmp_path), tmp_path / "printed.txt"
