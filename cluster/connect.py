@@ -1,15 +1,22 @@
 """Connects this process to Ray: to the cluster of its job, to a head on this machine, or to a new private Ray."""
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 
+import psutil
+
 from cluster import local_head, tokens
+from cluster.ray_folder import delete_ray_folder, make_ray_folder, ray_files
 from manygate_guard import find_foreign_package
 from pipeline.errors import UserError
+from pipeline.sizes import in_bytes
 
 log = logging.getLogger(__name__)
 
@@ -79,23 +86,66 @@ def reachable(address: str) -> bool:
 
 
 def start_private_ray(num_cpus: int | None) -> None:
-    """Starts a Ray that only this process uses."""
+    """Starts a Ray that only this process uses. Its folder is deleted when this process ends.
+
+    If the user has set RAY_TMPDIR, Ray's files are there, readable for everyone, and they are kept.
+
+    Raises:
+        UserError: Ray does not start.
+    """
     import ray
 
     if os.environ.get(tokens.MODE) == "token" and tokens.find_token() is None:
         # Ray would write a token into the home folder, readable by every user. This token exists only in the process.
         os.environ[tokens.TOKEN] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Without an address, init() would join any head that is running on this machine.
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        # At the end of a run Ray Train asks the dashboard about its controller. Without a dashboard that takes 12 s.
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,  # workers' lines come through the driver channel; the rest is in Ray's log files
-        _node_ip_address="127.0.0.1",
+    kept = os.environ.get("RAY_TMPDIR")
+    folder = Path(kept) if kept else make_ray_folder()
+    if not kept:
+        os.environ["TMPDIR"] = str(folder.parent)  # for Ray's processes: Python's own sockets are there
+        atexit.register(end_private_ray, folder)  # already here: the start may be interrupted
+    began = time.monotonic()
+    try:
+        # Without an address, init() would join any head that is running on this machine.
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            # At the end of a run Ray Train asks the dashboard about its controller. Without a dashboard it takes 12 s.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=False,  # workers' lines come through the driver channel; the rest is in Ray's log files
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(ray_files(folder).absolute()),
+        )
+    except Exception as error:  # noqa: BLE001 - Ray raises an `Exception` when a part of it does not start in time
+        atexit.unregister(end_private_ray)  # keeps the logs
+        raise UserError(describe_failed_start(error, folder, time.monotonic() - began)) from error
+
+
+def end_private_ray(folder: Path) -> None:
+    import ray
+
+    ray.shutdown()
+    delete_ray_folder(folder)
+
+
+def describe_failed_start(error: Exception, folder: Path, seconds: float) -> str:
+    """What Ray reports, the resources that it may lack, and what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    start = f"Ray did not start on this machine (after {seconds:.0f} s): {reason.rstrip('.')}."
+    if "AF_UNIX" in reason:
+        return f"{start} Unset RAY_TMPDIR, or set it to a folder with a shorter path."
+    if isinstance(error, OSError):
+        return f"{start} Ray needs a folder that it may write to, with room: set TMPDIR, or RAY_TMPDIR if it is set."
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    free = psutil.virtual_memory().available
+    rooms = [f"{in_bytes(shutil.disk_usage(path).free)} free in {path}" for path in ("/dev/shm", str(folder))]  # noqa: S108
+    return (
+        f"{start} Now: {in_bytes(free)} of memory available, {', '.join(rooms)}, load {load:.0f} on {cpus} CPUs. If "
+        "memory or room is short, free some, or in a container set a larger --shm-size; if the load is much higher "
+        f"than the CPUs, wait until it is lower; then try again. Ray's logs: {ray_files(folder)}/session_latest/logs"
     )
 
 

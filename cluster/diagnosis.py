@@ -1,7 +1,9 @@
 """Checks the installed packages, the machine and the cluster; every problem comes with what to type."""
 
+import ipaddress
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,14 +11,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from cluster import local_head, tokens, versions
 from cluster.accelerator import find_accelerator
 from cluster.connect import reachable
 from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.sizes import in_bytes
+from pipeline.workers.interface import interface_of, own_address
 
 PACKAGES = ("torch", "torchrec", *versions.FBGEMM_PACKAGES.values(), "ray", "pyarrow")
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 PIP = f"{sys.executable} -m pip install"
 PROBE = """
 import json, torch, fbgemm_gpu
@@ -42,7 +48,7 @@ def run_checks() -> list[Finding]:
     """Runs all checks, in the order of the report."""
     installed = installed_versions()
     findings = [python_version(), *compare_versions(installed), *torch_works(installed, find_accelerator())]
-    return [*findings, processor(), memory(), ray_cluster(), token()]
+    return [*findings, processor(), memory(), network(), ray_cluster(), token()]
 
 
 def check_versions() -> None:
@@ -162,6 +168,32 @@ def memory(proc: Path = machine.PROC) -> Finding:
 
 def _limited_by(limit: machine.Limit) -> str:
     return f" (limited by {limit.file})" if limit.file is not None else ""
+
+
+def network(name: str | None = None) -> Finding:
+    """The interface and address that workers would use here.
+
+    Args:
+        name: of this machine, by default the system's.
+    """
+    name = name or socket.gethostname()
+    given = os.environ.get(GLOO_INTERFACE)
+    interfaces = sorted(psutil.net_if_addrs())
+    if given and not set(given.split(",")) <= set(interfaces):
+        text = f"network: {GLOO_INTERFACE} is {given}; the interfaces of this machine: {', '.join(interfaces)}"
+        return Finding(text, f"unset {GLOO_INTERFACE}")
+    address = own_address(name)
+    if ipaddress.ip_address(address).is_loopback:
+        return Finding("network: workers use lo (127.0.0.1): this machine has no route to others")
+    try:
+        resolved = socket.gethostbyname(name)
+    except OSError:
+        resolved = "nothing"
+    note = ""
+    if resolved == "nothing" or ipaddress.ip_address(resolved).is_loopback:
+        note = f". {name} resolves to {resolved}, which is no problem"
+    interface = f"{given} ({GLOO_INTERFACE})" if given else f"{interface_of(address)} ({address})"
+    return Finding(f"network: workers on several machines use {interface}, on this one alone lo (127.0.0.1){note}")
 
 
 def ray_cluster() -> Finding:

@@ -9,18 +9,17 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import tokens
+from cluster.ray_folder import delete_ray_folder, make_ray_folder, ray_files
 from pipeline.errors import UserError
 
 HEAD_STATE = Path(__file__).resolve().parents[1] / ".cluster" / "head.json"
@@ -67,10 +66,10 @@ def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Pa
         if not is_free(number):
             raise UserError(f"Port {number} is in use. Choose another one: {option} {number + 1}")
     token = tokens.ensure_token()
-    folder = Path(tempfile.mkdtemp(prefix="manygate-ray-"))
+    folder = make_ray_folder()
     log = folder / "head.log"
     agent_port = free_port()
-    process = launch_head(ray_command(port, dashboard_port, agent_port, num_cpus, folder), log)
+    process = launch_head(ray_command(port, dashboard_port, agent_port, num_cpus, folder), log, folder.parent)
     head = Head(
         pid=process.pid,
         started=process_start(process.pid),
@@ -92,17 +91,21 @@ def start(port: int, dashboard_port: int, num_cpus: int | None = None, state: Pa
 def ray_command(port: int, dashboard_port: int, agent_port: int, num_cpus: int | None, folder: Path) -> list[str]:
     # A separate folder also keeps Ray from recording this head in /tmp/ray as the head of the machine.
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder / 'ray'}"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={ray_files(folder)}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     # The default is a fixed port. If another Ray on this machine used it, no job would start.
     command += [f"--dashboard-agent-listen-port={agent_port}"]
     return command + ([f"--num-cpus={num_cpus}"] if num_cpus is not None else [])
 
 
-def launch_head(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts Ray in a new session, with this interpreter's folder first on PATH, because jobs call plain `python`."""
+def launch_head(command: list[str], log: Path, temporary: Path) -> subprocess.Popen[bytes]:
+    """Starts Ray in a new session, with this interpreter's folder first on PATH, because jobs call plain `python`.
+
+    Args:
+        temporary: TMPDIR of Ray's processes: Python's own sockets are there.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0"} | LOOPBACK_ONLY
+    environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(temporary)} | LOOPBACK_ONLY
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     with log.open("wb") as stream:
         return subprocess.Popen(  # noqa: S603 - our own command
@@ -138,7 +141,7 @@ def stop(state: Path | None = None) -> Head | None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(head.pid, signal.SIGTERM)
         wait_until_gone(head)
-        shutil.rmtree(head.folder, ignore_errors=True)
+        delete_ray_folder(Path(head.folder))
     state.unlink(missing_ok=True)
     return head
 

@@ -232,11 +232,17 @@ def list_folder(uri: str) -> list[str]:
     return sorted(name for name in names if not name.endswith(_UNFINISHED))
 
 
-def create_folder(uri: str) -> None:
-    """Creates a folder and its parents. Does nothing on S3, where a folder exists as soon as it contains something."""
+def create_folder(uri: str, private: bool = False) -> None:
+    """Creates a folder and its parents. Does nothing on S3, where a folder exists as soon as it contains something.
+
+    Args:
+        private: only its owner may enter the folder, if it is on a local disk.
+    """
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, fs.S3FileSystem):
         filesystem.create_dir(path, recursive=True)
+    if private and isinstance(filesystem, fs.LocalFileSystem):
+        Path(path).chmod(0o700)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Runs the command line in this process, for tests of what a command does and prints."""
 
+import atexit
 import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -33,4 +34,7 @@ def start_manygate(*arguments: str, output: Path) -> ForkServerProcess:
 
 
 def _main(arguments: tuple[str, ...]) -> None:
-    sys.exit(cli.main(arguments))
+    try:
+        sys.exit(cli.main(arguments))
+    finally:
+        atexit._run_exitfuncs()  # a forked process of multiprocessing ends without them, a command does not

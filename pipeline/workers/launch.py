@@ -15,6 +15,7 @@ from pipeline.config.lanes import possible_workers
 from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.workers import network
+from pipeline.workers.interface import own_address
 from pipeline.workers.worker import Worker, backend, choose_device, this_worker
 
 Result = TypeVar("Result")
@@ -119,7 +120,7 @@ def _run_under_torchrun(
         raise UserError(f"--workers is {workers}, but torchrun started {size} processes: omit --workers.")
     bound = torch.device("cuda", local_rank) if device == "cuda" else None
     # On a single machine nothing is reachable from outside.
-    address = "127.0.0.1" if size == local_size else network.own_address(os.environ["MASTER_ADDR"])
+    address = "127.0.0.1" if size == local_size else own_address(os.environ["MASTER_ADDR"])
     store, _, _ = next(dist.rendezvous("env://"))
     network.check_reachable(dist.PrefixStore("network", store), rank, size, address)
     network.use_interface(address)

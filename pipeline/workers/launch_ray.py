@@ -98,8 +98,10 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
         while True:
             count = wait_for_room(demand, attempt == 0, driver.stop)
             start = Start(body, device, experiment.cluster, driver.channel, attempt, restarts, has_saved)
+            scratch = storage.join(experiment.folder, SCRATCH)
+            storage.create_folder(scratch, private=True)
             try:
-                outcome, report = run_group(start, demand, count, driver, storage.join(experiment.folder, SCRATCH))
+                outcome, report = run_group(start, demand, count, driver, scratch)
             finally:
                 storage.delete_folder(experiment.folder, SCRATCH)
             has_saved, attempt = report.has_saved, attempt + 1

@@ -4,71 +4,22 @@ Without an interface by name, gloo takes the address that the machine's own name
 itself. On Debian and Ubuntu that name resolves to 127.0.1.1, where no other machine can connect.
 """
 
-import ipaddress
 import os
 import socket
 from contextlib import closing
 from datetime import timedelta
 
-import psutil
 import torch.distributed as dist
 
 from pipeline.errors import UserError
+from pipeline.workers.interface import interface_of
 
 CONNECT_S = 15  # longest wait for a connection to another machine
 AGREE_S = 45  # longest wait for what the other workers have found
-OUTSIDE = "192.0.2.1"  # an address of documentation (RFC 5737): the system's route to it is the route to anywhere
 
 
 class UnreachableError(UserError):
     """A machine of the group cannot be reached."""
-
-
-def address_towards(host: str, port: int = 9) -> str:
-    """This machine's address on the way to a host. Nothing is sent.
-
-    Raises:
-        OSError: the host's name cannot be resolved, or there is no route.
-    """
-    family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
-        probe.connect(target)
-        return str(probe.getsockname()[0])
-
-
-def own_address(host: str) -> str:
-    """This machine's address for a group whose first worker is on `host`.
-
-    On the first worker's machine the name may resolve to the loopback interface; then it is the address of the route
-    to other networks.
-    """
-    for target in (host, OUTSIDE):
-        try:
-            address = address_towards(target)
-        except OSError:
-            continue
-        if not ipaddress.ip_address(address).is_loopback:
-            return address
-    return "127.0.0.1"
-
-
-def interface_of(address: str) -> str:
-    """The network interface that has an address.
-
-    Raises:
-        UserError: no interface of this machine has it.
-    """
-    found = {name: [a.address.partition("%")[0] for a in known] for name, known in psutil.net_if_addrs().items()}
-    for name, addresses in found.items():
-        if address in addresses:
-            return name
-    if ipaddress.ip_address(address).is_loopback:
-        return "lo"
-    raise UserError(
-        f"No network interface of {socket.gethostname()} has the address {address}, by which the other machines know "
-        f"it; its interfaces: {', '.join(sorted(found))}. Start Ray there with --node-ip-address=ADDRESS, one of its "
-        "own addresses."
-    )
 
 
 def use_interface(address: str) -> None:

@@ -1,12 +1,15 @@
 """Checks of installed versions, and the remedies for versions that do not fit."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cluster import diagnosis
 from pipeline.errors import UserError
+from pipeline.workers.interface import interface_of, own_address
 
 FITS = {
     "torch": "2.13.0+cpu",
@@ -93,3 +96,31 @@ def test_limits_of_a_container_are_reported_with_the_file_that_sets_them(tmp_pat
     count = diagnosis.processor(tmp_path).text
     expected = "CPUs: 1, " if len(os.sched_getaffinity(0)) == 1 else f"CPUs: 1 (limited by {tmp_path}/cpu.max), "
     assert count == f"{expected}bf16 by amx_bf16"
+
+
+@pytest.mark.parametrize("name", ["127.0.1.1", "no-such-host.invalid"])
+def test_network_is_reported_and_a_name_on_the_loopback_interface_is_no_problem(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    finding, address = diagnosis.network(name), own_address(name)
+    assert finding.ok
+    if address == "127.0.0.1":
+        assert "this machine has no route to others" in finding.text
+    else:
+        assert f"use {interface_of(address)} ({address}), on this one alone lo (127.0.0.1)" in finding.text
+        assert finding.text.endswith("which is no problem")
+
+
+def test_an_interface_that_does_not_exist_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
+    finding = diagnosis.network()
+    assert "GLOO_SOCKET_IFNAME is eth99; the interfaces of this machine: " in finding.text
+    assert finding.remedy == "unset GLOO_SOCKET_IFNAME"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert diagnosis.network().ok
+
+
+def test_doctor_needs_no_torch_for_the_network() -> None:
+    code = "import sys, cluster.diagnosis as d; d.network(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from cluster import local_head
 from manygate_guard import PACKAGES
 from pipeline.errors import UserError
+from tests.ports import is_on_loopback, listening, needs_ss, process_tree
 from tests.tiny import EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +106,21 @@ if __name__ == "__main__":
 """
 
 
+HOLD = """
+import sys
+import time
+from pathlib import Path
+
+from cluster.connect import connect
+
+connect()
+import ray
+
+ray.get(ray.remote(Path.touch).remote(Path(sys.argv[1]).absolute()))
+time.sleep(300)
+"""
+
+
 class Cluster:
     """A running head, and a project folder that is also the home folder, which contains the token."""
 
@@ -135,6 +152,19 @@ def processes_of(folder: str) -> list[str]:
     return lines
 
 
+@contextmanager
+def job_of_a_worker(cluster: "Cluster", name: str) -> Iterator[None]:
+    """A job that has joined Ray and has a worker; it is stopped at the end."""
+    send(cluster, name, f"cd {cluster.folder} && python hold.py {name}.txt")
+    while not (cluster.folder / f"{name}.txt").exists():
+        state = cluster.manygate("status", name).stdout
+        assert "FAILED" not in state, cluster.manygate("logs", name).stdout
+    try:
+        yield
+    finally:
+        cluster.manygate("stop", name)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("project")
@@ -144,6 +174,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     shutil.copy(ROOT / "manygate_guard.py", folder)
     (folder / "list_files.py").write_text(LIST)
     (folder / "probe.py").write_text(PROBE)
+    (folder / "hold.py").write_text(HOLD)
     state = folder / ".cluster" / "head.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
@@ -164,13 +195,37 @@ def test_token_is_private(cluster: Cluster) -> None:
     assert Path(cluster.head.folder).stat().st_mode & 0o777 == 0o700
 
 
+@needs_ss
 def test_listens_on_loopback_only(cluster: Cluster) -> None:
-    port = int(cluster.head.address.rpartition(":")[2])
-    kernel = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
-    rows = [line.split() for line in kernel.splitlines()]
-    listening = {row[1].rpartition(":")[0] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
-    assert listening <= {"0100007F", "0000000000000000FFFF00000100007F"}
-    assert listening
+    with job_of_a_worker(cluster, "ports"):
+        found = listening(cluster.head.pid)
+    assert [(address, command) for address, command in found if not is_on_loopback(address)] == []
+    for part in ("gcs_server", "raylet", "dashboard.py", "ray::DashboardAgent", "ray.util.client.server", "hold.py"):
+        assert any(part in command for _, command in found), (part, found)
+
+
+def test_token_is_in_no_output_no_log_and_no_argument(cluster: Cluster) -> None:
+    token = (cluster.folder / ".ray/auth_token").read_text()
+    assert len(token) == 64
+    with job_of_a_worker(cluster, "held"):
+        commands = process_tree(cluster.head.pid)
+        answers = [
+            cluster.call("-m", "cluster.local_head", "status"),
+            cluster.call("-m", "cluster.local_head", "start"),  # refused: a head is running
+            cluster.manygate("status", "held"),
+            cluster.manygate("status"),
+        ]
+    sent = cluster.manygate("submit", "evaluate", "tiny.yaml", "--follow")
+    answers += [sent, cluster.manygate("logs", "held"), cluster.manygate("status", RAY_AUTH_TOKEN=token[::-1])]
+    assert cluster.head.dashboard in answers[0].stdout and "already running" in answers[1].stderr
+    assert "SUCCEEDED" not in answers[2].stdout and "no finished feature table" in sent.stdout
+    texts = [answer.stdout + answer.stderr for answer in answers]
+    assert not [text for text in texts if token in text or token[::-1] in text]
+    assert any("hold.py" in command for command in commands.values())
+    assert not [command for command in commands.values() if token in command]
+    logs = [path for path in Path(cluster.head.folder).rglob("*") if path.is_file() and "logs" in path.parts]
+    logs.append(Path(cluster.head.folder) / "head.log")
+    assert len(logs) > 10 and not [path for path in logs if token.encode() in path.read_bytes()]
 
 
 def test_second_head_is_refused(cluster: Cluster) -> None:
