@@ -294,6 +294,7 @@ DELETING = {
 ELSEWHERE = {
     "cluster/install.py": "its own stamp",
     "cluster/local_head.py": "its own temporary folder and state",
+    "cluster/ray_folder.py": "the temporary folder that it has made",
     "cluster/tokens.py": "an empty file of the token",
     "jobs/demo.py": "runs/demo",
     "pipeline/checkpoint/dcp_storage.py": "the file .metadata in the folder that torch is writing",
