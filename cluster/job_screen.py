@@ -1,5 +1,6 @@
 """What `manygate status JOB` prints: one screen of 80 columns and 24 lines."""
 
+import textwrap
 import time
 from dataclasses import dataclass
 
@@ -100,7 +101,9 @@ def _state_lines(job: JobState, now: float) -> list[str]:
         state += f" {'for' if job.ended is None else 'after'} {duration((job.ended or now) - job.started)}"
     lines = [f"{job.name}: {state}", _line("command", job.command), _line("started", when(job.started))]
     if job.ended is not None:
-        lines.append(_line("ended", f"{when(job.ended)}{f'; {job.ending}' if job.ending else ''}"))
+        text = f"{when(job.ended)}{f'; {job.ending}' if job.ending else ''}"
+        first, *others = textwrap.wrap(text, COLUMNS - LABEL, max_lines=5, placeholder=" ...")
+        lines += [_line("ended", first), *(_line("", other) for other in others)]
     return lines
 
 

@@ -245,7 +245,7 @@ def test_job_is_followed_and_keeps_its_exit_code(cluster: Cluster) -> None:
     assert "Traceback" not in sent.stdout + sent.stderr
 
     listed = cluster.manygate("status")
-    job = listed.stdout.split()[0]
+    job = listed.stdout.splitlines()[-1].split()[0]  # the newest
     assert job.startswith("tiny-evaluate-")
     assert "FAILED" in listed.stdout
     assert "exit code 2" in cluster.manygate("status", job).stdout
@@ -254,6 +254,8 @@ def test_job_is_followed_and_keeps_its_exit_code(cluster: Cluster) -> None:
 
 def test_running_job_is_stopped(cluster: Cluster) -> None:
     assert cluster.call("-c", SEND_SLEEPER, cluster.head.dashboard).returncode == 0
+    while "RUNNING" not in cluster.manygate("status", "sleeper").stdout:
+        time.sleep(0.2)
     stopped = cluster.manygate("stop", "sleeper")
     assert stopped.returncode == 0, stopped.stderr
     assert "STOPPED" in cluster.manygate("status", "sleeper").stdout
@@ -329,7 +331,7 @@ def test_a_job_that_was_killed_is_one_sentence(cluster: Cluster) -> None:
     send(cluster, "killed", "sh -c 'kill -9 $$'")
     followed = cluster.manygate("logs", "killed", "--follow")
     assert followed.returncode != 0 and "was killed by SIGKILL" in followed.stderr
-    assert "was killed by SIGKILL" in cluster.manygate("status", "killed").stdout
+    assert "was killed by SIGKILL" in " ".join(cluster.manygate("status", "killed").stdout.split())
 
 
 def test_a_job_that_does_not_start_is_reported_and_an_interrupt_detaches(cluster: Cluster, tmp_path: Path) -> None:
