@@ -92,6 +92,7 @@ def run_on_a_full_machine() -> None:
     """As Ray's memory monitor sees it."""
     os.environ["RAY_memory_usage_threshold"] = "0.01"  # noqa: SIM112 - the spelling of Ray
     os.environ["RAY_memory_monitor_refresh_ms"] = "100"  # noqa: SIM112
+    os.environ.pop("RAY_AUTH_MODE", None)  # of another test; in this process Ray has already read it
     keep_to_loopback()
     start_private_ray(num_cpus=1)
     tasks.MEMORY_RETRIES = 1
