@@ -1,8 +1,6 @@
 """Runs a function on many small work items with Ray: the only module of this stage that imports Ray."""
 
-import ipaddress
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.child import KILLED, Crash, call_in_child
 from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.units import Unreadable, part_of_log
+from pipeline.ray_machines import is_alone, room_for
 from pipeline.secret_files import check_secrets
 from pipeline.sizes import in_bytes
 
@@ -103,11 +102,7 @@ def run_tasks(
 
 def tasks_at_once(memory: int | None) -> int:
     """How many tasks the machines of the cluster can run at the same time, if each reserves so much memory."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(
-        int(min(machine.get("CPU", 0), machine.get("memory", 0) // memory if memory else math.inf))
-        for machine in machines
-    )
+    return room_for({"CPU": 1, "memory": memory or 0}, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def check_memory(memory: int | None) -> None:
@@ -120,7 +115,7 @@ def check_memory(memory: int | None) -> None:
         return
     largest = max(node["Resources"].get("memory", 0) for node in ray.nodes())
     found = f"cluster.memory_per_task is {in_bytes(memory)}, and no machine of the Ray cluster has more than"
-    if ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+    if is_alone():
         raise UserError(f"{found} {in_bytes(largest)}: use a smaller value, or a cluster with larger machines.")
     log.warning("Waiting for a machine: %s %s. If none will come, use a smaller value.", found, in_bytes(largest))
 

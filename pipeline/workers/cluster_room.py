@@ -1,6 +1,5 @@
 """The room for workers on a Ray cluster whose machines come and go: waiting for it, and watching it during a run."""
 
-import ipaddress
 import logging
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from ray.util.placement_group import PlacementGroup
 
 from pipeline.config.lanes import possible_workers
 from pipeline.errors import UserError
+from pipeline.ray_machines import is_alone, room_for
 from pipeline.workers.stop import InterruptedRunError, Stop, StopSignal
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,7 @@ class WorkerDemand:
 
     def room(self, machines: Mapping[str, Mapping[str, float]]) -> int:
         """How many workers fit, by the resources of each machine."""
-        return sum(
-            int(min(machine.get(name, 0) // amount for name, amount in self.resources.items() if amount))
-            for machine in machines.values()
-        )
+        return room_for(self.resources, machines.values())
 
     def reserve(self, workers: int) -> PlacementGroup:
         """Asks Ray for the room of some workers. An autoscaler starts machines for it."""
@@ -103,11 +100,6 @@ def is_reserved(group: PlacementGroup) -> bool:
 
 def address_of(node: str) -> str:
     return next((str(known["NodeManagerAddress"]) for known in ray.nodes() if known["NodeID"] == node), node)
-
-
-def is_alone() -> bool:
-    """Whether no machine can join, because Ray listens on the loopback interface only."""
-    return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
 def too_few(demand: WorkerDemand) -> str:
