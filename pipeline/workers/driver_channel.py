@@ -123,29 +123,30 @@ class Driver:
         self.channel = channel
         self.stop = StopSignal()  # of this process: set by a SIGTERM
         self._watch: Watch | None = None
-        self._watching = threading.Lock()  # held during a call of `_watch`, which must not run after `end`
+        self._relaying = threading.Lock()  # held by `relay`, so that nothing of it is mixed with another start
         self._nodes: dict[int, str] = {}
 
     def begin(self, attempt: int, watch: Watch) -> None:
         """Begins a start of the workers; `watch` is called several times per second until it has ended."""
-        ray.get(self.channel.begin.remote(attempt))
-        self._nodes = {}
-        self._watch = watch
+        with self._relaying:
+            ray.get(self.channel.begin.remote(attempt))
+            self._nodes = {}
+            self._watch = watch
 
     def end(self) -> GroupReport:
         """Ends a start of the workers."""
-        with self._watching:
+        with self._relaying:
             self._watch = None
         report: GroupReport = ray.get(self.channel.report.remote())  # type: ignore[assignment]
         return report
 
     def relay(self) -> None:
         """Sends the workers the most urgent stop request, and logs their new lines."""
-        with self._watching:
+        with self._relaying:
             wanted = self._watch(self._nodes) if self._watch is not None else Stop.NONE
-        level = max(wanted, self.stop.level)
-        news: News = ray.get(self.channel.collect.remote(level))  # type: ignore[assignment]
-        self._nodes = news.nodes
+            level = max(wanted, self.stop.level)
+            news: News = ray.get(self.channel.collect.remote(level))  # type: ignore[assignment]
+            self._nodes = news.nodes
         for line in news.lines:
             relay_line(line)
 
