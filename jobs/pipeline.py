@@ -1,6 +1,7 @@
 """`manygate pipeline`: logs to report in one job, which skips what is done and continues where it was interrupted."""
 
 import signal
+import sys
 
 from cluster.connect import connect
 from jobs import evaluate, report, train
@@ -14,9 +15,8 @@ from pipeline.report.page import is_report_current
 from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
 from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.training.windows import training_ending
-from pipeline.workers.exit_on_sigterm import exit_on_sigterm
 from pipeline.workers.launch import Workers, is_torchrun
-from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError, on_sigterm
 
 STAGES = ("preprocessing", "training", "evaluation", "report")
 
@@ -30,7 +30,7 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
         raise UserError(f"--split {split}: the experiment has no such split in logs.splits; it has {', '.join(names)}.")
     split = split or next((name for name in ("test", "valid") if name in names), None)
     try:
-        with exit_on_sigterm():
+        with on_sigterm(lambda: sys.exit(signal.SIGTERM)):  # as Ray's own handler does in a driver
             manifest = make_table(experiment)
             if train_model(experiment, manifest, launcher, workers) != 0:
                 return interrupted()
