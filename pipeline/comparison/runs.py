@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 from pipeline import storage
-from pipeline.checkpoint.choice import AUTO, BEST, LATEST, CheckpointChoice
+from pipeline.checkpoint.choice import AUTO, LATEST, CheckpointChoice
 from pipeline.checkpoint.format import find_checkpoint
 from pipeline.comparison.references import TaskScenario
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import read_experiment
 from pipeline.errors import UserError
 from pipeline.run_folder import CHECKPOINTS_FOLDER, evaluated_splits
-from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker
+from pipeline.scoring.checkpoint_evaluation import best_or_latest, evaluate_on_worker
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import differences
 from pipeline.training.run import train
@@ -96,10 +96,3 @@ def evaluate_run(worker: Worker, experiment: Experiment, checkpoint: CheckpointC
     """Evaluates on this worker. Returns whether a SIGTERM arrived meanwhile, which Ray's launcher turns into a flag."""
     evaluate_on_worker(worker, experiment, checkpoint, split)
     return worker.stop.is_for_good
-
-
-def best_or_latest(experiment: Experiment) -> CheckpointChoice:
-    """`best` if there is a best checkpoint: not without early stopping, and not if its metric was never defined."""
-    saved = find_checkpoint(experiment.checkpoint_folder, LATEST)
-    assert saved is not None
-    return LATEST if saved.state().progress.best_step is None else BEST

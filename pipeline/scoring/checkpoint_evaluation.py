@@ -50,6 +50,10 @@ def is_evaluated(experiment: Experiment, manifest: Manifest, saved: Checkpoint, 
 
 def default_choice(experiment: Experiment) -> CheckpointChoice:
     """`best` if the experiment stops early and the run has validated since its last new days, otherwise `latest`."""
+    return LATEST if experiment.training.early_stopping is None else best_or_latest(experiment)
+
+
+def best_or_latest(experiment: Experiment) -> CheckpointChoice:
+    """`best` if there is a best checkpoint: not without early stopping, and not if its metric was never defined."""
     latest = find_checkpoint(experiment.checkpoint_folder, LATEST)
-    stops = experiment.training.early_stopping is not None
-    return BEST if stops and latest is not None and latest.state().progress.best_step is not None else LATEST
+    return LATEST if latest is None or latest.state().progress.best_step is None else BEST
