@@ -58,11 +58,9 @@ def save_checkpoint(
         dcp.save(everything, storage_writer=writer(storage.join(uri, DATA), written), process_group=worker.control)
         gathered = worker.gather(written)
         return worker.on_first(lambda: commit(uri, step, gathered or [], state))
-    except CheckpointException as error:  # derives from BaseException; raised on every worker
-        problems = [failure for failure, _ in error.failures.values()]
-        raise worker.on_first(lambda: _save_failed(uri, problems, check if is_begun else None)) from error
-    except OSError as error:
-        problems = [error]
+    except (CheckpointException, OSError) as error:  # the first derives from BaseException; raised on every worker
+        failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+        problems = [failure for failure, _ in failures]
         raise worker.on_first(lambda: _save_failed(uri, problems, check if is_begun else None)) from error
 
 
