@@ -15,6 +15,7 @@ import psutil
 from cluster import local_head, tokens
 from cluster.ray_folder import delete_ray_folder, make_ray_folder, ray_files
 from manygate_guard import find_foreign_package
+from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.sizes import in_bytes
 
@@ -139,7 +140,7 @@ def describe_failed_start(error: Exception, folder: Path, seconds: float) -> str
         return f"{start} Unset RAY_TMPDIR, or set it to a folder with a shorter path."
     if isinstance(error, OSError):
         return f"{start} Ray needs a folder that it may write to, with room: set TMPDIR, or RAY_TMPDIR if it is set."
-    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, cpus = os.getloadavg()[0], machine.cpus().amount
     free = psutil.virtual_memory().available
     rooms = [f"{in_bytes(shutil.disk_usage(path).free)} free in {path}" for path in ("/dev/shm", str(folder))]  # noqa: S108
     return (

@@ -19,10 +19,9 @@ from cluster.connect import reachable
 from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.sizes import in_bytes
-from pipeline.workers.interface import interface_of, own_address
+from pipeline.workers.interface import GLOO_INTERFACE, interface_of, own_address
 
 PACKAGES = ("torch", "torchrec", *versions.FBGEMM_PACKAGES.values(), "ray", "pyarrow")
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 PIP = f"{sys.executable} -m pip install"
 PROBE = """
 import json, torch, fbgemm_gpu

@@ -142,7 +142,7 @@ def _worker_lines(progress: JobProgress) -> list[str]:
     lines = []
     if progress.workers is not None:
         total = sum(part.count for part in progress.workers)
-        places = ", ".join(f"{part.count} on {part.machine}" for part in progress.workers)
+        places = ", ".join(map(str, progress.workers))
         lines.append(_line("workers", f"{total}: {places}"))
     if progress.restarts is not None:
         lines.append(_line("restarts", str(progress.restarts)))

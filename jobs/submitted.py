@@ -57,9 +57,7 @@ def log_of(client: "JobSubmissionClient", job: str) -> str:
 
 def state_of(job: str, details: Any) -> JobState:
     """What Ray's description of a job says."""
-    ending = None
-    if details.status.is_terminal():
-        ending = describe_ending(details)
+    ending = describe_ending(details) if details.status.is_terminal() else None
     times = seconds(details.start_time), seconds(details.end_time)
     return JobState(job, str(details.status), details.entrypoint, *times, ending)
 

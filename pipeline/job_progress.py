@@ -31,6 +31,9 @@ class MachineWorkers(BaseModel):
     machine: str  # its address
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.count} on {self.machine}"
+
 
 class JobProgress(BaseModel):
     """What one log record reports, or the newest value of everything that a job has reported. None: not reported.
@@ -98,5 +101,5 @@ def log_workers(machines: Sequence[str], restarts: int) -> None:
         restarts: times that workers of this job were started again.
     """
     workers = [MachineWorkers(machine=machine, count=count) for machine, count in sorted(Counter(machines).items())]
-    placed = ", ".join(f"{part.count} on {part.machine}" for part in workers)
+    placed = ", ".join(map(str, workers))
     log.info("Workers: %s.", placed, extra=reported(JobProgress(workers=workers, restarts=restarts)))

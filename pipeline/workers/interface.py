@@ -8,6 +8,9 @@ import psutil
 
 from pipeline.errors import UserError
 
+GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+"""Variables from which gloo and NCCL take the name of the interface."""
+
 OUTSIDE = "192.0.2.1"  # an address of documentation (RFC 5737): the system's route to it is the route to anywhere
 
 

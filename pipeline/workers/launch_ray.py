@@ -1,4 +1,6 @@
-"""The Ray launcher: the same body on the workers of a Ray Train group. The only file that imports ray.train.
+"""The Ray launcher: the same body on the workers of a Ray Train group.
+
+Here and in `failures.py` are the only imports of ray.train.
 
 The driver decides how many workers start. When one of them has died, when their machine is taken away, or when there is
 room for more, it starts them again, and they resume from a checkpoint in the run's folder.
@@ -29,7 +31,7 @@ from pipeline.job_progress import log_workers
 from pipeline.secret_files import check_secrets
 from pipeline.workers import network
 from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
-from pipeline.workers.driver_channel import Driver, join_channel, open_channel
+from pipeline.workers.driver_channel import Driver, GroupReport, join_channel, open_channel
 from pipeline.workers.failures import describe_failure, final_error
 from pipeline.workers.worker import Worker, backend, this_worker
 
@@ -140,7 +142,7 @@ def worker_demand(experiment: Experiment, fewest: int, most: int) -> tuple[str, 
 
 def run_group(
     start: Start, demand: WorkerDemand, count: int, driver: Driver, scratch: str
-) -> tuple[Outcome | TrainingFailedError, Any]:
+) -> tuple[Outcome | TrainingFailedError, GroupReport]:
     """Runs one start of the workers to its end; returns the first worker's outcome or the failure, and the report."""
     trainer = DataParallelTrainer(
         run_worker,

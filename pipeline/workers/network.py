@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from pipeline.errors import UserError
-from pipeline.workers.interface import interface_of
+from pipeline.workers.interface import GLOO_INTERFACE, NCCL_INTERFACE, interface_of
 
 CONNECT_S = 15  # longest wait for a connection to another machine
 AGREE_S = 45  # longest wait for what the other workers have found
@@ -24,11 +24,11 @@ class UnreachableError(UserError):
 
 def use_interface(address: str) -> None:
     """Makes gloo and NCCL use the interface that has an address. Variables that a user has set are kept."""
-    if "GLOO_SOCKET_IFNAME" in os.environ and "NCCL_SOCKET_IFNAME" in os.environ:
+    if GLOO_INTERFACE in os.environ and NCCL_INTERFACE in os.environ:
         return
     name = interface_of(address)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # with `=`, only the interface of exactly this name
+    os.environ.setdefault(GLOO_INTERFACE, name)
+    os.environ.setdefault(NCCL_INTERFACE, f"={name}")  # with `=`, only the interface of exactly this name
 
 
 def listen_on(address: str) -> socket.socket:
