@@ -5,10 +5,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -48,14 +51,25 @@ def connect(num_cpus: int | None = None) -> None:
     if ray.is_initialized():
         export_progress()
         return
+    handler = signal.getsignal(signal.SIGTERM)
     if address == "local":
         start_private_ray(num_cpus)
         outcome = "started one for this run"
     else:
         join_cluster(address)
         outcome = f"joined the cluster at {address}"
+    keep_sigterm(handler)
     export_progress()
     log.info("Ray: %s, with %d CPUs.", outcome, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def keep_sigterm(handler: Any) -> None:
+    """Gives SIGTERM back to the handler that this process had, or else to the one that Ray has set in Python.
+
+    Ray also sets a native one, which prints the stack of the process and sometimes aborts it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler if callable(handler) else signal.getsignal(signal.SIGTERM))
 
 
 def join_cluster(address: str) -> None:

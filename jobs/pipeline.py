@@ -1,7 +1,6 @@
 """`manygate pipeline`: logs to report in one job, which skips what is done and continues where it was interrupted."""
 
 import signal
-import sys
 
 from cluster.connect import connect
 from jobs import evaluate, report, train
@@ -16,7 +15,7 @@ from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
 from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.training.windows import training_ending
 from pipeline.workers.launch import Workers, is_torchrun
-from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError, on_sigterm
+from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError, exit_on_sigterm
 
 STAGES = ("preprocessing", "training", "evaluation", "report")
 
@@ -29,8 +28,8 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
     if split is not None and split not in names:
         raise UserError(f"--split {split}: the experiment has no such split in logs.splits; it has {', '.join(names)}.")
     split = split or next((name for name in ("test", "valid") if name in names), None)
-    try:
-        with on_sigterm(lambda: sys.exit(signal.SIGTERM)):  # as Ray's own handler does in a driver
+    with exit_on_sigterm() as stop:
+        try:
             manifest = make_table(experiment)
             if train_model(experiment, manifest, launcher, workers) != 0:
                 return interrupted()
@@ -40,12 +39,12 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
                 choice = CheckpointChoice.parse(checkpoint) if checkpoint else default_choice(experiment)
                 evaluate_split(experiment, manifest, choice, split, launcher, workers)
             write_page(experiment)
-    except SystemExit as request:  # also of Ray's handler, which replaces ours
-        if request.code != signal.SIGTERM:
-            raise
-        return interrupted()
-    except InterruptedRunError:
-        return interrupted()
+        except SystemExit as request:  # of ours; or, while Ray starts, of its own
+            if not stop.is_for_good and request.code != signal.SIGTERM:
+                raise
+            return interrupted()
+        except InterruptedRunError:
+            return interrupted()
     return 0
 
 

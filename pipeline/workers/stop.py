@@ -1,6 +1,7 @@
 """Requests to stop a run: for good, or to start its workers again."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,3 +59,16 @@ def on_sigterm(action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[StopSignal]:
+    """While the block runs, SIGTERM raises SystemExit. The request to stop that the block gets remembers it."""
+    stop = StopSignal()
+
+    def leave() -> None:
+        stop.request()
+        sys.exit(signal.SIGTERM)
+
+    with on_sigterm(leave):
+        yield stop

@@ -148,6 +148,23 @@ def commands_of_all_processes() -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_sigterm_reaches_the_handler_of_this_process_or_ends_it(own: bool, tmp_path: Path) -> None:
+    """While it waits for Ray, too; and without the stack trace of Ray's native handler, which sometimes aborts."""
+    code = CONNECT + (
+        "import os, signal, threading\n"
+        "threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "forever = ray.remote(lambda: __import__('threading').Event().wait())\n"
+        "ray.wait([forever.remote()])\n"
+    )
+    if own:
+        code = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n" + code
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_ADDRESS": "local"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "Ray: started" in done.stderr and "SIGTERM received" not in done.stdout + done.stderr
+    assert done.returncode == 75 if own else done.returncode in (1, signal.SIGTERM)
+
+
 def test_no_folder_for_ray_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     monkeypatch.setattr(ray_folder, "FALLBACK", f"{tmp_path}/none")
