@@ -1,9 +1,9 @@
 """The commands and their flags, as a parser."""
 
 import argparse
-from functools import partial
 
-from jobs.argument_types import pair, positive, size, worker_count
+from jobs.argument_types import positive, size, worker_count
+from jobs.repeated_flags import add_compare_flags, add_submit_flags
 
 COMMANDS = {
     "doctor": "check versions, devices and the cluster, and print what to install",
@@ -75,29 +75,3 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("submit", "status", "logs", "stop"):
         sub[name].add_argument("--address", metavar="URL", help="Ray's dashboard (default: the local head)")
     return parser
-
-
-def add_submit_flags(parser: argparse.ArgumentParser) -> None:
-    for flag, metavar, summary in (
-        ("--env", "NAME=VALUE", "environment variable of the job, shown in the cluster's dashboard; not for secrets"),
-        ("--secret", "NAME=FILE", "variable that each process of the job reads from a file of the cluster's machines"),
-        ("--include", "PATH", "send this file or folder although git ignores it or its name looks private"),
-    ):
-        parser.add_argument(flag, action="append", default=[], metavar=metavar, help=f"{summary}; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-
-
-def add_compare_flags(parser: argparse.ArgumentParser) -> None:
-    """Models go into one list of (flag, text), in the given order: the first is the baseline."""
-    for flag, metavar, summary in (
-        ("--trunks", "KIND,KIND", "the experiment with each of these trunks"),
-        ("--variant", "'NAME: key=value key=value'", "the experiment with these keys; may be given several times"),
-    ):
-        parser.add_argument(
-            flag, dest="models", action="append", type=partial(pair, flag), default=[], metavar=metavar, help=summary
-        )
-    parser.add_argument(
-        "--seeds", default="0,1,2", metavar="K,K", help="train each model once per seed (default 0,1,2)"
-    )
-    parser.add_argument("--reference", action="store_true", help="also train a model for each scenario and task alone")
-    parser.add_argument("--split", default="test", help="split of the feature table (default test)")
