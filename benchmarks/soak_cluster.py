@@ -98,7 +98,7 @@ class Round:
         here = {
             number: machine
             for number, machine in self.cluster.machines.items()
-            if machine.is_up() and machine is not self.cluster.head and number not in self.leaving
+            if self.cluster.has(machine) and machine is not self.cluster.head and number not in self.leaving
         }
         absent = [number for number in (*CPUS, *SPARE) if number not in here and number not in self.leaving]
         kinds = ["added"] if absent else []

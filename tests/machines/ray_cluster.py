@@ -160,7 +160,12 @@ class RayCluster:
 
     def _is_node_up(self, machine: Machine | None) -> bool:
         assert machine is not None and machine.is_up(), self.describe()
-        return any(node.is_alive and node.name == self._node_names[machine] for node in self.nodes())
+        return self.has(machine)
+
+    def has(self, machine: Machine) -> bool:
+        """Whether a machine is up and the head has not given it up, as it does after a long pause."""
+        names = {node.name for node in self.nodes() if node.is_alive}
+        return machine.is_up() and self._node_names[machine] in names
 
     def nodes(self) -> list[Node]:
         """The machines that the head knows; none while it does not answer."""

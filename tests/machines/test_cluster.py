@@ -67,9 +67,10 @@ def test_a_pipeline_survives_machines_that_are_lost_join_and_are_drained(
     assert_as_undisturbed(alone, records, results["metrics.jsonl"])
 
 
-def test_the_same_command_continues_on_a_new_head(
+def test_the_same_command_continues_on_a_new_head_and_waits_for_its_machines(
     table: str, cluster: RayCluster, project: Path, store: ObjectStore, alone: Alone
 ) -> None:
+    """As on a cluster with an autoscaler, which has too few machines at first."""
     cluster.ensure(THREE_AND_ONE)
     arguments = ("train", FILE, "--workers", "2", "name=headless", f"table.path={table}")
     cluster.hold(25)
@@ -82,8 +83,10 @@ def test_the_same_command_continues_on_a_new_head(
 
     cluster.lose_all()  # Ray would survive its head for minutes: its connections are silent, not closed
     cluster.release()
-    cluster.ensure(THREE_AND_ONE)
+    cluster.ensure({3: 1})
     command = cluster.submit(project, *arguments)
+    command.until_printed("Waiting for machines: 2 workers need 2 CPU; the cluster has room for 1.")
+    cluster.add(2, THREE_AND_ONE[2])
     assert command.end(COMMAND_S) == 0, command.output()
     assert "Resumed from" in command.output()
     records = cluster.records_of("headless")

@@ -25,6 +25,11 @@ count_unit, transform_unit = fit.count_unit, commit.transform_unit
 ADVICE = "set cluster.memory_per_task, .*use fewer CPUs"
 
 
+@pytest.fixture(autouse=True)
+def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "RETRIES", 1)
+
+
 def end(how: str) -> None:
     """Ends this process, or raises, as a reader may."""
     match how:
