@@ -135,7 +135,7 @@ def main() -> None:
         measure(worker, experiment, args.rows)
 
     device = experiment.training.device
-    run_without_ray(body, None, device)
+    run_without_ray(body, device)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def measure(full: bool) -> dict[str, Any]:
             }
             found["sequences_ms"] = times(worker, {"none": {}, "three, din": {"sequences": 3}})
 
-    run_without_ray(body, None, "auto")
+    run_without_ray(body, "auto")
     least, most = str(SCENARIOS[0]), str(SCENARIOS[-1])
     # MMoE has no parts for each scenario; the other trunks do.
     growing = [found["scenarios_ms"][trunk] for trunk in TRUNKS if trunk != "mmoe"]

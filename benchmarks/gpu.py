@@ -60,7 +60,7 @@ def by_batch(folder: Path, precision: str, batch: int) -> dict[str, Any]:
         found["disk"] = rate(choose_step("pipelined", model, worker.device), endless, batch)
         found["limit"] = limit(precision)
 
-    run_without_ray(body, None, "cuda")
+    run_without_ray(body, "cuda")
     return found
 
 

@@ -98,7 +98,7 @@ def main() -> None:
     def body(worker: Worker) -> None:
         measure(worker, experiment)
 
-    run_without_ray(body, None, experiment.training.device)
+    run_without_ray(body, experiment.training.device)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def main() -> None:
         BODIES[arguments.what](worker, made, turns, arguments.steps)
 
     try:
-        run_without_ray(body, None, "auto")
+        run_without_ray(body, "auto")
     except Over:
         sys.exit(0)
 

@@ -56,7 +56,7 @@ def embedding_rate(rows: int) -> int:
             step()
         rates.append(round(STEPS * workload.BATCH / (time.perf_counter() - start)))
 
-    run_without_ray(body, None, "auto")
+    run_without_ray(body, "auto")
     return rates[0]
 
 

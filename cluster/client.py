@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster import local_head, tokens
-from cluster.connect import reachable
-from cluster.job_state import describe_waiting, lost_head
+from cluster.addresses import dashboard_url, host_and_port, is_same, reachable, unreachable, without_proxy
+from cluster.job_state import REASON_CHARACTERS, describe_waiting, lost_head
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ STOP_WAIT_S = 600
 
 
 def open_client(address: str | None) -> "JobSubmissionClient":
-    """Opens a client of the job server at an address such as http://HEAD:8265.
+    """Opens a client of the job server at an address such as http://HEAD:8265, see `dashboard_url`.
 
     Without an address, the job server is that of the head that was started on this machine.
 
@@ -35,29 +35,30 @@ def open_client(address: str | None) -> "JobSubmissionClient":
         UserError: there is no address and no head, nothing answers, the server is not Ray, or it refuses the token.
     """
     head = local_head.running()
-    address = address or (head.dashboard if head else None)
+    if address is None and head is not None:
+        address = head.dashboard
     if address is None:
         raise UserError(
             "No cluster is given. Add --address http://HEAD:8265, or start a cluster on this machine: "
             "python -m cluster.local_head start"
         )
-    url = address if "://" in address else f"http://{address}"
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"--address {address}: expected the URL of Ray's dashboard, such as http://HEAD:8265.")
-    if not reachable(url):
-        raise UserError(
-            f"Nothing answers at {url}. Check that the cluster is running, that its dashboard uses this port, "
-            "and that the port is open."
-        )
-    if head is not None and url == head.dashboard:
+    url = dashboard_url(address)
+    if head is not None and is_same(url, head.dashboard):
+        url = head.dashboard
         tokens.use_token()
+    if not reachable(url):
+        raise UserError(unreachable(url))
+    os.environ.update(without_proxy(host_and_port(url)[0]))
     # Either of these variables would override the address that we pass to Ray.
     with without_variables("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"), readable_errors(url):
         from ray.job_submission import JobSubmissionClient
 
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-        return JobSubmissionClient(url)
+        try:
+            return JobSubmissionClient(url)
+        except (KeyError, TypeError) as error:  # it has answered with JSON of another form
+            raise UserError(f"The server at {url} is not a Ray dashboard: its version is missing.") from error
 
 
 @contextlib.contextmanager
@@ -85,13 +86,29 @@ def readable_errors(url: str, job: str | None = None) -> Iterator[None]:
             f"or {tokens.TOKEN_PATH} to the cluster's token."
         ) from error
     except (RequestException, ConnectionError) as error:
-        raise UserError(f"The server at {url} is not a Ray dashboard, or the connection failed: {error}") from error
+        if not reachable(url):
+            raise UserError(unreachable(url)) from error
+        raise UserError(
+            f"The server at {url} is not a Ray dashboard, or the connection failed: {first_cause(error)}."
+        ) from error
     except RuntimeError as error:
+        if "Version check returned 404" in str(error):
+            raise UserError(
+                f"The server at {url} is not a Ray dashboard: expected the URL that a browser shows for the dashboard, "
+                "without the # and what follows it."
+            ) from error
         if job is not None and "404" in str(error):
             raise UserError(
                 f"No job is called {job!r} at {url}. To list the jobs: manygate status --address {url}"
             ) from error
         raise UserError(f"Error from the cluster at {url}: {str(error).strip()}") from error
+
+
+def first_cause(error: BaseException) -> str:
+    """The text of the first of the errors that led to this one. Libraries put long texts around it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split()).rstrip(".")[:REASON_CHARACTERS] or type(error).__name__
 
 
 def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 
 from cluster import local_head, tokens
+from cluster.addresses import cluster_address, is_same, reachable, without_proxy
 from cluster.ray_folder import delete_ray_folder, make_ray_folder, ray_files
 from manygate_guard import find_foreign_package
 from pipeline import machine
@@ -35,13 +35,15 @@ def connect(num_cpus: int | None = None) -> None:
         num_cpus: CPUs of a private Ray, by default all. Not used for an existing cluster.
 
     Raises:
-        UserError: the cluster cannot be joined, or workers would import other packages in place of Manygate's.
+        UserError: RAY_ADDRESS has another form, the cluster cannot be joined, or workers would import other packages in
+            place of Manygate's.
     """
     if foreign := find_foreign_package(Path.cwd()):
         raise UserError(f"On Ray's workers, which look in the current folder first, {foreign}")
     head = local_head.running()
-    address = os.environ.get("RAY_ADDRESS") or (head.address if head else "local")
-    if address == "local" or (head is not None and address == head.address):
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    address = cluster_address(named) if named else head.address if head else "local"
+    if address == "local" or (head is not None and is_same(address, head.address)):
         keep_to_loopback()
         tokens.use_token()
     import ray
@@ -88,16 +90,6 @@ def join_cluster(address: str) -> None:
                 f"Set {tokens.MODE}=token, and {tokens.TOKEN} or {tokens.TOKEN_PATH} to the cluster's token."
             ) from error
         raise UserError(f"Cannot join the Ray cluster at {address}: {str(error).strip()}. {advice}") from error
-
-
-def reachable(address: str) -> bool:
-    """Whether a server listens at `host:port`, with or without a scheme. Ray itself needs over a minute to find out."""
-    host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def start_private_ray(num_cpus: int | None) -> None:
@@ -151,7 +143,8 @@ def describe_failed_start(error: Exception, folder: Path, seconds: float) -> str
     reason = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
     start = f"Ray did not start on this machine (after {seconds:.0f} s): {reason.rstrip('.')}."
     if "AF_UNIX" in reason:
-        return f"{start} Unset RAY_TMPDIR, or set it to a folder with a shorter path."
+        variable = "Unset RAY_TMPDIR, or set it" if os.environ.get("RAY_TMPDIR") else "Set TMPDIR"
+        return f"{start} {variable} to a folder with a shorter path."
     if isinstance(error, OSError):
         return f"{start} Ray needs a folder that it may write to, with room: set TMPDIR, or RAY_TMPDIR if it is set."
     load, cpus = os.getloadavg()[0], machine.cpus().amount
@@ -166,7 +159,7 @@ def describe_failed_start(error: Exception, folder: Path, seconds: float) -> str
 
 def keep_to_loopback() -> None:
     """Makes Ray use 127.0.0.1 without replacing it, in this process and in the processes that it starts."""
-    os.environ.update(local_head.LOOPBACK_ONLY)
+    os.environ.update(local_head.LOOPBACK_ONLY | without_proxy("127.0.0.1"))
     if "ray" in sys.modules:  # Ray has already read the variable
         from ray._private import ray_constants
 

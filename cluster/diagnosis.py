@@ -15,7 +15,7 @@ import psutil
 
 from cluster import local_head, tokens, versions
 from cluster.accelerator import find_accelerator
-from cluster.connect import reachable
+from cluster.addresses import cluster_address, reachable
 from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.sizes import in_bytes
@@ -198,8 +198,11 @@ def network(name: str | None = None) -> Finding:
 def ray_cluster() -> Finding:
     """The cluster that a job would join."""
     head = local_head.running()
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address not in ("auto", "local"):
+    try:
+        address = cluster_address(os.environ.get("RAY_ADDRESS", "").strip() or "auto")
+    except UserError as error:
+        return Finding(f"Ray cluster: {error}", "unset RAY_ADDRESS, or set it as written there")
+    if address not in ("auto", "local"):
         if reachable(address):
             return Finding(f"Ray cluster: something answers at {address} (RAY_ADDRESS)")
         return Finding(f"Ray cluster: nothing answers at {address} (RAY_ADDRESS)", "unset RAY_ADDRESS")

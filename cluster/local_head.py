@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import tokens
+from cluster.addresses import without_proxy
 from cluster.ray_folder import delete_ray_folder, make_ray_folder, ray_files
 from pipeline.errors import UserError
 
@@ -105,7 +106,8 @@ def launch_head(command: list[str], log: Path, temporary: Path) -> subprocess.Po
         temporary: TMPDIR of Ray's processes: Python's own sockets are there.
     """
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(temporary)} | LOOPBACK_ONLY
+    environment |= {tokens.MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(temporary)}
+    environment |= LOOPBACK_ONLY | without_proxy("127.0.0.1")
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     with log.open("wb") as stream:
         return subprocess.Popen(  # noqa: S603 - our own command
@@ -126,8 +128,9 @@ def wait_until_up(head: Head, process: subprocess.Popen[bytes], token: str, log:
 def answers(head: Head, token: str) -> bool:
     """Whether the head accepts requests with this token."""
     url, headers = f"{head.dashboard}/api/version", {"Authorization": f"Bearer {token}"}
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as response:  # noqa: S310
+        with direct.open(urllib.request.Request(url, headers=headers), timeout=5) as response:  # noqa: S310
             return bool(response.status == 200)
     except OSError:
         return False

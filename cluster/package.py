@@ -34,6 +34,23 @@ class Package:
     private: list[str]  # files and folders, with the number of files in a folder
     links: list[str]  # symbolic links to folders, to nothing, or to something outside the package
     ignored: list[str]  # files and folders that git ignores
+    outputs: tuple[str, ...]  # folders that runs write to, which are not sent
+    included: tuple[str, ...]  # see `make_package`
+
+    def including(self, paths: Sequence[str]) -> "Package":
+        """This package with more files and folders."""
+        return make_package(self.folder, self.outputs, (*self.included, *paths))
+
+    def why_missing(self, name: str) -> str:
+        """Why a file of the folder is not in the package, to follow "because"."""
+        path = PurePosixPath(name)
+        if any((self.folder / part).is_symlink() for part in (path, *path.parents)):
+            return "symbolic links to folders, or to what is not sent, are not followed"
+        if any(path.is_relative_to(output) for output in (*OUTPUTS, *self.outputs)):
+            return "runs write to that folder"
+        if private_part(path) is not None or has_private_content(self.folder / path):
+            return "it looks private"
+        return "it belongs to this machine" if is_own(path) else "git ignores it"
 
     @property
     def bytes(self) -> int:
@@ -108,7 +125,7 @@ def make_package(folder: Path, outputs: Sequence[str] = (), include: Sequence[st
     ignored = [
         name for name in _ignored(folder) if not any(f"{file}/".startswith(f"{name.rstrip('/')}/") for file in files)
     ]
-    return Package(folder, dict(sorted(files.items())), shown, sorted(links), ignored)
+    return Package(folder, dict(sorted(files.items())), shown, sorted(links), ignored, tuple(outputs), tuple(include))
 
 
 def is_own(path: PurePosixPath) -> bool:
@@ -132,7 +149,7 @@ def _include(text: str, folder: Path, files: dict[str, Path], private: Counter[s
         files[name] = chosen.resolve()
         private.pop(name, None)
         return
-    for below in _walk(chosen):
+    for below in walk(chosen):
         path, name = PurePosixPath(below), (chosen / below).relative_to(folder).as_posix()
         if private_part(path) is not None:
             private[name] += 1
@@ -154,7 +171,7 @@ def _listed(folder: Path) -> list[str]:
     """Names of the files that git tracks or does not ignore; without git, of all files."""
     text = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if text is None:
-        return sorted(_walk(folder))
+        return sorted(walk(folder))
     names = []
     for name in dict.fromkeys(text.split("\0")[:-1]):
         if (folder / name).is_dir() and not (folder / name).is_symlink():  # a repository inside this one
@@ -192,7 +209,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     raise UserError(f"git cannot list the files of {folder}: {message}")
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Names of all files below a folder, and of links to folders, which are not followed."""
     for parent, folders, names in os.walk(folder):
         here = Path(parent).relative_to(folder)

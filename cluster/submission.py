@@ -13,11 +13,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cluster.client import STOP_WAIT_S, readable_errors
+from cluster.needed_files import (
+    check_is_inside,
+    is_relative,
+    misplaced_secrets,
+    missing_experiment,
+    missing_files,
+    notes_on_secrets,
+)
 from cluster.package import Package, make_package
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.errors import UserError
 from pipeline.secret_files import READ_IN_WORKER, SECRET_FILES
 from pipeline.storage import absolute
+from pipeline.workers.worker_count import check_workers
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
 JOBS = ("pipeline", "preprocess", "train", "evaluate", "predict", "compare", "report")
 READ_LOGS = ("pipeline", "preprocess", "compare")
+ON_RAY = ("train", "compare", "pipeline")  # unless another launcher is named
 NOT_FLAGS = {"command", "experiment", "overrides", "debug"}
 
 
@@ -38,6 +48,18 @@ class Submission:
     package: Package
     variables: Mapping[str, str]  # plain values
     secret_files: Mapping[str, str]  # name of a variable -> path on the cluster's machines
+    shared: Sequence[str] = ()  # folders and checkpoints of this machine's paths, which the cluster must share
+    mistakes: Sequence[str] = ()  # one sentence for each reason why the job could not run
+
+    def check(self) -> None:
+        """Raises UserError if the job could not run."""
+        if self.mistakes:
+            raise UserError("\n".join(self.mistakes))
+
+    def notes(self) -> list[str]:
+        """Sentences that say what the cluster's machines must have."""
+        shared = f"The cluster reads and writes {', '.join(self.shared)}: all its machines must share these paths."
+        return [*([shared] if self.shared else []), *notes_on_secrets(self.secret_files, self.package)]
 
     def describe(self) -> str:
         """The package, the command, the id and the names of the variables."""
@@ -47,6 +69,7 @@ class Submission:
         if self.secret_files:
             read = ", ".join(f"{name} from {file}" for name, file in self.secret_files.items())
             lines.append(f"secrets, read on each machine: {read}")
+        lines += self.notes()
         return "\n".join(lines)
 
 
@@ -58,7 +81,7 @@ def prepare(
     variables: Mapping[str, str],
     secret_files: Mapping[str, str],
 ) -> Submission:
-    """Decides what is sent, without a cluster.
+    """Decides what is sent, without a cluster. A file that the job needs and that is not sent is a mistake in it.
 
     Args:
         job: the parsed command line of the job, as `jobs.cli` would run it on this machine.
@@ -69,7 +92,7 @@ def prepare(
         secret_files: paths on the cluster's machines, by the variable that gets the file's content.
 
     Raises:
-        UserError: the folder is not a project, or a file that the job needs would not be sent.
+        UserError: the folder is not a project, the experiment file is outside it, or the workers do not fit the lanes.
     """
     outputs = [path for path in (experiment.output, experiment.table.path) if path is not None and is_relative(path)]
     package = make_package(folder, outputs, include)
@@ -78,11 +101,15 @@ def prepare(
             f"{folder} is not the project's folder: there is no jobs/cli.py in it that could be sent. Run this command "
             "in the folder that contains jobs/, pipeline/ and your experiment."
         )
-    file = file_in_package(job.experiment, package)
+    file = check_is_inside(job.experiment, package.folder)
+    if "workers" in job:
+        launcher = job.launcher or ("ray" if job.command in ON_RAY else "local")
+        check_workers(launcher, job.workers, experiment.table.lanes)
+    mistakes = [*missing_experiment(job.experiment, package), *misplaced_secrets(secret_files, package)]
     if job.command in READ_LOGS:
-        check_logs_are_sent(experiment, package)
-    command = shlex.join(entrypoint(job, file, experiment))
-    return Submission(new_id(experiment.name, job.command), command, package, variables, secret_files)
+        mistakes += missing_files(experiment, package)
+    name, command = new_id(experiment.name, job.command), shlex.join(entrypoint(job, file, experiment))
+    return Submission(name, command, package, variables, secret_files, shared_paths(job, experiment), mistakes)
 
 
 def send(client: "JobSubmissionClient", submission: Submission) -> None:
@@ -111,67 +138,20 @@ def new_id(name: str, command: str) -> str:
     return f"{readable}-{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
-def is_relative(path: str) -> bool:
-    """Whether a path depends on the working folder: it is no URI, not absolute, and not in the home folder."""
-    return "://" not in path and not path.startswith(("/", "~"))
-
-
-def check_is_inside(path: str, folder: Path) -> str:
-    """The path of the experiment file inside the folder that is sent; a file outside it is an error."""
-    file = (folder / path).absolute()
-    try:
-        return file.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        raise UserError(
-            f"{path} is outside {folder}, the folder that is sent. Run this command in the project's folder."
-        ) from None
-
-
-def file_in_package(path: str, package: Package) -> str:
-    """The name of the experiment file in the package.
-
-    Raises:
-        UserError: it is outside the folder, or would not be sent.
-    """
-    name = check_is_inside(path, package.folder)
-    if name not in package.files:
-        raise UserError(
-            f"{path} is not sent, because git ignores it or because it looks private: add --include {path} to send it."
-        )
-    return name
-
-
-def check_logs_are_sent(experiment: "Experiment", package: Package) -> None:
-    """Checks that the package contains the logs and side tables that the experiment names by relative paths.
-
-    Raises:
-        UserError: a part of them would not be sent.
-    """
-    paths = {"logs.path": experiment.logs.path}
-    paths |= {f"logs.joins.{i}.path": join.path for i, join in enumerate(experiment.logs.joins)}
-    advice = "a URI or an absolute path that the cluster's machines can read"
-    for key, path in paths.items():
-        if not is_relative(path):
-            continue
-        source = (package.folder / path).resolve()
-        if not source.exists() or not source.is_relative_to(package.folder):
-            where = "does not exist in" if not source.exists() else "is outside"
-            raise UserError(f"{key}: {path} {where} {package.folder}, so it is not sent. Use {advice}.")
-        below = [source] if source.is_file() else [f for f in source.rglob("[!._]*") if f.is_file()]
-        missing = [f for f in below if f.relative_to(package.folder).as_posix() not in package.files]
-        if missing:
-            raise UserError(
-                f"{key}: {len(missing)} of {len(below)} files of {path} are not sent, because git ignores them or they "
-                f"look private, for example {missing[0].relative_to(package.folder)}. Add --include {path} to send "
-                f"them, or use {advice}."
-            )
+def shared_paths(job: argparse.Namespace, experiment: "Experiment") -> list[str]:
+    """The absolute paths of what the job reads and writes at relative paths, outside the package."""
+    flags = vars(job)
+    given = [experiment.output, experiment.table.path, flags.get("output")]
+    named = [flags[name] for name in ("resume", "checkpoint") if flags.get(name)]
+    given += [text for text in named if CheckpointChoice.parse(text).word is None]
+    return list(dict.fromkeys(absolute(path) for path in given if path and path != absolute(path)))
 
 
 def entrypoint(job: argparse.Namespace, file: str, experiment: "Experiment") -> list[str]:
     """The command that the cluster runs. Paths become absolute, because the job's working folder is temporary."""
     command = ["python", "-m", "jobs.cli", job.command, file]
     for name, value in vars(job).items():
-        if name == "launcher" and value is None and job.command in ("train", "compare", "pipeline"):
+        if name == "launcher" and value is None and job.command in ON_RAY:
             value = "ray"
         if name == "log_format" and value is None:  # `manygate status` reads the records
             value = "json"

@@ -11,8 +11,9 @@ from pipeline.preprocess.run_table import make_run_table
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import read_table
 from pipeline.table_folder import MANIFEST
-from pipeline.workers.launch import Launcher, Workers, is_torchrun
+from pipeline.workers.launch import Launcher, is_torchrun
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.worker_count import Workers
 
 
 def run(
@@ -35,6 +36,7 @@ def run(
     if is_torchrun():
         raise UserError("compare starts its runs itself: use --launcher ray --workers N in place of torchrun.")
     on_workers = Launcher(launcher, workers, connect)
+    on_workers.check(experiment.table.lanes)
     text = compare_models(experiment, models, seeds, with_reference, split, on_workers, prepare_table)
     if text is None:
         return INTERRUPTED_EXIT_CODE

@@ -3,9 +3,9 @@
 import signal
 
 from cluster.connect import connect
-from jobs import evaluate, report, train
+from jobs import evaluate, report
 from pipeline import storage
-from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.checkpoint.choice import AUTO, CheckpointChoice
 from pipeline.checkpoint.format import find_checkpoint
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
@@ -13,9 +13,11 @@ from pipeline.preprocess.run_table import make_run_table
 from pipeline.report.page import is_report_current
 from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
 from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.training.run import train
 from pipeline.training.windows import training_ending
-from pipeline.workers.launch import Workers, is_torchrun
+from pipeline.workers.launch import Launcher, is_torchrun
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, InterruptedRunError, exit_on_sigterm
+from pipeline.workers.worker_count import Workers
 
 STAGES = ("preprocessing", "training", "evaluation", "report")
 
@@ -29,21 +31,23 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
         raise UserError(f"--split {split}: the experiment has no such split in logs.splits; it has {', '.join(names)}.")
     split = split or next((name for name in ("test", "valid") if name in names), None)
     with exit_on_sigterm() as stop:
+        on_workers = Launcher(launcher, workers, connect, stop)
+        on_workers.check(experiment.table.lanes)
         try:
             manifest = make_table(experiment)
-            if train_model(experiment, manifest, launcher, workers) != 0:
-                return interrupted()
+            stop.check()
+            train_model(experiment, manifest, on_workers)
+            stop.check()
             if split is None:
                 say("evaluation", "none, because logs.splits has neither test nor valid")
             else:
                 choice = CheckpointChoice.parse(checkpoint) if checkpoint else default_choice(experiment)
-                evaluate_split(experiment, manifest, choice, split, launcher, workers)
+                evaluate_split(experiment, manifest, choice, split, on_workers)
+            stop.check()  # Ray's workers finish an evaluation
             write_page(experiment)
-        except SystemExit as request:  # of ours; or, while Ray starts, of its own
-            if not stop.is_for_good and request.code != signal.SIGTERM:
+        except (SystemExit, InterruptedRunError) as request:  # a SystemExit of ours; or, while Ray starts, of its own
+            if isinstance(request, SystemExit) and not stop.is_for_good and request.code != signal.SIGTERM:
                 raise
-            return interrupted()
-        except InterruptedRunError:
             return interrupted()
     return 0
 
@@ -65,16 +69,15 @@ def make_table(experiment: Experiment) -> Manifest:
     return manifest
 
 
-def train_model(experiment: Experiment, manifest: Manifest, launcher: str, workers: Workers) -> int:
+def train_model(experiment: Experiment, manifest: Manifest, launcher: Launcher) -> None:
     ending = training_ending(experiment, manifest)
     say("training", "started" if ending is None else f"done already, {ending}")
-    if ending is not None:
-        return 0
-    return train.run(experiment, launcher=launcher, workers=workers, resume="auto")
+    if ending is None and train(experiment, launcher, AUTO) == "interrupted":
+        raise InterruptedRunError
 
 
 def evaluate_split(
-    experiment: Experiment, manifest: Manifest, choice: CheckpointChoice, split: str, launcher: str, workers: Workers
+    experiment: Experiment, manifest: Manifest, choice: CheckpointChoice, split: str, launcher: Launcher
 ) -> None:
     saved = find_checkpoint(experiment.checkpoint_folder, choice)
     what = f"the checkpoint {choice} on the split {split}"
@@ -82,14 +85,13 @@ def evaluate_split(
         say("evaluation", f"done already, {what}")
         return
     say("evaluation", f"started, {what}")
-    evaluate.run(experiment, str(choice), split, launcher=launcher, workers=workers)
+    evaluate.run_on(launcher, experiment, str(choice), split)
 
 
 def write_page(experiment: Experiment) -> None:
-    if is_report_current(experiment.folder):
-        say("report", "done already")
-    else:
-        say("report", "started")
+    is_done = is_report_current(experiment.folder)
+    say("report", "done already" if is_done else "started")
+    if not is_done:
         report.run(experiment)
 
 

@@ -8,7 +8,8 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.scoring.prediction_files import clear_unfinished, predict_on_worker
 from pipeline.table.settings import read_table
-from pipeline.workers.launch import Launcher, Workers
+from pipeline.workers.launch import Launcher
+from pipeline.workers.worker_count import Workers
 
 
 def run(experiment: Experiment, checkpoint: str, split: str, output: str, launcher: str, workers: Workers) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cluster import job_variables, submission
 from cluster.client import open_client
+from cluster.needed_files import check_is_inside
 from jobs.submitted import watch
 from pipeline.config.load import load_experiment
 from pipeline.errors import UserError
-from pipeline.storage import absolute
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +36,17 @@ def run(
     if job.command not in submission.JOBS:
         raise UserError(f"{job.command} is not a job that a cluster can run; these are: {', '.join(submission.JOBS)}.")
     folder = Path.cwd()
-    experiment = load_experiment(folder / submission.check_is_inside(job.experiment, folder), job.overrides)
+    experiment = load_experiment(folder / check_is_inside(job.experiment, folder), job.overrides)
     variables, files = job_variables.plain_variables(env), job_variables.secret_files(secret)
     sent = submission.prepare(job, experiment, folder, include, variables, files)
     if dry_run:
         print(sent.describe())
+    sent.check()
+    if dry_run:
         return 0
     client = open_client(address)
-    for line in sent.package.left_out():
+    for line in (*sent.package.left_out(), *sent.notes()):
         log.info(line)
-    output = absolute(experiment.output)
-    if experiment.output != output:
-        log.info("The cluster writes to %s: it must be a folder that all its machines share.", output)
     submission.send(client, sent)
     url = client.get_address()
     log.info("Sent %s as %s: %d files.", job.command, sent.id, len(sent.package.files))

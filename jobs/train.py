@@ -4,8 +4,9 @@ from cluster.connect import connect
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.experiment import Experiment
 from pipeline.training.run import train
-from pipeline.workers.launch import Launcher, Workers
+from pipeline.workers.launch import Launcher
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE
+from pipeline.workers.worker_count import Workers
 
 
 def run(experiment: Experiment, launcher: str, workers: Workers, resume: str) -> int:

@@ -120,16 +120,25 @@ def find_checkpoint(folder: str, which: CheckpointChoice) -> Checkpoint | None:
     complete = complete_checkpoints(folder)
     if which == LATEST or not complete:
         return complete[-1] if complete else None
-    best = complete[-1].state().progress.best_step
+    state = complete[-1].state()
+    best = state.progress.best_step
     if best is None:
-        raise UserError(
-            f"No best checkpoint is known in {folder}: this needs training.early_stopping, and a validation after the "
-            "last new days were added. Use --checkpoint latest."
-        )
+        raise UserError(f"No checkpoint in {folder} is the best: {why_no_best(state)}. Use --checkpoint latest.")
     for candidate in complete:
         if candidate.step == best:
             return candidate
     raise UserError(f"The best checkpoint of {folder}, step {best}, no longer exists. Use --checkpoint latest.")
+
+
+def why_no_best(state: CheckpointState) -> str:
+    """Why a run has no best checkpoint so far."""
+    training = state.experiment.training
+    if training.early_stopping is None:
+        return "training.early_stopping, whose metric decides, was not set"
+    if state.progress.is_validated(training):
+        metric = training.early_stopping.metric
+        return f"{metric}, the metric of training.early_stopping, was undefined on the valid split in every validation"
+    return "there was no validation yet since training began, or since the last new days were added"
 
 
 def claim(run: str) -> str:

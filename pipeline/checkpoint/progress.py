@@ -63,6 +63,12 @@ class Progress:
             return "stopped early"
         return "finished" if self.step_in_window >= self.window.total_steps(training) else None
 
+    def is_validated(self, training: TrainingConfig) -> bool:
+        """Whether a validation of this window was due, if the run has a valid split."""
+        every, first = training.validate_every_steps, self.window.first_step
+        is_due = self.position.epoch > 0 if every is None else self.step // every > first // every
+        return is_due or self.step_in_window >= self.window.total_steps(training)
+
     def begin_window(self, window: TrainingWindow) -> None:
         """Begins the next window. The search for the best step starts again: the valid split may have changed too."""
         self.earlier = self.partitions

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.config.yaml_values import describe_found, describe_text
 from pipeline.errors import UserError
 from pipeline.section import kind_of, nearest
 
@@ -22,6 +23,9 @@ class _ExperimentLoader(yaml.SafeLoader):
         seen = []
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if key is None or isinstance(key, bool):  # which JSON would turn into the text "null" or "true"
+                problem = f"YAML reads the key {key_node.value} without quotes as {json.dumps(key)}: put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.append(key)
@@ -69,7 +73,7 @@ def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
         # JSON mode is strict about types (no "16" for 16) and still takes a list for a tuple.
         return Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
-        lines = [describe_error(detail) for detail in error.errors()]
+        lines = [describe_error(detail) for detail in without_other_kinds(error.errors())]
         raise UserError(f"{source} is not a valid experiment:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -139,9 +143,20 @@ def _index(node: list[Any], part: str, path: str) -> int:
     raise UserError(f"Override of {path}: the list has no element {part!r}; {nearest(part, known)}")
 
 
+def without_other_kinds(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """For a value that may be a text or a number and is neither, only the error that it is no text."""
+    places = {error["loc"][:-1] for error in errors if _is_text_of_union(error)}
+    return [error for error in errors if _is_text_of_union(error) or error["loc"][:-1] not in places]
+
+
+def _is_text_of_union(error: ErrorDetails) -> bool:
+    """Whether a value that may be of several types is no text; pydantic adds the name of the type to its place."""
+    return error["type"] == "string_type" and error["loc"][-1] == "str"
+
+
 def describe_error(error: ErrorDetails) -> str:
     """One line per mistake: path, what was expected, what was found, the nearest valid name."""
-    location = list(error["loc"])
+    location = list(error["loc"][:-1] if _is_text_of_union(error) else error["loc"])
     # Leaves out the names of kinds, which are not keys of the file.
     path = ".".join(str(part) for i, part in enumerate(location) if part not in _kinds_at(location[:i]))
     kind, found = error["type"], error.get("input")
@@ -156,10 +171,13 @@ def describe_error(error: ErrorDetails) -> str:
         tag = str(error.get("ctx", {}).get("tag", ""))
         hint = nearest(tag, names) if tag else "the key `kind` is missing"
         return f"{path}.kind: expected one of {', '.join(names) or 'the kinds in the README'}; found {tag!r}; {hint}"
+    text = describe_text(found, is_scenario=not {"scenarios", "only"}.isdisjoint(location))
+    if kind == "string_type" and text is not None:
+        return f"{path}: {text}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {message[0].lower()}{message[1:]}; found {found!r} ({type(found).__name__})"
+    return f"{path}: {message[0].lower()}{message[1:]}; found {describe_found(found)}"
 
 
 def _sections_at(location: list[int | str]) -> list[type[BaseModel]]:

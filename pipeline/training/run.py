@@ -16,18 +16,17 @@ from pipeline.config.lanes import check_division
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.split_evaluation import SplitEvaluation
-from pipeline.evaluation.split_metrics import metric_value
 from pipeline.job_progress import JobProgress, SavedCheckpoint, reported
 from pipeline.log_records import log_fields
-from pipeline.metrics.registry import is_better
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.settings import read_table
+from pipeline.training.criterion import criterion_of
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.running_metrics import RunningMetrics
 from pipeline.training.state import RunState, run_settings, seed_worker
-from pipeline.training.trainer import Criterion, Trainer
+from pipeline.training.trainer import Trainer
 from pipeline.training.windows import begin_new_partitions, make_training_window, train_reader
 from pipeline.workers.launch import Launcher
 from pipeline.workers.watchdog import watched
@@ -81,12 +80,18 @@ def train_windows(experiment: Experiment, state: RunState, settings: RunSettings
                 ending = trainer.train(train_reader(experiment, manifest, worker, window))
             if ending == "interrupted" or not begin_new_partitions(experiment, state, manifest):
                 if worker.is_first:
-                    reached = JobProgress(stage="training", step=state.progress.step, total_steps=total)
-                    log.info("Training %s at step %d of %d.", ending, reached.step, total, extra=reported(reached))
+                    log_ending(ending, state.progress.step, total)
                 return ending
     finally:
         if run_log:
             run_log.close()
+
+
+def log_ending(ending: Ending, step: int, total: int) -> None:
+    """Logs how training has ended, after a step of so many in total: fewer than that if the experiment was changed."""
+    where = f"step {step} of {total}" if step <= total else f"step {step}; the experiment asks for {total} only"
+    reached = JobProgress(stage="training", step=step, total_steps=max(step, total))
+    log.info("Training %s at %s.", ending, where, extra=reported(reached))
 
 
 def save_experiment(experiment: Experiment, worker: Worker) -> None:
@@ -121,7 +126,7 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
 
 def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettings, manifest: Manifest) -> None:
     """Restores the state from a checkpoint, if there is one, and logs where and how the run continues."""
-    lines = ["No checkpoint found: starting at step 0."]
+    lines, jump = ["No checkpoint found: starting at step 0."], None
     if saved is not None:
         restored = state.restore(saved, settings, manifest.digests("train"))
         position, changed = state.progress.position, "; ".join(restored.changes)
@@ -129,7 +134,7 @@ def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettin
         if restored.gained:
             how = f"grown by {restored.gained}."
         where = f"step {state.progress.step} (epoch {position.epoch}, batch {position.step})"
-        lines = [f"Resumed from {saved.uri}: continuing at {where}, {how}"]
+        lines, jump = [f"Resumed from {saved.uri}: continuing at {where}, {how}"], restored.jump
         if restored.grown:
             lines += ["Everything in it is kept, moments included. New, and initialised:", *restored.grown]
     if state.worker.is_first:
@@ -138,6 +143,8 @@ def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettin
             begun = begun.updated(JobProgress(checkpoint=SavedCheckpoint(step=saved.step, uri=saved.uri)))
         for line in lines:
             log.info(line, extra=reported(begun))
+        if jump is not None:
+            log.warning("%s", jump)
 
 
 def split_validation(
@@ -146,15 +153,3 @@ def split_validation(
     if "valid" not in experiment.logs.splits:
         return None
     return SplitEvaluation(experiment, state.model.module, experiment.table_folder, manifest, "valid", worker)
-
-
-def criterion_of(experiment: Experiment) -> Criterion | None:
-    """The comparison of validations; None if the experiment names no metric for it."""
-    stopping = experiment.training.early_stopping
-    if stopping is None:
-        return None
-    metric = stopping.metric
-    return Criterion(
-        value=lambda evaluation: metric_value(evaluation, metric),
-        is_better=lambda new, best: is_better(metric, new, best),
-    )

@@ -19,6 +19,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import Growth
+from pipeline.training.rate_jump import describe_jump
 from pipeline.training.running_metrics import RunningMetrics
 from pipeline.workers.worker import Worker
 
@@ -30,6 +31,7 @@ class Restored:
     changes: list[str]  # changed settings as `path: old -> new`; empty if the run resumes bit by bit
     gained: Growth  # new scenarios and tasks
     grown: list[str]  # one line per tensor that is larger or new
+    jump: str | None  # of the learning rates, see `describe_jump`
 
 
 @dataclass
@@ -69,7 +71,7 @@ class RunState:
             self._set_tensors(tensors)
             self.progress.forget_partitions()
             seed_worker(seed, self.progress.step, self.worker)
-            return Restored([], gained, grown)
+            return Restored([], gained, grown, jump=None)
         load_tensors(checkpoint, tensors, self.worker, rows)
         self._set_tensors(tensors)
         same_workers = state.workers == self.worker.workers
@@ -80,7 +82,8 @@ class RunState:
             set_random_state(states[0])
         else:
             seed_worker(seed, self.progress.step, self.worker)
-        return Restored(changes(state, settings), gained, grown)
+        jump = describe_jump(state.experiment.training, settings.experiment.training, self.progress)
+        return Restored(changes(state, settings), gained, grown, jump)
 
     def _set_tensors(self, tensors: dict[str, Any]) -> None:
         self.model.module.load_state_dict(tensors["model"])

@@ -46,6 +46,8 @@ class Criterion:
 
     value: Callable[[dict[str, Any]], float | None]
     is_better: Callable[[float, float | None], bool]
+    describe_undefined: Callable[[dict[str, Any]], str]
+    """Why a validation has no value, and what to do."""
 
 
 class Trainer:
@@ -84,6 +86,7 @@ class Trainer:
         self._run_log = run_log
         self._validation = validation
         self._criterion = criterion
+        self._has_warned = False
         self._rates = LearningRates(state.model.optimizer, self._training.schedule)
         self._step = choose_step(self._training.loop, state.model, self._worker.device)
         self._stop = StopRequest(self._worker)
@@ -210,6 +213,9 @@ class Trainer:
         progress, is_best = self._progress, False
         if self._criterion:
             value = self._criterion.value(evaluation)
+            if value is None and not self._has_warned and self._worker.is_first:
+                self._has_warned = True
+                log.warning("%s", self._criterion.describe_undefined(evaluation))
             if value is not None:  # an undefined metric is neither better nor worse
                 is_best = self._criterion.is_better(value, progress.best)
                 progress.stale_validations = 0 if is_best else progress.stale_validations + 1

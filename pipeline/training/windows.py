@@ -33,13 +33,14 @@ def new_partitions(progress: Progress, manifest: Manifest) -> dict[str, str]:
 
 def begin_new_partitions(experiment: Experiment, state: RunState, manifest: Manifest) -> bool:
     """Begins a window of the train split's partitions that are in no window yet; returns False if there are none."""
-    progress = state.progress
+    progress, schedule = state.progress, experiment.training.schedule
     new = new_partitions(progress, manifest)
     if not new:
         return False
     progress.begin_window(make_training_window(experiment, manifest, new, progress.step))
     if state.worker.is_first:
-        log.info("Continuing with the new partitions of the train split: %s.", ", ".join(new))
+        again = "" if schedule.decay == "constant" and not schedule.warmup_steps else "; the schedule starts again"
+        log.info("Continuing with the new partitions of the train split: %s%s.", ", ".join(new), again)
     return True
 
 

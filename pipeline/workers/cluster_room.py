@@ -38,6 +38,11 @@ class WorkerDemand:
         counts = [n for n in possible_workers(self.lanes) if self.fewest <= n <= min(room, self.most)]
         return max(counts, default=None)
 
+    def fewer(self, room: int) -> str:
+        """What to type to start as many workers as there is room for; empty if there is none for a single worker."""
+        most = max((n for n in possible_workers(self.lanes) if n <= room), default=None)
+        return "" if most is None else f"--workers {most}"
+
     def next_after(self, workers: int) -> int | None:
         """The next larger number of workers that divides the lanes."""
         return min((n for n in possible_workers(self.lanes) if workers < n <= self.most), default=None)
@@ -86,7 +91,7 @@ def wait_for_room(demand: WorkerDemand, is_first: bool, stop: StopSignal) -> int
                 reserved = demand.reserve(demand.fewest)
             if reserved is not None and now - reminded > REMIND_S:
                 reminded = now
-                log.info("%s", waiting(demand, total))
+                log.info("%s", waiting(demand, total, is_first))
             stop.wait(START_S)
     finally:
         if reserved is not None:
@@ -104,20 +109,25 @@ def address_of(node: str) -> str:
 
 def too_few(demand: WorkerDemand) -> str:
     room = demand.room(total_resources_per_node())
+    fewer = demand.fewer(room)
     return (
-        f"{demand.in_words(demand.fewest)}; the Ray of this machine has room for {room}: use --workers {max(room, 1)}, "
+        f"{demand.in_words(demand.fewest)}; the Ray of this machine has room for {room}: use {fewer}{fewer and ', '}"
         "smaller values in `cluster`, another training.device, or a cluster with more machines."
     )
 
 
-def waiting(demand: WorkerDemand, total: int | None) -> str:
+def waiting(demand: WorkerDemand, total: int | None, is_first: bool) -> str:
+    """What a run waits for; `total` is the number of workers for which all machines together have room."""
     wanted = demand.in_words(demand.fewest)
     if total is not None:
-        return f"Waiting: {wanted}, which other jobs are using. `manygate status` lists the jobs."
+        # Ray does not say who uses a machine: workers that it has killed may take a while to end.
+        users = "other jobs" if is_first else "other jobs, or workers of this run's last start that have not ended,"
+        return f"Waiting: {wanted}, which {users} are using. `manygate status` lists the jobs."
     room = demand.room(staying(total_resources_per_node()))
+    advice = demand.fewer(room) or "smaller values in `cluster`"
     return (
         f"Waiting for machines: {wanted}; the cluster has room for {room}. An autoscaler has been asked for them. "
-        f"If none will come, stop this job and use --workers {max(room, 1)}."
+        f"If none will come, stop this job and use {advice}."
     )
 
 

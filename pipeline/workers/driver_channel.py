@@ -119,9 +119,9 @@ Watch = Callable[[Mapping[int, str]], Stop]
 class Driver:
     """The driver's side of the channel."""
 
-    def __init__(self, channel: ActorHandle) -> None:
+    def __init__(self, channel: ActorHandle, stop: StopSignal) -> None:
         self.channel = channel
-        self.stop = StopSignal()  # of this process: set by a SIGTERM
+        self.stop = stop  # of this process: set by a SIGTERM
         self._watch: Watch | None = None
         self._relaying = threading.Lock()  # held by `relay`, so that nothing of it is mixed with another start
         self._nodes: dict[int, str] = {}
@@ -152,13 +152,13 @@ class Driver:
 
 
 @contextmanager
-def open_channel() -> Iterator[Driver]:
+def open_channel(stop: StopSignal) -> Iterator[Driver]:
     """In the driver: while the block runs, logs the workers' lines and passes stop requests on to the workers.
 
     The channel runs on the driver's machine: it must outlive every machine that the run can lose.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    driver = Driver(DriverChannel.options(scheduling_strategy=here).remote())  # type: ignore[attr-defined]
+    driver = Driver(DriverChannel.options(scheduling_strategy=here).remote(), stop)  # type: ignore[attr-defined]
     ended = threading.Event()
 
     def relay() -> None:
@@ -169,7 +169,7 @@ def open_channel() -> Iterator[Driver]:
     thread = threading.Thread(target=relay, name="manygate-driver-channel", daemon=True)
     thread.start()
     try:
-        with on_sigterm(driver.stop.request):
+        with on_sigterm(stop.request):
             yield driver
     finally:
         ended.set()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -11,20 +11,19 @@ import torch.distributed as dist
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.experiment import Experiment
-from pipeline.config.lanes import possible_workers
+from pipeline.config.lanes import workers_mistake
 from pipeline.config.paths import with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.workers import network
 from pipeline.workers.interface import own_address
+from pipeline.workers.stop import StopSignal
 from pipeline.workers.worker import Worker, backend, choose_device, this_worker
+from pipeline.workers.worker_count import Workers, check_workers, in_words
 
 Result = TypeVar("Result")
 BodyResult = TypeVar("BodyResult", covariant=True)
 
 DEFAULT_CLUSTER = ClusterConfig()
-
-Workers = int | tuple[int, int] | None
-"""A number of workers; a range, of which Ray uses as many as are available; or None, for one worker or torchrun's."""
 
 
 class Body(Protocol[BodyResult]):
@@ -40,6 +39,25 @@ class Launcher:
     name: str  # local or ray
     workers: Workers
     connect: Callable[[], None]  # connects this process to Ray; called only if Ray starts the workers
+    stop: StopSignal = field(default_factory=StopSignal)
+    """Set by a SIGTERM while Ray's workers run. They finish what cannot be interrupted, and the caller stops then."""
+
+    def check(self, lanes: int) -> None:
+        """Checks the number of workers against the lanes of the feature table, before anything is started.
+
+        Raises:
+            UserError: the launcher cannot start that many workers, or they do not divide the lanes.
+        """
+        if not is_torchrun():
+            check_workers(self.name, self.workers, lanes)
+            return
+        size = int(os.environ["WORLD_SIZE"])
+        if self.workers not in (None, size):
+            requested = in_words(self.workers)
+            raise UserError(f"--workers is {requested}, but torchrun started {size} processes: omit --workers.")
+        mistake = workers_mistake(lanes, size, size)
+        if mistake is not None:
+            raise UserError(f"torchrun started {size} processes (--nproc-per-node on each machine): {mistake}.")
 
     def run(self, body: Body[Result], experiment: Experiment) -> Result:
         """Runs a body on every worker and returns the first worker's result.
@@ -47,17 +65,17 @@ class Launcher:
         Under torchrun, the processes that it has started are the workers, whatever the launcher's name.
 
         Raises:
-            UserError: the launcher cannot start that many workers, they do not divide the lanes, or as the body does.
+            UserError: as `check` and the body do.
         """
+        self.check(experiment.table.lanes)
         absolute, device = with_absolute_paths(experiment), experiment.training.device
         prepared = partial(body, experiment=absolute)
         if self.name == "local" or is_torchrun():
-            return run_without_ray(prepared, self.workers, device, experiment.cluster)
-        check_workers(self.workers or 1, experiment.table.lanes)
+            return run_without_ray(prepared, device, experiment.cluster)
         self.connect()
         from pipeline.workers.launch_ray import launch_ray
 
-        return launch_ray(prepared, self.workers or 1, absolute)
+        return launch_ray(prepared, self.workers or 1, absolute, self.stop)
 
 
 def is_torchrun() -> bool:
@@ -65,38 +83,10 @@ def is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def in_words(workers: Workers) -> str:
-    """The value of `--workers`."""
-    return f"{workers[0]}-{workers[1]}" if isinstance(workers, tuple) else str(workers)
-
-
-def check_workers(workers: int | tuple[int, int], lanes: int) -> None:
-    """Raises UserError if no requested number of workers divides the lanes."""
-    fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
-    possible = possible_workers(lanes)
-    if not any(fewest <= count <= most for count in possible):
-        raise UserError(
-            f"--workers {in_words(workers)}: the workers must divide the {lanes} lanes of the feature table; use one "
-            f"of {', '.join(map(str, possible))}, or rebuild the table with another table.lanes."
-        )
-
-
-def run_without_ray(
-    body: Callable[[Worker], Result], workers: Workers, device: str, cluster: ClusterConfig = DEFAULT_CLUSTER
-) -> Result:
-    """Runs a body in this process, which is the only worker or one of those that torchrun has started.
-
-    Raises:
-        UserError: another number of workers is requested.
-    """
+def run_without_ray(body: Callable[[Worker], Result], device: str, cluster: ClusterConfig = DEFAULT_CLUSTER) -> Result:
+    """Runs a body in this process, which is the only worker or one of those that torchrun has started."""
     if is_torchrun():
-        return _run_under_torchrun(body, workers, device, cluster)
-    if workers not in (None, 1):
-        raise UserError(
-            f"The local launcher runs in this process and has one worker; {in_words(workers)} were requested. Use "
-            f"--launcher ray --workers {in_words(workers)}, or torchrun --nproc-per-node N -m jobs.cli train "
-            "EXPERIMENT."
-        )
+        return _run_under_torchrun(body, device, cluster)
     return _run_here(body, device, cluster)
 
 
@@ -110,14 +100,10 @@ def _run_here(body: Callable[[Worker], Result], device: str, cluster: ClusterCon
         dist.destroy_process_group()
 
 
-def _run_under_torchrun(
-    body: Callable[[Worker], Result], workers: Workers, device: str, cluster: ClusterConfig
-) -> Result:
+def _run_under_torchrun(body: Callable[[Worker], Result], device: str, cluster: ClusterConfig) -> Result:
     device = choose_device(device)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if workers is not None and workers != size:
-        raise UserError(f"--workers is {workers}, but torchrun started {size} processes: omit --workers.")
     bound = torch.device("cuda", local_rank) if device == "cuda" else None
     # On a single machine nothing is reachable from outside.
     address = "127.0.0.1" if size == local_size else own_address(os.environ["MASTER_ADDR"])

@@ -33,6 +33,7 @@ from pipeline.workers import network
 from pipeline.workers.cluster_room import GroupWatch, WorkerDemand, wait_for_room
 from pipeline.workers.driver_channel import Driver, GroupReport, join_channel, open_channel
 from pipeline.workers.failures import describe_failure, final_error
+from pipeline.workers.stop import StopSignal
 from pipeline.workers.worker import Worker, backend, this_worker
 
 Result = TypeVar("Result")
@@ -78,13 +79,16 @@ class _BackendConfig(BackendConfig):
         return _Backend
 
 
-def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int], experiment: Experiment) -> Result:
+def launch_ray(
+    body: Callable[[Worker], Result], workers: int | tuple[int, int], experiment: Experiment, stop: StopSignal
+) -> Result:
     """Runs a body on Ray workers and returns the first worker's result. Ray is connected already.
 
     Args:
         body: importable on the workers, with picklable arguments.
         workers: one process each; with a range, as many as there is room for.
         experiment: of the run, with absolute paths.
+        stop: set by a SIGTERM. A body that does not look at it runs to its end.
 
     Raises:
         UserError: the cluster cannot have so many workers, or the body raised one.
@@ -96,7 +100,7 @@ def launch_ray(body: Callable[[Worker], Result], workers: int | tuple[int, int],
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     attempt = restarts = failed_starts = 0
     has_saved = False
-    with open_channel() as driver:
+    with open_channel(stop) as driver:
         while True:
             count = wait_for_room(demand, attempt == 0, driver.stop)
             start = Start(body, device, experiment.cluster, driver.channel, attempt, restarts, has_saved)

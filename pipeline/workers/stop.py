@@ -11,7 +11,7 @@ INTERRUPTED_EXIT_CODE = 75  # "temporary failure" in sysexits.h: the same comman
 
 
 class InterruptedRunError(Exception):
-    """A SIGTERM arrived before the workers were started."""
+    """A SIGTERM arrived while no workers ran, or they finished what they did."""
 
 
 class Stop(IntEnum):
@@ -39,6 +39,11 @@ class StopSignal:
     @property
     def is_for_good(self) -> bool:
         return self._is_for_good.is_set()
+
+    def check(self) -> None:
+        """Raises InterruptedRunError if there is a request to stop for good."""
+        if self.is_for_good:
+            raise InterruptedRunError
 
     def wait(self, seconds: float) -> bool:
         """Waits for a request to stop for good, for some seconds at most; returns whether there is one."""

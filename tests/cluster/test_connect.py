@@ -73,6 +73,13 @@ def test_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     assert done.stderr.strip().startswith("Nothing answers at 127.0.0.1:1")
 
 
+def test_an_address_of_another_form_is_one_sentence(tmp_path: Path) -> None:
+    """As people set it for Ray's own command line."""
+    done = connect(tmp_path, RAY_ADDRESS="http://127.0.0.1:8265")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "RAY_ADDRESS is http://127.0.0.1:8265, the address of a dashboard: expected 127.0.0.1:6379" in done.stderr
+
+
 def test_foreign_package_in_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()

@@ -124,3 +124,10 @@ def test_an_interface_that_does_not_exist_is_a_problem(monkeypatch: pytest.Monke
 def test_doctor_needs_no_torch_for_the_network() -> None:
     code = "import sys, cluster.diagnosis as d; d.network(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["http://head:8265", "ray://head:10001", "head", "head:port"])
+def test_a_ray_address_of_another_form_is_a_problem(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", text)
+    found = diagnosis.ray_cluster()
+    assert not found.ok and ":6379" in found.text and f"RAY_ADDRESS is {text}" in found.text

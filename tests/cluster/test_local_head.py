@@ -6,9 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -178,8 +181,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     state = folder / ".cluster" / "head.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
-        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "no_proxy", "NO_PROXY"):
             patch.delenv(name, raising=False)
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:1")  # which does not answer: nothing of ours may use it
         try:
             head = local_head.start(local_head.free_port(), local_head.free_port(), num_cpus=1, state=state)
             yield Cluster(folder, head)
@@ -226,6 +231,50 @@ def test_token_is_in_no_output_no_log_and_no_argument(cluster: Cluster) -> None:
     logs = [path for path in Path(cluster.head.folder).rglob("*") if path.is_file() and "logs" in path.parts]
     logs.append(Path(cluster.head.folder) / "head.log")
     assert len(logs) > 10 and not [path for path in logs if token.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("form", ["localhost:{}", "127.0.0.1:{}/", "http://localhost:{}/#/jobs", "HTTP://LOCALHOST:{}"])
+def test_each_form_of_its_address_works(cluster: Cluster, form: str) -> None:
+    """Also without RAY_AUTH_MODE: the local head gets its token in each of them."""
+    address = form.format(cluster.head.dashboard.rpartition(":")[2])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "jobs.cli", "status", "--address", address]
+    answer = subprocess.run(command, cwd=cluster.folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0 and f"jobs at {cluster.head.dashboard}" in answer.stderr, answer.stderr
+
+
+def test_a_head_behind_a_path_is_used_through_it(cluster: Cluster) -> None:
+    """As behind an ingress that passes on /team/ray/... as /..."""
+    with ingress("/team/ray", cluster.head.dashboard) as url:
+        answer = cluster.call("-m", "jobs.cli", "status", "--address", f"{url}/team/ray/#/jobs")
+        assert answer.returncode == 0 and f"jobs at {url}/team/ray" in answer.stderr, answer.stderr
+        answer = cluster.call("-m", "jobs.cli", "status", "--address", f"{url}/other")
+        assert answer.returncode == 2 and f"{url}/other is not a Ray dashboard" in answer.stderr
+
+
+@contextmanager
+def ingress(prefix: str, dashboard: str) -> Iterator[str]:
+    class PassOn(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(prefix):
+                self.send_error(404)
+                return
+            headers = {"Authorization": self.headers["Authorization"]}
+            request = urllib.request.Request(dashboard + self.path.removeprefix(prefix), headers=headers)
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as response:
+                body = response.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), PassOn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_second_head_is_refused(cluster: Cluster) -> None:

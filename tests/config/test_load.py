@@ -67,6 +67,70 @@ def test_an_override_makes_the_sections_that_it_needs() -> None:
     assert parse_experiment(data, "it").training.schedule.warmup_steps == 7
 
 
+BOOLEANS = [
+    spelled
+    for word in ("yes", "no", "on", "off", "true", "false")
+    for spelled in (word, word.capitalize(), word.upper())
+]
+TEXT_PLACES = [
+    *("name", "logs.path", "logs.keys", "logs.partition", "scenarios.0.values", "scenarios.0.name"),
+    *("features.0.column", "features.1.name", "tasks.1.after", "table.path", "logs.splits.train"),
+]
+LISTS = {"logs.keys": "[user_id, {}]", "scenarios.0.values": "[SE, {}, DK]", "logs.splits.train": "[{}, b]"}
+
+
+@pytest.mark.parametrize("place", TEXT_PLACES)
+@pytest.mark.parametrize("spelled", [*BOOLEANS, "~", "null", "Null", "NULL", "12", "1.5"])
+def test_what_yaml_makes_of_a_text_without_quotes_is_one_line_whose_advice_holds(place: str, spelled: str) -> None:
+    is_null = spelled in ("~", "null", "Null", "NULL")
+    if (is_null and place in ("tasks.1.after", "table.path")) or (spelled == "12" and place in NUMBERS_TOO):
+        return  # a valid value
+    template = LISTS.get(place, "{}")
+    with pytest.raises(UserError) as caught:
+        override(f"{place}={template.format(spelled)}")
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    at = place + (
+        ".1" if place in ("logs.keys", "scenarios.0.values") else ".0" if place == "logs.splits.train" else ""
+    )
+    assert len(lines) == 1 and lines[0].startswith(f"{at}: "), lines
+    if spelled in BOOLEANS:
+        value = str(yaml.safe_load(spelled)).lower()
+        assert f" {spelled.lower()}" in lines[0] and f"without quotes as {value}: put a text in quotes" in lines[0]
+    else:
+        assert "in quotes" in lines[0]
+    try:
+        override(f"{place}={template.format(repr(spelled))}")
+    except UserError as error:  # another rule, such as that of names
+        assert "YAML" not in str(error) and "quotes" not in str(error)
+
+
+NUMBERS_TOO = ("scenarios.0.values", "logs.splits.train")
+
+
+def test_booleans_of_a_scenario_column_have_advice_that_holds() -> None:
+    with pytest.raises(UserError, match="for a column of booleans, write 1 and 0"):
+        override("scenarios.tab.values=[true, false]")
+    assert override("scenarios.tab.values=[1, 0]").scenarios[0].values == [1, 0]
+
+
+def test_a_boolean_at_a_place_of_something_else_says_what_yaml_did() -> None:
+    for place in ("training.epochs", "training.clip_norm", "training.schedule.decay", "training.loop"):
+        with pytest.raises(UserError, match=rf"{place}: .*; found false \(YAML reads no, off and false, also in capit"):
+            override(f"{place}=off")
+    assert override("checkpoint.background=no").checkpoint.background is False
+
+
+@pytest.mark.parametrize("spelled", [*BOOLEANS, "~", "null"])
+def test_a_key_that_yaml_reads_as_a_boolean_is_refused(spelled: str, tmp_path: Path) -> None:
+    """As the name of a split it would become `true`, without a word."""
+    splits = "{train: [20220425, 20220426], KEY: [20220501, 20220502]}"
+    with pytest.raises(UserError, match=f"YAML reads the key {spelled} without quotes as (true|false|null)"):
+        override(f"logs.splits={splits.replace('KEY', spelled)}")
+    if spelled != "~":
+        quoted = override(f"logs.splits={splits.replace('KEY', repr(spelled))}", "training.early_stopping=null")
+        assert spelled in quoted.logs.splits
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

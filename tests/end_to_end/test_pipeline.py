@@ -98,10 +98,27 @@ def test_an_interrupted_pipeline_continues(file: Path, tmp_path: Path) -> None:
     assert made(file) == []
 
 
-def interrupt(file: Path, printed: Path, is_time: Any) -> int | None:
+def test_a_pipeline_stops_after_an_interrupted_evaluation_on_ray(file: Path, tmp_path: Path) -> None:
+    """Ray's workers do not look at a SIGTERM while they evaluate: they finish, and the report is not made."""
+    folder, printed = Path(load_experiment(file).folder), tmp_path / "printed.txt"
+    manygate("preprocess", str(file), check=0)
+    manygate("train", str(file), check=0)
+
+    def is_evaluating() -> bool:
+        return "Workers: 1 on" in printed.read_text()
+
+    flags = ("--launcher", "ray", "--workers", "1")
+    assert interrupt(file, printed, is_evaluating, *flags) == INTERRUPTED_EXIT_CODE
+    assert "Interrupted. The same command continues here." in printed.read_text()
+    assert "[4/4] report" not in printed.read_text()
+    assert evaluated(folder)["rows"] > 0
+    assert made(file) == ["report"]
+
+
+def interrupt(file: Path, printed: Path, is_time: Any, *flags: str) -> int | None:
     """Starts the pipeline in a process, sends SIGTERM when it is time, and returns the exit code."""
     printed.write_text("")
-    process: ForkServerProcess = start_manygate("pipeline", str(file), output=printed)
+    process: ForkServerProcess = start_manygate("pipeline", str(file), *flags, output=printed)
     deadline = time.monotonic() + GUARD_S
     while not is_time():
         assert process.is_alive() and time.monotonic() < deadline, printed.read_text()
@@ -114,4 +131,7 @@ def interrupt(file: Path, printed: Path, is_time: Any) -> int | None:
 
 def test_wrong_flags_are_refused_before_anything_is_made(file: Path) -> None:
     assert "it has train, valid, test" in manygate("pipeline", str(file), "--split", "other", check=2).err
+    for command in ("pipeline", "compare"):
+        refused = manygate(command, str(file), "--launcher", "ray", "--workers", "3", check=2).err
+        assert "--workers 3: the workers must divide the 8 lanes" in refused
     assert not Path(load_experiment(file).folder).exists()

@@ -1,7 +1,10 @@
 """Training runs apart from resuming: learning, stopping, logging, failed saves, the list of their state."""
 
+import logging
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,8 @@ import pytest
 import torch
 
 from jobs.train import run
-from pipeline.checkpoint.format import claim, complete_checkpoints
+from pipeline.checkpoint.choice import BEST
+from pipeline.checkpoint.format import claim, complete_checkpoints, find_checkpoint
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.errors import UserError
@@ -28,6 +32,7 @@ from pipeline.training.trainer import Criterion, Trainer
 from pipeline.training.windows import train_reader
 from pipeline.workers.stop import INTERRUPTED_EXIT_CODE, Stop
 from pipeline.workers.worker import Worker
+from tests import synthetic
 from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
 from tests.workers import WorkerPool, one_worker
 
@@ -85,6 +90,51 @@ def test_early_stopping_ends_the_run_for_good(tmp_path: Path) -> None:
     assert [r["step"] for r in metrics(experiment)] == steps
 
 
+@pytest.mark.parametrize("metric", ["click.auc", "buy.auc"])
+def test_a_metric_that_is_undefined_is_reported_at_once_with_metrics_that_are_not(
+    metric: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The valid split has one row, so that an AUC is undefined."""
+    sections = {"training": {"epochs": 3, "early_stopping": {"metric": metric, "patience": 1}}}
+    experiment = synthetic.experiment(tmp_path / "undefined", **sections)
+    synthetic.write_table(Path(experiment.folder) / "table", experiment, {"1": 203, "2": 151, "3": 1, "4": 90})
+    with one_worker() as worker, caplog.at_level(logging.INFO, "pipeline"):
+        assert run_on(worker, experiment) == "finished"
+    lines = [record.getMessage() for record in caplog.records]
+    (warning,) = [line for line in lines if "is undefined on the valid split (1 rows, " in line]
+    assert warning.startswith(f"training.early_stopping.metric: {metric} ")
+    assert lines.index(warning) < lines.index(next(line for line in lines if line.startswith("step 12 validation")))
+    with pytest.raises(UserError, match=f"is the best: {metric}, .*, was undefined on the valid split in every"):
+        find_checkpoint(experiment.checkpoint_folder, BEST)
+
+    advised = re.search(r"use one that is defined there \(([\w., ]+)\)", warning)
+    assert advised is not None
+    for number, other in enumerate(advised[1].split(", ")):
+        stopping = {"epochs": 1, "early_stopping": {"metric": other, "patience": 1}}
+        followed = synthetic.experiment(tmp_path / str(number), training=stopping)
+        shutil.copytree(Path(experiment.folder) / "table", Path(followed.folder) / "table")
+        caplog.clear()
+        with one_worker() as worker:
+            run_on(worker, followed)
+        assert "is undefined" not in caplog.text
+        assert find_checkpoint(followed.checkpoint_folder, BEST) is not None
+
+
+def test_the_reason_why_there_is_no_best_checkpoint(tmp_path: Path) -> None:
+    experiment = new_run(tmp_path / "without", training={"max_steps": 2})
+    stopping = {"max_steps": 4, "validate_every_steps": 4, "early_stopping": {"metric": "click.auc", "patience": 1}}
+    early = new_run(tmp_path / "early", training=stopping, checkpoint={"every_steps": 2, "keep_last": 9})
+    for run_of in (experiment, early):
+        with one_worker() as worker:
+            run_on(worker, run_of)
+    with pytest.raises(UserError, match="is the best: training.early_stopping, whose metric decides, was not set"):
+        find_checkpoint(experiment.checkpoint_folder, BEST)
+    assert find_checkpoint(early.checkpoint_folder, BEST) is not None
+    shutil.rmtree(Path(early.checkpoint_folder) / "step-00000004")
+    with pytest.raises(UserError, match="is the best: there was no validation yet since training began"):
+        find_checkpoint(early.checkpoint_folder, BEST)
+
+
 def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     experiment = new_run(tmp_path, training={"max_steps": 7})
     with one_worker() as worker:
@@ -136,8 +186,6 @@ def test_divergence_ends_the_run_before_a_useless_checkpoint(tmp_path: Path) -> 
     ],
 )
 def test_a_table_of_another_experiment_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
-    from tests import synthetic
-
     new_run(tmp_path)
     with pytest.raises(UserError, match=message):
         run(synthetic.experiment(tmp_path, **sections), launcher="local", workers=None, resume="auto")
@@ -215,7 +263,7 @@ def test_the_best_step_is_the_best_one_that_was_saved(tmp_path: Path) -> None:
 
         flushes = 0
 
-    criterion = Criterion(lambda _: validated[-1], lambda new, best: best is None or new > best)
+    criterion = Criterion(lambda _: validated[-1], lambda new, best: best is None or new > best, str)
     with one_worker() as worker:
         state = fresh_state(experiment, manifest, worker)
         settings = run_settings(experiment, manifest, worker)
@@ -300,8 +348,6 @@ def test_arguments_that_cannot_be_met_are_errors(tmp_path: Path, arguments: dict
 
 
 def test_training_without_a_table_is_an_error(tmp_path: Path) -> None:
-    from tests import synthetic
-
     with pytest.raises(UserError, match="no finished feature table .* run `manygate preprocess"):
         run(synthetic.experiment(tmp_path), launcher="local", workers=None, resume="auto")
 

@@ -53,7 +53,7 @@ def test_new_days_are_trained_on_alone_and_the_schedule_starts_again(
     train(with_days(tmp_path, 1, 2))
     with caplog.at_level(logging.INFO, "pipeline"):
         train(with_days(tmp_path, 1, 4))
-    assert "Continuing with the new partitions of the train split: 3, 4." in caplog.text
+    assert "Continuing with the new partitions of the train split: 3, 4; the schedule starts again." in caplog.text
     last = progress(with_days(tmp_path, 1, 4))
     assert last["step"] == 38
     assert last["span"]["first_step"] == 24 and list(last["span"]["partitions"]) == ["3", "4"]
