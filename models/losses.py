@@ -5,6 +5,8 @@ from torch import Tensor
 
 from models.continuous import CONTINUOUS
 from models.heads.towers import HeadOutput
+from models.inputs import Task
+from models.task_weights import TaskWeights
 
 
 def task_losses(predictions: HeadOutput, labels: Tensor, weights: Tensor, weight_total: Tensor) -> Tensor:
@@ -19,11 +21,25 @@ def task_losses(predictions: HeadOutput, labels: Tensor, weights: Tensor, weight
     Returns:
         ``(tasks,)``.
     """
+    tasks = zip(predictions.tasks, predictions.parameters, labels.T, strict=True)
+    return torch.stack([(_row_losses(*task) * weights).sum() / weight_total for task in tasks])
+
+
+def weighted_task_losses(predictions: HeadOutput, labels: Tensor, weights: TaskWeights) -> Tensor:
+    """Weighted mean loss of each task, ``(tasks,)``, over the rows that count for it; 0 if there is none.
+
+    Rows that do not count are replaced before the loss is computed, because 0 times NaN or infinity is NaN, also in
+    gradients. Labels ``(batch, tasks)`` may be NaN in these rows.
+    """
+    counts = weights.values > 0
     columns = []
-    for task, parameters, label in zip(predictions.tasks, predictions.parameters, labels.T, strict=True):
-        if task.kind == "binary":
-            loss = -(label * parameters[:, 0] + (1 - label) * parameters[:, 1])
-        else:
-            loss = CONTINUOUS[task.loss.loss].loss(parameters, label, task.loss)
-        columns.append((loss * weights).sum() / weight_total)
-    return torch.stack(columns)
+    for k, (task, parameters) in enumerate(zip(predictions.tasks, predictions.parameters, strict=True)):
+        kept = torch.where(counts[:, k : k + 1], parameters, 0.0)
+        columns.append(_row_losses(task, kept, torch.where(counts[:, k], labels[:, k], 0.0)))
+    return weights.mean(torch.stack(columns, dim=1))
+
+
+def _row_losses(task: Task, parameters: Tensor, labels: Tensor) -> Tensor:
+    if task.kind == "binary":
+        return -(labels * parameters[:, 0] + (1 - labels) * parameters[:, 1])
+    return CONTINUOUS[task.loss.loss].loss(parameters, labels, task.loss)

@@ -31,9 +31,21 @@ class Objective(nn.Module):
             label(self, "log_variances", 0, [task.name for task in tasks])
         self.diagnostics = tuple(f"task_weight/{task.name}" for task in tasks) if is_learned else ()
 
-    def forward(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns weighted losses ``(tasks,)`` for losses ``(tasks,)``, and the current learned factors, detached."""
+    def forward(self, losses: Tensor, is_present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights losses.
+
+        Args:
+            losses: ``(tasks,)``.
+            is_present: ``(tasks,)`` bool, False for a task of which the global batch has no label, so that its learned
+                weight does not change; None: all tasks have labels.
+
+        Returns:
+            Weighted losses ``(tasks,)``, and the current learned factors, detached.
+        """
         if self.log_variances is None:
             return losses * self.fixed, losses.new_empty(0)
         factors = self.scale * (-self.log_variances).exp()
-        return self.fixed * (losses * factors + self.log_variances / 2), (self.fixed * factors).detach()
+        weighted = losses * factors + self.log_variances / 2
+        if is_present is not None:
+            weighted = weighted * is_present
+        return self.fixed * weighted, (self.fixed * factors).detach()

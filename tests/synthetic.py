@@ -11,7 +11,17 @@ import pyarrow.parquet as pq
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, LaneFile, Manifest, Partition, TableColumn, write_manifest
+from pipeline.table.manifest import (
+    KEY,
+    LABEL,
+    SCENARIO,
+    WEIGHT,
+    LaneFile,
+    Manifest,
+    Partition,
+    TableColumn,
+    write_manifest,
+)
 from pipeline.table.settings import fingerprint, table_settings
 from pipeline.table_folder import SETTINGS
 
@@ -79,7 +89,7 @@ def write_table(
     planted = rng.normal(size=(USERS, 1)), rng.normal(size=(ITEMS, 1))
     partitions, first_row, schema = [], 0, None
     for day, count in days.items():
-        table = _rows(count, first_row, planted, rng, (seen or {}).get(day, USERS))
+        table = _with_weights(_rows(count, first_row, planted, rng, (seen or {}).get(day, USERS)), of)
         schema = table.schema
         first_row += count
         lane_of_row = rng.permutation(np.arange(count) % LANES)
@@ -133,6 +143,25 @@ def _rows(
             KEY + "row": pa.array(np.arange(first_row, first_row + count), pa.int64()),
         }
     )
+
+
+def _with_weights(table: pa.Table, of: Experiment) -> pa.Table:
+    """Labels that are missing, and weights that are 0 or fractions, where the experiment has such labels or weights."""
+    rng = np.random.default_rng([1, table[KEY + "row"][0].as_py()])
+    tab = table[SCENARIO + "tab"].to_numpy()
+    for task in of.tasks:
+        labels = table[LABEL + task.name].to_numpy().copy()
+        if task.only:
+            existing = [of.scenarios[0].labels.index(of.scenarios[0].label_of(value)) for value in task.only["tab"]]
+            labels[~np.isin(tab, existing)] = np.nan
+        if task.missing == "skip":
+            labels[rng.random(len(labels)) < 0.4] = np.nan
+        place = table.column_names.index(LABEL + task.name)
+        table = table.set_column(place, LABEL + task.name, pa.array(labels, pa.float32()))
+    for task in of.tasks if of.has_weights else ():
+        weights = rng.choice([0.0, 0.05, 0.3, 1.0, 2.5], len(table))
+        table = table.append_column(WEIGHT + task.name, pa.array(weights, pa.float32()))
+    return table
 
 
 def _lists(values: int, longest: int, count: int, rng: np.random.Generator) -> pa.Array:

@@ -450,6 +450,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def as_before(data: Any, before: Any) -> Any:
+    """Some JSON without the keys that an earlier version of the document does not have."""
+    if isinstance(before, dict) and before:
+        return {key: as_before(data[key], part) for key, part in before.items()}
+    if isinstance(before, list) and len(before) == len(data):
+        return [as_before(part, part_before) for part, part_before in zip(data, before, strict=True)]
+    return data
+
+
 def test_an_index_of_encoders_that_describes_other_encoders_is_refused(run: Path) -> None:
     experiment = load_experiment("experiment.yaml")
     file = run / "table/encoders/encoders.json"
@@ -471,8 +480,13 @@ def test_a_partition_with_a_damaged_record_is_rebuilt_or_kept(run: Path, monkeyp
     files = contents(table)
     (table / RECORD).write_text("")
     preprocess(experiment, str(table))
-    assert contents(table) == files
+    rebuilt = contents(table)
+    for name in (RECORD, "manifest.json"):
+        assert as_before(json.loads(rebuilt[name]), json.loads(files[name])) == json.loads(files[name])
+    changed = {name for name in files if files[name] != rebuilt[name]}
+    assert rebuilt.keys() == files.keys() and changed <= {RECORD, "manifest.json"}
 
+    files = rebuilt
     (table / RECORD).write_text("")
     shutil.move("log/day=1", "day=1")
     with pytest.raises(UserError, match=r"train-1.json is damaged, and .*log has no files to rebuild .*delete the dam"):

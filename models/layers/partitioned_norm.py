@@ -13,11 +13,11 @@ EPSILON = 1e-5
 class PartitionedNorm(nn.Module):
     """``z' = (gamma gamma_p) (z - mu_p) / sqrt(var_p + eps) + (beta + beta_p)`` (STAR, equations 2 and 3).
 
-    In training, the moments are those of scenario p's rows in the global batch, over all workers and without padding;
-    in the paper each batch contains one scenario, here all of them. In evaluation, they are moving averages. The moving
-    variance is measured around the moving mean: around the mean of its own batch it would be too small for a scenario
-    that has few rows per batch, and zero for a single row. If a batch has no rows of a scenario, the averages of that
-    scenario do not change.
+    In training, the moments are those of scenario p's rows in the global batch, by their weights, over all workers and
+    without padding; in the paper each batch contains one scenario, here all of them. In evaluation, they are moving
+    averages. The moving variance is measured around the moving mean: around the mean of its own batch it would be too
+    small for a scenario that has few rows per batch, and zero for a single row. If a batch has no rows of a scenario,
+    the averages of that scenario do not change.
     """
 
     def __init__(self, scenarios: Sequence[str], dim: int, momentum: float) -> None:
@@ -40,7 +40,7 @@ class PartitionedNorm(nn.Module):
         Args:
             z: ``(rows, dim)``.
             scenario: ``(rows,)``.
-            weights: ``(rows,)``, 0 for padding.
+            weights: ``(rows,)``, 0 or more; 0 for padding.
             total: sum over all workers, differentiable.
 
         Returns:
@@ -65,15 +65,16 @@ class PartitionedNorm(nn.Module):
             (scenario, torch.arange(len(z), device=z.device)), weights
         )
         sums = total(torch.cat([members @ z, members.sum(1, keepdim=True)], dim=1))
-        rows = sums[:, -1:]
-        mean = sums[:, :-1] / rows.clamp(min=1)
+        weight = sums[:, -1:]
+        divisor = torch.where(weight > 0, weight, 1.0)  # the weights of a scenario may add up to less than 1
+        mean = sums[:, :-1] / divisor
         # A second pass, around the mean: the difference of two large squares would lose the precision of float32.
         around = total(
             members @ torch.cat([(z - m.index_select(0, scenario)).square() for m in (mean, self.mean)], dim=1)
         )
-        variance, moving = (around / rows.clamp(min=1)).chunk(2, dim=1)
+        variance, moving = (around / divisor).chunk(2, dim=1)
         with torch.no_grad():
-            step = self._momentum * (rows > 0)
+            step = self._momentum * (weight > 0)
             self.mean += step * (mean - self.mean)
             self.variance += step * (moving - self.variance)
         return mean, variance

@@ -30,7 +30,8 @@ class AESMTrunk(Trunk):
     `noise` falls linearly with the step, which the authors suggest (section 6). The step is a buffer, so that a resumed
     run continues with the noise at which it stopped.
     The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``. Each L is a mean over the rows of
-    the global batch and, as in the authors' code, over the selected experts: it does not grow with their number.
+    the global batch and, as in the authors' code, over the selected experts: it does not grow with their number. Where
+    rows have weights for tasks, it is a weighted mean: of a task's own selection with the weights for that task.
     """
 
     has_experts = True
@@ -105,6 +106,9 @@ class Selection:
 
     def mean_divergences(self, context: Context) -> Tensor:
         """``(L_sp, L_sh)``, this worker's share: means over rows, copies and selected experts."""
+        weights = context.task_weights
+        if weights is not None and len(self.specific) > 1:  # a copy per task
+            return torch.stack([weights.mean(part.mean(2).T).mean() for part in (self.specific, self.shared)])
         rows = torch.stack([self.specific.mean((0, 2)), self.shared.mean((0, 2))])
         return (rows * context.weights).sum(1) / context.weight_total
 

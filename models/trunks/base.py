@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from models.task_weights import TaskWeights
+
 
 def this_worker_alone(values: Tensor) -> Tensor:
     """The sum over all workers if there is only one worker."""
@@ -26,6 +28,7 @@ class Context:
     noise_keys: Tensor  # (batch,) int64, keys of the rows' random draws in this step
     total: Callable[[Tensor], Tensor] = this_worker_alone  # sum over all workers, differentiable
     logit: Callable[[int, Tensor], Tensor] | None = None  # the head's logits (batch,), from a task index and (batch, h)
+    task_weights: TaskWeights | None = None  # None: every row counts `weights` for every task
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.comparison.variants import placed, trunk_section
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
-from pipeline.config.logs import TaskConfig
+from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import RUN_NAME
 from pipeline.metrics.registry import PRIMARY
 from pipeline.table.manifest import SCENARIO, Manifest
@@ -30,7 +30,10 @@ TaskScenario = tuple[str, str]  # a task and the label of a scenario
 
 
 def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
-    """A reference for each named value of the first scenario level and each task, see `single_task_reference`."""
+    """A reference for each named value of the first scenario level and each task that exists there.
+
+    See `single_task_reference`.
+    """
     level, folder = base.scenarios[0], storage.join(base.folder, "compare", "reference")
     references = {}
     for i, value in enumerate(level.values):
@@ -38,6 +41,8 @@ def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
         if not re.fullmatch(RUN_NAME, name):
             name = f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}-{i}"
         for task in base.tasks:
+            if not exists_in(task, level, value):
+                continue
             experiment = single_task_reference(base, value, task)
             table = storage.join(folder, f"{name}-table")
             references[task.name, level.labels[i]] = placed(experiment, folder, f"{name}-{task.name}", table)
@@ -49,7 +54,8 @@ def single_task_reference(experiment: Experiment, value: int | str, task: TaskCo
 
     It is the reference for negative transfer: a model of all scenarios and tasks that is worse than it in a cell
     shows negative transfer there. Its rows are those of the experiment with one value of the first scenario level;
-    lower levels stay only if they drop rows, so that both are measured on the same rows. Bottom, head and training are
+    lower levels stay only if they drop rows or labels, so that both are measured on the same labels. Tasks that do not
+    exist in the scenario are left out. Bottom, head and training are
     the experiment's; the trunk is a plain MLP, the task is predicted directly, and the other tasks have weight 0.
 
     Args:
@@ -59,16 +65,30 @@ def single_task_reference(experiment: Experiment, value: int | str, task: TaskCo
     """
     level, *below = experiment.scenarios
     data = experiment.model_dump(mode="json")
-    dropping = [scenario.model_dump(mode="json") for scenario in below if scenario.other == "drop"]
+    tasks = {other.name: other for other in experiment.tasks if exists_in(other, level, value)}
+    named = {name for other in tasks.values() for name in other.only}
+    dropping = [s.model_dump(mode="json") for s in below if s.other == "drop" or s.name in named]
+    data["tasks"] = [section for section in data["tasks"] if section["name"] in tasks]
+    negatives = experiment.logs.negatives
+    if negatives is not None and negatives.task not in tasks:
+        data["logs"]["negatives"] = None
     data["scenarios"] = [{**level.model_dump(mode="json"), "values": [value], "other": "drop"}, *dropping]
     for section in data["tasks"]:
         section["weight"] = 1.0 if section["name"] == task.name else 0.0
+        section["only"] |= {level.name: [value]} if level.name in section["only"] else {}
+        section["after"] = section["after"] if section["after"] in tasks else None
     data["model"].pop("objective", None)  # how tasks are weighed against each other
     data["model"]["trunk"] = trunk_section(experiment, "shared_bottom")
     data["model"]["head"]["conversion"] = "direct"
     if data["training"]["early_stopping"]:
         data["training"]["early_stopping"]["metric"] = f"{task.name}.{PRIMARY[task.kind]}"
     return parse_experiment(data, f"The reference of {level.name}={value} and {task.name}")
+
+
+def exists_in(task: TaskConfig, level: ScenarioConfig, value: int | str) -> bool:
+    """Whether a task exists in a scenario of a level."""
+    only = task.only.get(level.name)
+    return only is None or level.label_of(value) in map(level.label_of, only)
 
 
 def with_enough_steps(experiment: Experiment, rows: int, rows_of_all: int) -> Experiment:

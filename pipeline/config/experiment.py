@@ -56,6 +56,8 @@ class Experiment(TableExperiment):
         check_unique("scenarios", (s.name for s in self.scenarios))
         check_feature_references(self)
         check_task_order(self)
+        check_only(self)
+        check_weights(self)
         check_labels_are_not_inputs(self)
         check_lanes(self)
         check_metric(self)
@@ -100,6 +102,36 @@ def check_task_order(experiment: Experiment) -> None:
         if task.after is not None and earlier[task.after].kind != "binary":
             raise ValueError(f"tasks.{i}.after: {task.after!r} is continuous; a task can only follow a binary task")
         earlier[task.name] = task
+
+
+def check_only(experiment: Experiment) -> None:
+    levels = {scenario.name: scenario for scenario in experiment.scenarios}
+    for i, task in enumerate(experiment.tasks):
+        for level, values in task.only.items():
+            if level not in levels:
+                raise ValueError(f"tasks.{i}.only: {level!r} is not a level of the scenarios; {nearest(level, levels)}")
+            known = {label.removeprefix(f"{level}="): label for label in levels[level].labels}
+            for value in values:
+                if levels[level].label_of(value) not in levels[level].labels:
+                    raise ValueError(
+                        f"tasks.{i}.only.{level}: {value!r} is not a value of this level; {nearest(str(value), known)}"
+                    )
+
+
+def check_weights(experiment: Experiment) -> None:
+    logs, kinds = experiment.logs, {task.name: task.kind for task in experiment.tasks}
+    if logs.negatives is not None:
+        name = logs.negatives.task
+        if name not in kinds:
+            raise ValueError(f"logs.negatives.task: no task is called {name!r}; {nearest(name, kinds)}")
+        if kinds[name] != "binary":
+            raise ValueError(f"logs.negatives.task: {name!r} is continuous, and only a binary task has negatives")
+    for i, task in enumerate(experiment.tasks):
+        if task.sample_weight is not None and task.sample_weight == logs.weight:
+            raise ValueError(
+                f"tasks.{i}.sample_weight: {logs.weight!r} is already logs.weight, and the two are multiplied: remove "
+                "one of them"
+            )
 
 
 def check_labels_are_not_inputs(experiment: Experiment) -> None:

@@ -1,7 +1,7 @@
 """The sections of the logs, of the scenarios and of the tasks."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ class JoinConfig(Section):
     key: str
 
 
+class NegativesConfig(Section):
+    """Down-sampling of the rows of the train split whose label of one binary task is 0."""
+
+    task: str
+    keep: float = Field(gt=0, le=1)
+    """Share of these rows that is kept, each with the weight 1 / keep."""
+
+
 class LogsConfig(Section):
     """Hive-partitioned Parquet: where it is, how it is split, and how unusable rows and files are handled."""
 
@@ -36,6 +44,9 @@ class LogsConfig(Section):
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
     """The job fails when more than this share of the rows of a partition cannot be used."""
     unreadable_files: Literal["fail", "skip"] = "fail"
+    weight: str | None = None
+    """Column with the weight of each row."""
+    negatives: NegativesConfig | None = None
 
     @model_validator(mode="after")
     def _splits(self) -> "LogsConfig":
@@ -98,7 +109,11 @@ class ScenarioConfig(Section):
     @property
     def labels(self) -> list[str]:
         """One printable label per scenario index, such as `tab=1`, and `tab=other` if other values are kept."""
-        return [f"{self.name}={v}" for v in self.values] + ([f"{self.name}=other"] if self.other == "keep" else [])
+        return [self.label_of(value) for value in [*self.values, *(["other"] if self.other == "keep" else [])]]
+
+    def label_of(self, value: int | str) -> str:
+        """The printable label of a value, or of `other`; it need not be in `labels`."""
+        return f"{self.name}={value}"
 
 
 class _Target(Section):
@@ -110,6 +125,13 @@ class _Target(Section):
     scale: float = Field(default=1.0, gt=0)
     transform: Literal["identity", "log1p"] = "identity"
     weight: float = Field(default=1.0, ge=0)
+    missing: Literal["quarantine", "skip"] = "quarantine"
+    """A row without a label: quarantined, or left to the other tasks."""
+    only: dict[str, Annotated[list[int | str], Field(min_length=1)]] = {}
+    """Scenario level -> the values for which the task exists. Rows of other scenarios have no label, whatever their
+    column contains."""
+    sample_weight: str | None = None
+    """Column with the weight of each row for this task, in addition to `logs.weight`."""
 
 
 class TaskConfig(LossConfig, _Target):
@@ -130,6 +152,11 @@ class TaskConfig(LossConfig, _Target):
         if self.loss_facts.of_amounts and self.transform != "identity":
             raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
         return self
+
+    @property
+    def may_lack_labels(self) -> bool:
+        """Whether kept rows may have no label of this task. Their label in the feature table is NaN."""
+        return self.missing == "skip" or bool(self.only)
 
     def to_training_scale(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         """Labels on the training scale, transform(column * scale); not finite where float32 cannot hold a value."""

@@ -24,6 +24,17 @@ class TableExperiment(Section):
     tasks: list[TaskConfig] = Field(min_length=1)
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the feature table has a weight of each row for each task."""
+        own = any(task.sample_weight is not None for task in self.tasks)
+        return own or self.logs.weight is not None or self.logs.negatives is not None
+
+    @property
+    def has_task_weights(self) -> bool:
+        """Whether a row may count more, less or not at all for a task; otherwise every row counts 1 for every task."""
+        return self.has_weights or any(task.may_lack_labels for task in self.tasks)
+
+    @property
     def folder(self) -> str:
         """The run's folder or URI."""
         return storage.join(self.output, self.name)

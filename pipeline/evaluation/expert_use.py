@@ -16,13 +16,22 @@ from pipeline.workers.worker import Worker
 UNIT = 2**30
 """Shares are added as multiples of 1 / UNIT. This is exact: workers and the order of rows change no bit."""
 
-Counts = NDArray[np.int64]
+Counts = NDArray[np.int64] | NDArray[np.float64]
 
 
 class ExpertUse:
     """Sums of this worker over its rows, per layer and finest scenario: ``(finest, groups, experts)``."""
 
-    def __init__(self, tasks: list[str], scenarios: list[ScenarioConfig]) -> None:
+    def __init__(self, tasks: list[str], scenarios: list[ScenarioConfig], has_weights: bool = False) -> None:
+        """Begins with empty sums.
+
+        Args:
+            tasks: names.
+            scenarios: the levels.
+            has_weights: whether a row counts by its weight, the largest of its weights for tasks. The sums are then
+                exact only up to rounding.
+        """
+        self._has_weights = has_weights
         self._tasks = tasks
         self._scenarios = scenarios
         self._shape = [len(level.labels) for level in scenarios]
@@ -33,14 +42,17 @@ class ExpertUse:
     def add(self, output: StepOutput) -> None:
         """Adds a batch; rows of weight 0 are padding and are ignored."""
         finest = self._finest(output.scenarios)
-        real = (output.weights > 0).long()
+        if self._has_weights and output.task_weights is not None:
+            counts = output.task_weights.rows.double()
+        else:
+            counts = (output.weights > 0).long()
         if self._rows is None:
-            self._rows = real.new_zeros(self._finest.count)
-        self._rows.index_add_(0, finest, real)
+            self._rows = counts.new_zeros(self._finest.count)
+        self._rows.index_add_(0, finest, counts)
         for layer, shares in output.experts.items():
-            units = (shares.double() * UNIT).round().long()
-            for total, values in zip(self._sums_of(layer, units), (units, (shares > 0).long()), strict=True):
-                total.index_add_(0, finest, values.transpose(0, 1) * real[:, None, None])
+            units = (shares.double() * UNIT).round().to(counts.dtype)
+            for total, values in zip(self._sums_of(layer, units), (units, (shares > 0).to(counts.dtype)), strict=True):
+                total.index_add_(0, finest, values.transpose(0, 1) * counts[:, None, None])
 
     def total(self, worker: Worker) -> dict[str, Any]:
         """Mean use over the rows of all workers, on the first one. Collective.
@@ -78,7 +90,7 @@ class ExpertUse:
         cells = {ALL_ROWS: np.arange(len(with_rows))} | cells_of(indices, self._scenarios)[0]
         weight, selected = {}, {}
         for label, members in cells.items():
-            count = int(rows[with_rows[members]].sum())
+            count = rows[with_rows[members]].sum().item()
             if count:
                 weight[label] = (units[with_rows[members]].sum(0) / (count * UNIT)).tolist()
                 selected[label] = (picks[with_rows[members]].sum(0) / count).tolist()

@@ -49,6 +49,7 @@ def predict(module: nn.Module, reader: Reader, device: torch.device, group: str 
 
 def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> PredictedBatch:
     real = np.flatnonzero(output.weights.cpu().numpy() > 0)
+    weights = output.task_weights
     keys = batch.keys.take(pa.array(real)) if batch.keys is not None else None
     return PredictedBatch(
         Predictions(
@@ -57,6 +58,7 @@ def _without_padding(batch: Batch, output: StepOutput, group: str | None) -> Pre
             weights=output.weights.cpu().numpy()[real],
             scenarios=output.scenarios.cpu().numpy()[real].astype(np.int32),
             groups=group_ids(keys[group]) if group is not None and keys is not None else None,
+            task_weights=None if weights is None else weights.values.cpu().numpy()[real],
         ),
         keys,
         output,

@@ -49,7 +49,8 @@ def reliability(labels: Array, predictions: Array, weights: Array, bins: int = B
 def reliability_of_tasks(
     predictions: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]
 ) -> dict[str, dict[str, dict[str, list[Any]]]]:
-    """The curves of all tasks: ``{TASK: {CELL: curve}}``, the cells being "all" and every scenario that has rows.
+    """The curves of all tasks: ``{TASK: {CELL: curve}}``, the cells being "all" and every scenario that has rows
+    with a label of the task.
 
     The same bit by bit for any order of the rows. Takes the same arguments as `evaluate`.
     """
@@ -60,9 +61,9 @@ def reliability_of_tasks(
     cells |= cells_of(rows.scenarios, scenarios)[0]
     return {
         task.name: {
-            label: reliability(rows.labels[members, k], rows.predictions[members, k], rows.weights[members])
-            for label, members in cells.items()
-            if len(members)
+            label: reliability(rows.labels[members, k], rows.predictions[members, k], rows.weights_of(k, members))
+            for label, all_members in cells.items()
+            if len(members := rows.labelled(k, all_members))
         }
         for k, task in enumerate(tasks)
     }

@@ -64,7 +64,9 @@ class SplitEvaluation:
         Raises:
             UserError: predictions are not finite; raised on every worker.
         """
-        use = ExpertUse([task.name for task in self._experiment.tasks], self._experiment.scenarios)
+        experiment = self._experiment
+        names = [task.name for task in experiment.tasks]
+        use = ExpertUse(names, experiment.scenarios, experiment.has_weights)
         parts = []
         with ProgressBar(f"evaluation of {self._split}", self._rows, is_shown=self._worker.is_first) as progress:
             for batch in self._batches():

@@ -29,24 +29,28 @@ class Predictions:
     A binary task's prediction is a probability, a continuous one's a value on the training scale.
     """
 
-    labels: NDArray[np.float32]  # (rows, tasks)
+    labels: NDArray[np.float32]  # (rows, tasks), NaN where a row has no label
     predictions: NDArray[np.float32]  # (rows, tasks)
-    weights: NDArray[np.float32]  # (rows,)
+    weights: NDArray[np.float32]  # (rows,), 0 for padding
     scenarios: NDArray[np.int32]  # (rows, levels), indices into ScenarioConfig.labels
     groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: users, for example
+    task_weights: NDArray[np.float32] | None = None  # (rows, tasks); None: all labels exist, and count `weights`
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
-        """The rows of all parts, of which either all have groups or none has."""
+        """The rows of all parts, of which either all have groups or none has; likewise weights for tasks."""
         groups = [part.groups for part in parts if part.groups is not None]
-        if groups and len(groups) != len(parts):
-            raise ValueError(f"{len(groups)} of {len(parts)} parts have groups: either all or none must have them")
+        weights = [part.task_weights for part in parts if part.task_weights is not None]
+        for what, count in (("groups", len(groups)), ("weights for tasks", len(weights))):
+            if count not in (0, len(parts)):
+                raise ValueError(f"{count} of {len(parts)} parts have {what}: either all or none must have them")
         return Predictions(
             labels=np.concatenate([part.labels for part in parts]),
             predictions=np.concatenate([part.predictions for part in parts]),
             weights=np.concatenate([part.weights for part in parts]),
             scenarios=np.concatenate([part.scenarios for part in parts]),
             groups=np.concatenate(groups) if groups else None,
+            task_weights=np.concatenate(weights) if weights else None,
         )
 
     def valid(self) -> "Predictions":
@@ -62,7 +66,22 @@ class Predictions:
         keys = [*self.scenarios.T, *self.labels.T, *self.predictions.T, self.weights]
         if self.groups is not None:
             keys.append(self.groups)
+        if self.task_weights is not None:
+            keys += [*self.task_weights.T]
         return self._take(np.lexsort(keys[::-1]))
+
+    def labelled(self, column: int, members: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Those of some rows that have a label of a task."""
+        return members if self.task_weights is None else members[~np.isnan(self.labels[members, column])]
+
+    def weights_of(self, column: int, members: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The weights of some rows for a task."""
+        return self.weights[members] if self.task_weights is None else self.task_weights[members, column]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a row with a label counts other than 1."""
+        return self.task_weights is not None and bool(np.any((self.task_weights != 1) & ~np.isnan(self.labels)))
 
     def _take(self, rows: NDArray[np.intp]) -> "Predictions":
         return Predictions(
@@ -71,6 +90,7 @@ class Predictions:
             weights=self.weights[rows],
             scenarios=self.scenarios[rows],
             groups=None if self.groups is None else self.groups[rows],
+            task_weights=None if self.task_weights is None else self.task_weights[rows],
         )
 
 
@@ -86,7 +106,8 @@ def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[
         ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}}}``;
         None means undefined. The scenarios are every label of every level, with or without rows, and with more than
         one level every combination that occurs ("tab=1/user=new"). `macro_auc` is the unweighted mean AUC over the
-        finest scenarios where it is defined, `scenarios_undefined` the number of those where it is not.
+        finest scenarios where it is defined, `scenarios_undefined` the number of those where it is not. The `rows` of
+        a task are those that have a label of it; `weight`, the sum of their weights, exists if a weight is not 1.
 
     Raises:
         UserError: a prediction is not finite, so no metric can be computed.
@@ -95,13 +116,13 @@ def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[
     _check_finite(rows, tasks)
     rows = rows.canonical()
     cells, finest = cells_of(rows.scenarios, scenarios)
-    everything = np.arange(len(rows.weights))
+    everything, has_weights = np.arange(len(rows.weights)), rows.has_weights
     result: dict[str, Any] = {}
     for column, task in enumerate(tasks):
-        measured = {label: _cell(rows, column, task.kind, members) for label, members in cells.items()}
+        measured = {label: _cell(rows, column, task.kind, members, has_weights) for label, members in cells.items()}
         result[task.name] = {
             "kind": task.kind,
-            **_cell(rows, column, task.kind, everything),
+            **_cell(rows, column, task.kind, everything, has_weights),
             **_over_scenarios(task.kind, [measured[label] for label in finest]),
             "scenarios": measured,
         }
@@ -124,7 +145,8 @@ def metric_value(evaluation: dict[str, Any], metric: str) -> float | None:
 
 
 def _check_finite(rows: Predictions, tasks: list[TaskConfig]) -> None:
-    wrong = np.count_nonzero(~np.isfinite(rows.predictions), axis=0)
+    # Without labels, nothing has trained the predictions of a scenario, and no metric reads them.
+    wrong = np.count_nonzero(~np.isfinite(rows.predictions) & ~np.isnan(rows.labels), axis=0)
     for task, count in zip(tasks, wrong, strict=True):
         if count:
             raise UserError(
@@ -157,10 +179,13 @@ def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str
     return dict(zip(labels, np.split(order, starts)[1:], strict=True))
 
 
-def _cell(rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.intp]) -> dict[str, float | int | None]:
-    """The metrics of a task on some rows, with counts and means."""
+def _cell(
+    rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.intp], has_weights: bool
+) -> dict[str, float | int | None]:
+    """The metrics of a task on those of some rows that have its label, with counts and means."""
+    members = rows.labelled(column, members)
     labels, predictions = rows.labels[members, column], rows.predictions[members, column]
-    weights = rows.weights[members]
+    weights = rows.weights_of(column, members)
     cell: dict[str, float | int | None] = {
         metric.name: metric.function(labels, predictions, weights)
         for metric in metrics_of(kind)
@@ -171,6 +196,8 @@ def _cell(rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.in
             value, used, skipped = metric.function(labels, predictions, weights, rows.groups[members])
             cell |= {metric.name: value} | dict(zip(metric.counts, (used, skipped), strict=True))
     cell["rows"] = len(members)
+    if has_weights:
+        cell["weight"] = float(np.sum(weights, dtype=np.float64))
     if kind == "binary":
         return cell | {"positives": int(np.count_nonzero(labels > 0))}
     return cell | {

@@ -8,7 +8,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from pipeline.loading.lane import WindowRows
-from pipeline.table.manifest import KEY, LABEL, SCENARIO
+from pipeline.table.manifest import KEY, LABEL, SCENARIO, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,12 @@ class BatchColumns:
     tasks: tuple[str, ...]
     scenarios: tuple[str, ...]
     keys: tuple[str, ...] = ()
+    has_weights: bool = False  # whether there is a column of weights for each task
+    may_lack_labels: bool = False  # whether a label may be NaN: the row has no label of the task
+
+    @property
+    def weights(self) -> list[str]:
+        return [WEIGHT + task for task in self.tasks] if self.has_weights else []
 
     @property
     def read(self) -> list[str]:
@@ -30,6 +36,7 @@ class BatchColumns:
             *self.sequences,
             *self.numerics,
             *(LABEL + task for task in self.tasks),
+            *self.weights,
             *(SCENARIO + level for level in self.scenarios),
             *(KEY + key for key in self.keys),
         ]
@@ -165,6 +172,7 @@ class ColumnBlock:
         self._sequences = KeyedColumns(columns.sequences, lists, rows)
         self._numerics = _matrix(list(columns.numerics), rows, np.float32)
         self._labels = _matrix([LABEL + name for name in columns.tasks], rows, np.float32)
+        self._task_weights = _task_weights(columns, rows, self._labels, self.is_real)
         self._scenarios = _matrix([SCENARIO + name for name in columns.scenarios], rows, np.int64, np.int32)
         self._keys = _key_rows(columns.keys, rows, self.is_real, no_keys) if columns.keys else None
 
@@ -179,6 +187,9 @@ class ColumnBlock:
 
     def labels(self, step: int) -> torch.Tensor:
         return torch.from_numpy(self._labels[step])
+
+    def task_weights(self, step: int) -> torch.Tensor | None:
+        return torch.from_numpy(self._task_weights[step]) if self._task_weights is not None else None
 
     def scenarios(self, step: int) -> torch.Tensor:
         return torch.from_numpy(self._scenarios[step])
@@ -198,6 +209,15 @@ def _matrix(
         rows.gather(name, column)
         out[:, :, i] = column
     return out
+
+
+def _task_weights(columns: BatchColumns, rows: LaneRows, labels: np.ndarray, is_real: np.ndarray) -> np.ndarray | None:
+    """Weights of rows for tasks, ``(steps, batch_rows, tasks)``: 0 for padding and for rows without a label."""
+    if not columns.has_weights and not columns.may_lack_labels:
+        return None
+    weights = _matrix(columns.weights, rows, np.float32) if columns.has_weights else np.ones_like(labels)
+    weights[np.isnan(labels) | ~is_real[:, :, None]] = 0
+    return weights
 
 
 def _key_rows(names: tuple[str, ...], rows: LaneRows, is_real: np.ndarray, no_keys: pa.Table) -> pa.Table:

@@ -126,6 +126,7 @@ class Reader:
                 noise_keys=torch.from_numpy(keys[i]),
                 position=Position(first.epoch + 1, 0) if is_last else Position(first.epoch, step + 1),
                 keys=block.keys(i),
+                task_weights=block.task_weights(i),
             )
 
 

@@ -2,7 +2,7 @@
 
 UNDEFINED = "-"
 """Shown in place of a metric without a value."""
-UNDEFINED_BECAUSE = "undefined: no rows, only one class, or constant values"
+UNDEFINED_BECAUSE = "undefined: no rows with a label, only one class, or constant values"
 
 NUMBER = ".4f"
 """The format of a metric; d3, which writes the numbers in charts, reads it too."""

@@ -7,8 +7,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
+from pipeline.preprocess.chains import report_conditional_tasks
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
+from pipeline.preprocess.rows import LABEL_MISSING
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
@@ -90,14 +92,18 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
         units += partition.units
         if not partition.units:
             partition.commit()
+    after_zero = []
     with ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(transform_unit, [unit.item for unit in units], shared, plan.task_memory):
             unit = Unit(**done.item)
             partition = open_partitions[unit.partition]
             partition.add(unit, done)
             progress.add(unit.rows)
+            if done.unreadable is None:
+                after_zero.append(done.result["after_zero"])
             if partition.complete:
                 partition.commit()
+    report_conditional_tasks(plan.sections, after_zero)
 
 
 class _OpenPartition:
@@ -178,6 +184,8 @@ class _OpenPartition:
             unknown=_sum([result["unknown"] for result in results]),
             missing=_sum([result["missing"] for result in results]),
             ids=_sum([result["ids"] for result in results]),
+            sampled_out=sum(result["sampled_out"] for result in results),
+            unlabelled=sum(result["unlabelled"] for result in results),
         )
 
     def _check_quarantined(self, record: Partition) -> None:
@@ -195,8 +203,16 @@ class _OpenPartition:
         raise UserError(
             f"{message}. That is more than logs.max_quarantined ({logs.max_quarantined:g} of the rows) allows. Look at "
             f"them in {storage.join(self._plan.table, quarantine_folder(self._plan, record.value))}, then fix the "
-            "log or the experiment, or raise logs.max_quarantined."
+            f"log or the experiment, or raise logs.max_quarantined.{self._hint_of_labels(record)}"
         )
+
+    def _hint_of_labels(self, record: Partition) -> str:
+        tasks = self._plan.sections.tasks
+        names = [task.name for task in tasks if f"task {task.name}: {LABEL_MISSING}" in record.reasons]
+        if not names or len(tasks) == 1:
+            return ""
+        keys = " and ".join(f"tasks.{name}.missing" for name in names)
+        return f" If these labels are missing for a reason, set {keys} to `skip`: other tasks can use such rows."
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:

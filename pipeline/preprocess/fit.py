@@ -29,6 +29,7 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
+from pipeline.preprocess.weights import weight_columns
 from pipeline.progress_bar import ProgressBar
 from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
 from pipeline.table.settings import TableSettings, fingerprint_of_ids
@@ -200,7 +201,7 @@ def fit_columns(plan: PreprocessPlan) -> set[str]:
     """Columns that the first pass reads: those that decide whether a row is usable, and those of fitted encoders."""
     sections, counted = plan.sections, vocabularies(plan.sections)
     columns = {task.column for task in sections.tasks} | {scenario.column for scenario in sections.scenarios}
-    columns |= set(sections.logs.keys)
+    columns |= set(sections.logs.keys) | weight_columns(sections)
     for feature in sections.features:
         is_fitted = feature.encoder_name in counted or feature.summary is not None
         if is_fitted or feature.is_judged(plan.sources.fractional):

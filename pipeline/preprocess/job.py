@@ -27,7 +27,7 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
-from pipeline.table.manifest import Manifest, Partition, read_manifest, write_manifest
+from pipeline.table.manifest import Manifest, Partition, read_manifest, rows_left_out, write_manifest
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table.settings import TableSettings, check_may_continue, read_settings
 from pipeline.table_folder import COLUMNS, ENCODERS, MANIFEST, RECORDS, SETTINGS, WORK
@@ -287,8 +287,7 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
         if sum(partition.kept for partition in partitions) == 0:
             raise UserError(
                 f"logs.splits.{split}: no row is left of its {sum(p.rows_read for p in partitions):,} rows in "
-                f"{len(partitions)} partitions ({sum(p.quarantined for p in partitions):,} quarantined, "
-                f"{sum(p.filtered for p in partitions):,} filtered out, "
+                f"{len(partitions)} partitions ({rows_left_out(partitions)}, "
                 f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range or fix the log."
             )
 

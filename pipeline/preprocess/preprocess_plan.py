@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
 from pipeline.preprocess.sources import Sources, find_sources
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, TableColumn
+from pipeline.table.manifest import KEY, LABEL, SCENARIO, WEIGHT, TableColumn
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,14 @@ def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[Si
 
 
 def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.Schema:
-    """Columns of lane files: features, labels, scenarios, keys. Only the keys are nullable: null in padding rows."""
+    """Columns of lane files: features, labels, weights, scenarios, keys.
+
+    Only the keys are nullable: null in padding rows.
+    """
     columns = {feature.name: feature.column_type for feature in sections.features}
     columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
+    if sections.has_weights:
+        columns |= {WEIGHT + task.name: pa.float32() for task in sections.tasks}
     columns |= {SCENARIO + scenario.name: pa.int32() for scenario in sections.scenarios}
     columns |= {KEY + key: keys[key] for key in sections.logs.keys}
     return pa.schema([pa.field(name, type_, nullable=name.startswith(KEY)) for name, type_ in columns.items()])

@@ -1,4 +1,4 @@
-"""Decides which rows of a unit are kept, which are quarantined and why, and which are filtered out."""
+"""Decides which rows of a unit are kept, which are quarantined and why, which are filtered out or sampled out."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +13,17 @@ from pipeline.config.table_experiment import TableExperiment
 from pipeline.features.values import as_ids, as_numbers, ids_of, not_utf8
 from pipeline.preprocess.sources import Sources
 from pipeline.preprocess.units import UnitRows
+from pipeline.preprocess.weights import largest_weights, weight_columns, weights_in
 
-_KEPT, _FILTERED = 0, -1
+LABEL_MISSING = "label is missing"
+_KEPT, _FILTERED, _UNLABELLED, _SAMPLED_OUT = 0, -1, -2, -3
 
 
 @dataclass
 class Verdict:
     """The decision about each row. A row with several faults has only the first reason."""
 
-    codes: NDArray[np.int16]  # (rows,) 0 kept, -1 filtered, n quarantined for reasons[n - 1]
+    codes: NDArray[np.int16]  # (rows,) 0 kept, negative left out, n quarantined for reasons[n - 1]
     reasons: list[str] = field(default_factory=list)
 
     def reject(self, wrong: NDArray[np.bool_], reason: str) -> None:
@@ -34,6 +36,13 @@ class Verdict:
     def filter(self, unwanted: NDArray[np.bool_]) -> None:
         self.codes[unwanted & (self.codes == _KEPT)] = _FILTERED
 
+    def filter_unlabelled(self, unlabelled: NDArray[np.bool_]) -> None:
+        self.codes[unlabelled & (self.codes == _KEPT)] = _UNLABELLED
+
+    def sample_out(self, dropped: NDArray[np.int64]) -> None:
+        """Leaves out kept rows, by row number."""
+        self.codes[dropped] = _SAMPLED_OUT
+
     @property
     def kept(self) -> NDArray[np.int64]:
         """Row numbers of the usable rows."""
@@ -45,7 +54,16 @@ class Verdict:
 
     @property
     def filtered(self) -> int:
-        return int(np.count_nonzero(self.codes == _FILTERED))
+        """Number of rows that are filtered out, the unlabelled ones included."""
+        return int(np.count_nonzero(self.codes == _FILTERED)) + self.unlabelled
+
+    @property
+    def unlabelled(self) -> int:
+        return int(np.count_nonzero(self.codes == _UNLABELLED))
+
+    @property
+    def sampled_out(self) -> int:
+        return int(np.count_nonzero(self.codes == _SAMPLED_OUT))
 
     def counts(self) -> dict[str, int]:
         """Reason -> rows, the most frequent first."""
@@ -54,10 +72,31 @@ class Verdict:
 
 
 def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdict:
-    """Decides about every row of a unit: labels, keys, scenarios, then features, each in the experiment's order."""
+    """Decides about every row of a unit: labels and weights, keys, scenarios, features, each in the experiment's order.
+
+    A row of the train split that has no label of any task is filtered out. In other splits it is kept: it has
+    predictions.
+    """
     verdict = Verdict(np.zeros(rows.count, dtype=np.int16))
+    labelled = np.zeros(rows.count, dtype=bool)
     for task in sections.tasks:
-        _judge_label(verdict, task, rows)
+        has_label = rows_with_label(sections, task, sources, rows)
+        _judge_label(verdict, task, rows, has_label)
+        labelled |= has_label
+        if task.sample_weight is not None:
+            _judge_weight(verdict, f"task {task.name}: weight", task.sample_weight, rows, has_label)
+    if sections.logs.weight is not None:
+        _judge_weight(
+            verdict,
+            f"weight {sections.logs.weight}: value",
+            sections.logs.weight,
+            rows,
+            np.ones(rows.count, dtype=bool),
+        )
+    if weight_columns(sections):
+        for task in sections.tasks:
+            too_large = largest_weights(sections, task, rows) > np.finfo(np.float32).max
+            verdict.reject(too_large, f"task {task.name}: weight is too large for float32")
     for key in sections.logs.keys:
         column = rows.column(key)
         # NaN counts as missing, as in ids and labels that are floats.
@@ -74,6 +113,8 @@ def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdic
     for scenario in sections.scenarios:
         if scenario.other == "drop":
             verdict.filter(scenario_codes(scenario, sources, rows) == len(scenario.values))
+    if rows.split == "train":
+        verdict.filter_unlabelled(~labelled)
     return verdict
 
 
@@ -89,15 +130,37 @@ def scenario_codes(scenario: ScenarioConfig, sources: Sources, rows: UnitRows) -
     return np.where(_nulls(ids), _NO_SCENARIO, codes.to_numpy()).astype(np.int32)[column.rows]
 
 
-def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows) -> None:
+def rows_with_label(sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows) -> NDArray[np.bool_]:
+    """Which rows have a label of a task. All other rows are left to the other tasks."""
+    has_label = np.ones(rows.count, dtype=bool)
+    for level, values in task.only.items():
+        scenario = next(scenario for scenario in sections.scenarios if scenario.name == level)
+        wanted = [scenario.labels.index(scenario.label_of(value)) for value in values]
+        has_label &= np.isin(scenario_codes(scenario, sources, rows), wanted)
+    if task.missing == "skip":
+        column = rows.column(task.column)
+        has_label &= ~np.isnan(as_numbers(column.values))[column.rows]
+    return has_label
+
+
+def labels(sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows) -> NDArray[np.float32]:
+    """The label of each row on the training scale; NaN for a row without a label."""
+    column = rows.column(task.column)
+    values = task.to_training_scale(as_numbers(column.values))[column.rows]
+    if not task.may_lack_labels:
+        return values
+    return np.where(rows_with_label(sections, task, sources, rows), values, np.float32("nan"))
+
+
+def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows, has_label: NDArray[np.bool_]) -> None:
     column = rows.column(task.column)
     numbers = as_numbers(column.values)
     source = f"task {task.name}"
 
     def reject(wrong: NDArray[Any], reason: str) -> None:
-        verdict.reject(wrong[column.rows], f"{source}: {reason}")
+        verdict.reject(wrong[column.rows] & has_label, f"{source}: {reason}")
 
-    reject(np.isnan(numbers), "label is missing")
+    reject(np.isnan(numbers), LABEL_MISSING)
     reject(np.isinf(numbers), "label is infinite")
     if task.kind == "binary":
         reject((numbers != 0) & (numbers != 1), "label is neither 0 nor 1")
@@ -105,6 +168,13 @@ def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows) -> None:
     if task.transform == "log1p":
         reject(numbers < 0, "label is negative, where log1p expects 0 or more")
     reject(~np.isfinite(task.to_training_scale(numbers)), "label is too large for float32")
+
+
+def _judge_weight(verdict: Verdict, source: str, column: str, rows: UnitRows, needed: NDArray[np.bool_]) -> None:
+    weights = weights_in(column, rows)
+    verdict.reject(np.isnan(weights) & needed, f"{source} is missing")
+    verdict.reject(np.isinf(weights) & needed, f"{source} is infinite")
+    verdict.reject((weights < 0) & needed, f"{source} is negative")
 
 
 def _nulls(values: pa.Array) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.preprocess.job import preprocess
-from pipeline.table.manifest import Manifest
+from pipeline.table.manifest import Manifest, rows_left_out
 from pipeline.table.settings import check_may_overwrite
 
 
@@ -39,11 +39,9 @@ def summary(manifest: Manifest, table: str, seconds: float) -> str:
     for split in dict.fromkeys(partition.split for partition in manifest.partitions):
         partitions = manifest.split(split)
         read = sum(partition.rows_read for partition in partitions)
-        quarantined = sum(partition.quarantined for partition in partitions)
-        filtered = sum(partition.filtered for partition in partitions)
         lines.append(
             f"  {split}: {manifest.rows(split):,} rows in {len(partitions)} partitions "
-            f"({read:,} read, {quarantined:,} quarantined, {filtered:,} filtered out)"
+            f"({read:,} read, {rows_left_out(partitions)})"
         )
     tables = ", ".join(f"{name} {rows:,}" for name, rows in manifest.table_rows.items())
     lines.append(f"  embedding tables, by rows: {tables or 'none'}")

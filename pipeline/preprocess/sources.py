@@ -59,7 +59,7 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
 
 
 def uses(sections: TableExperiment) -> Iterator[Use]:
-    """Every use of a column, by join keys, features, scenarios, labels and keys."""
+    """Every use of a column, by join keys, features, scenarios, labels, weights and keys."""
     for i, join in enumerate(sections.logs.joins):
         yield Use(join.key, f"the join (logs.joins.{i}.key)", IDS)
     for i, feature in enumerate(sections.features):
@@ -68,6 +68,10 @@ def uses(sections: TableExperiment) -> Iterator[Use]:
         yield Use(scenario.column, f"scenario {scenario.name!r} (scenarios.{i}.column)", IDS)
     for i, task in enumerate(sections.tasks):
         yield Use(task.column, f"task {task.name!r} (tasks.{i}.column)", NUMBERS)
+        if task.sample_weight is not None:
+            yield Use(task.sample_weight, f"the weight of task {task.name!r} (tasks.{i}.sample_weight)", NUMBERS)
+    if sections.logs.weight is not None:
+        yield Use(sections.logs.weight, "the weight of the rows (logs.weight)", NUMBERS)
     for i, key in enumerate(sections.logs.keys):
         yield Use(key, f"the key (logs.keys.{i})", ANY_TYPE)
 

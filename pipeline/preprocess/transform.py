@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.features.base import EncodedColumn
 from pipeline.features.encoders import Encoder
-from pipeline.features.values import as_numbers
+from pipeline.preprocess.chains import labels_after_zero
 from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.rows import judge, scenario_codes
+from pipeline.preprocess.rows import judge, labels, scenario_codes
+from pipeline.preprocess.sampling import dropped_negatives, lane_weights
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
 from pipeline.preprocess.write import deal, unit_generator, write_lanes, write_quarantine
 from pipeline.table.manifest import KEY
@@ -46,7 +47,8 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
     """Transforms one unit and writes its files; a Ray task.
 
     Returns:
-        Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`.
+        Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`, `after_zero` by
+        `labels_after_zero`.
 
     Raises:
         Unreadable: the file is damaged.
@@ -55,6 +57,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
     plan, unit = shared.plan, Unit(**item)
     rows = UnitRows(plan, unit, all_columns(plan))
     verdict = judge(plan.sections, plan.sources, rows)
+    verdict.sample_out(dropped_negatives(plan.sections, plan.sources, rows, verdict.kept))
     if len(verdict.quarantined):
         reasons = pa.array(verdict.reasons).take(pa.array(verdict.codes[verdict.quarantined] - 1))
         write_quarantine(plan, unit, verdict.quarantined, reasons)
@@ -64,11 +67,14 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
     return {
         "quarantined": len(verdict.quarantined),
         "filtered": verdict.filtered,
+        "unlabelled": verdict.unlabelled,
+        "sampled_out": verdict.sampled_out,
         "reasons": verdict.counts(),
         "lanes": write_lanes(plan, unit, table, lengths),
         "ids": counts.ids,
         "unknown": counts.unknown,
         "missing": counts.missing,
+        "after_zero": labels_after_zero(plan.sections, plan.sources, rows, verdict.kept),
     }
 
 
@@ -81,8 +87,9 @@ def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> 
         columns.append(encoded.values)
         counts.add(feature.name, encoded)
     for task in plan.sections.tasks:
-        column = rows.column(task.column)
-        columns.append(pa.array(task.to_training_scale(as_numbers(column.values))[column.rows[order]]))
+        columns.append(pa.array(labels(plan.sections, task, plan.sources, rows)[order]))
+    if plan.sections.has_weights:
+        columns += [pa.array(weights[order]) for weights in lane_weights(plan.sections, plan.sources, rows)]
     for scenario in plan.sections.scenarios:
         columns.append(pa.array(scenario_codes(scenario, plan.sources, rows)[order]))
     for key in plan.sections.logs.keys:

@@ -82,6 +82,8 @@ class UnitRows:
         self._plan = plan
         self.count = unit.rows
         self.file = unit.file
+        self.first_row = unit.first_row
+        self.split = unit.split
         self._log = _read(plan, unit, columns)
 
     def column(self, name: str) -> Column:

@@ -58,22 +58,26 @@ def splits_of(manifest: Manifest) -> dict[str, list[Partition]]:
 
 
 def describe_splits(manifest: Manifest) -> list[str]:
-    lines = ["Splits: rows read = kept + quarantined + filtered out"]
+    sampled = " + sampled out" if any(p.sampled_out for p in manifest.partitions) else ""
+    lines = [f"Splits: rows read = kept + quarantined + filtered out{sampled}"]
     for split, partitions in splits_of(manifest).items():
-        lines.append(f"  {split}: {len(partitions)} partitions, {_rows(partitions)}")
-        lines += [f"    {partition.value}: {_rows([partition])}" for partition in partitions]
+        lines.append(f"  {split}: {len(partitions)} partitions, {_rows(partitions, bool(sampled))}")
+        lines += [f"    {partition.value}: {_rows([partition], bool(sampled))}" for partition in partitions]
     if manifest.ignored_partitions:
         lines.append(f"  in the logs, in no split: {', '.join(manifest.ignored_partitions)}")
     return lines
 
 
-def _rows(partitions: list[Partition]) -> str:
+def _rows(partitions: list[Partition], with_sampled: bool) -> str:
     read = sum(p.rows_read for p in partitions)
     kept = sum(p.kept for p in partitions)
     quarantined = sum(p.quarantined for p in partitions)
     filtered = sum(p.filtered for p in partitions)
     size = sum(file.bytes for p in partitions for lane in p.lanes for file in lane)
-    return f"{read:,} = {kept:,} + {quarantined:,} + {filtered:,} rows, {in_bytes(size)}"
+    sampled = f" + {sum(p.sampled_out for p in partitions):,}" if with_sampled else ""
+    unlabelled = sum(p.unlabelled for p in partitions)
+    without = f", {unlabelled:,} filtered out because no task has a label" if unlabelled else ""
+    return f"{read:,} = {kept:,} + {quarantined:,} + {filtered:,}{sampled} rows, {in_bytes(size)}{without}"
 
 
 def describe_quarantine(manifest: Manifest) -> list[str]:

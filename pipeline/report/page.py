@@ -143,7 +143,8 @@ def sections(run: ReportedRun) -> list[ReportSection]:
         ReportSection(
             "calibration",
             "Calibration",
-            "Each point is a bin; all bins have about the same number of rows. The horizontal axis is the mean "
+            "Each point is a bin; all bins have about the same number of rows or, if rows have "
+            "weights, the same weight. The horizontal axis is the mean "
             "prediction, the vertical axis the mean label, on the training scale. On the dashed diagonal predictions "
             "are right on average; below it they are too high.",
             panels=_of_splits(

@@ -80,15 +80,16 @@ def _metric_table(name: str, task: TaskEvaluation) -> ReportTable:
     kind, overall = task.kind, task.overall
     metrics = [metric for metric in column_metrics(kind) if metric.on_page and metric.name in overall]
     shades = [_shades(metric, task) for metric in metrics]
-    rows = {ALL_ROWS: [ReportCell(format_value(overall.get(key))) for key in (*(m.name for m in metrics), "rows")]}
+    counts = [key for key in ("rows", "weight") if key in overall]
+    rows = {ALL_ROWS: [ReportCell(format_value(overall.get(key))) for key in (*(m.name for m in metrics), *counts)]}
     for label, cell in task.scenarios.items():
         values = [
             ReportCell(format_value(cell.get(metric.name)), shade[label])
             for metric, shade in zip(metrics, shades, strict=True)
         ]
-        rows[label] = [*values, ReportCell(format_value(cell.get("rows")))]
+        rows[label] = [*values, *(ReportCell(format_value(cell.get(key))) for key in counts)]
     note = "on the training scale" if kind == "continuous" else ""
-    return ReportTable(name, [*map(heading, metrics), "rows"], rows, note)
+    return ReportTable(name, [*map(heading, metrics), *counts], rows, note)
 
 
 def _shades(metric: Metric, task: TaskEvaluation) -> dict[str, float]:

@@ -9,8 +9,14 @@ WIDTH = 110
 SHORTEST_LABEL = 16
 GAP = "  "
 COUNTS: dict[TaskKind, dict[str, str]] = {
-    "binary": {"rows": "rows", "positives": "positives", "groups": "groups", "groups_skipped": "skipped"},
-    "continuous": {"mean_label": "label", "mean_prediction": "predicted", "rows": "rows"},
+    "binary": {
+        "rows": "rows",
+        "weight": "weight",
+        "positives": "positives",
+        "groups": "groups",
+        "groups_skipped": "skipped",
+    },
+    "continuous": {"mean_label": "label", "mean_prediction": "predicted", "rows": "rows", "weight": "weight"},
 }
 """Columns to the right of the metrics: key in the evaluation -> heading."""
 

@@ -1,7 +1,7 @@
 """A checkpoint's predictions of a split as a folder of Parquet files, one per worker, with keys and labels.
 
 Columns: the key columns, one column per scenario level, and for every task `label_TASK` and `prediction_TASK`: a
-probability, or a value in the unit of the log's column.
+probability, or a value in the unit of the log's column. A label is null in a row without it.
 """
 
 from contextlib import ExitStack
@@ -93,6 +93,7 @@ def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
         labels = pa.array(scenario.labels).take(pa.array(batch.predictions.scenarios[:, level]))
         columns[f"scenario_{scenario.name}"] = labels
     for column, task in enumerate(experiment.tasks):
-        for name, values in (("label", batch.predictions.labels), ("prediction", batch.predictions.predictions)):
-            columns[f"{name}_{task.name}"] = pa.array(task.to_log_unit(values[:, column]))
+        targets, values = batch.predictions.labels[:, column], batch.predictions.predictions[:, column]
+        columns[f"label_{task.name}"] = pa.array(task.to_log_unit(targets), mask=np.isnan(targets))
+        columns[f"prediction_{task.name}"] = pa.array(task.to_log_unit(values))
     return pa.table(columns)

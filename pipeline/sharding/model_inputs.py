@@ -40,6 +40,8 @@ def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, 
         tasks=tuple(task.name for task in experiment.tasks),
         scenarios=tuple(scenario.name for scenario in experiment.scenarios),
         keys=keys,
+        has_weights=experiment.has_weights,
+        may_lack_labels=any(task.may_lack_labels for task in experiment.tasks),
     )
 
 

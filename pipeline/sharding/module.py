@@ -9,8 +9,9 @@ from models.build import build_dense, build_rule
 from models.config import ModelConfig
 from models.embedding import SharedEmbedding
 from models.inputs import Embedded, ModelInputs
-from models.losses import task_losses
+from models.losses import task_losses, weighted_task_losses
 from models.objective import Objective
+from models.task_weights import TaskWeights
 from models.trunks.base import Context
 from pipeline.loading.batch import Batch
 from pipeline.loading.position import Position
@@ -23,12 +24,13 @@ class StepOutput:
 
     losses: Tensor  # (tasks,), unweighted, this worker's share: the mean over workers is the global batch's loss
     scores: Tensor  # (batch, tasks)
-    labels: Tensor  # (batch, tasks)
-    weights: Tensor  # (batch,)
+    labels: Tensor  # (batch, tasks), NaN where a row has no label
+    weights: Tensor  # (batch,), 1 for rows of the table, 0 for padding
     scenarios: Tensor  # (batch, levels)
     position: Position  # of the batch
     diagnostics: Tensor  # values of the names in DenseStep.diagnostics, this worker's share
     experts: dict[str, Tensor]  # see TrunkOutput
+    task_weights: TaskWeights | None = None  # see Batch
 
 
 class TrainingModule(nn.Module):
@@ -62,11 +64,16 @@ class DenseStep(nn.Module):
     def forward(self, embedded: Embedded, batch: Batch) -> tuple[Tensor, StepOutput]:
         rule = self._rule if torch.is_grad_enabled() else None
         start = embedded.cut() if rule else embedded
-        context = Context(batch.scenarios, batch.weights, batch.weight_total, batch.noise_keys, sum_over_workers)
+        context = context_of(batch)
         with torch.autocast(batch.weights.device.type, torch.bfloat16, enabled=self._bf16):
             predictions, trunk = self.model(start, context)
-        losses = task_losses(predictions, batch.labels, batch.weights, batch.weight_total)
-        weighted, factors = self.objective(losses)
+        weights = context.task_weights
+        if weights is None:
+            losses = task_losses(predictions, batch.labels, batch.weights, batch.weight_total)
+            weighted, factors = self.objective(losses)
+        else:
+            losses = weighted_task_losses(predictions, batch.labels, weights)
+            weighted, factors = self.objective(losses, weights.is_present)
         diagnostics = [*trunk.diagnostics.values(), *factors]
         loss = weighted.sum() if trunk.penalty is None else weighted.sum() + trunk.penalty
         if rule:
@@ -87,8 +94,22 @@ class DenseStep(nn.Module):
             position=batch.position,
             diagnostics=torch.stack(diagnostics).float() if diagnostics else losses.new_empty(0),
             experts=trunk.experts,
+            task_weights=weights,
         )
         return loss, output
+
+
+def context_of(batch: Batch) -> Context:
+    """What a trunk knows about the rows. Collective if rows have weights for tasks, which must be added up."""
+    weights = None if batch.task_weights is None else TaskWeights.of(batch.task_weights, sum_over_workers)
+    return Context(
+        batch.scenarios,
+        batch.weights if weights is None else weights.rows,
+        batch.weight_total if weights is None else weights.row_total,
+        batch.noise_keys,
+        sum_over_workers,
+        task_weights=weights,
+    )
 
 
 def carry(loss: Tensor, tensors: list[Tensor], gradients: list[Tensor]) -> Tensor:

@@ -23,7 +23,8 @@ FORMAT_VERSION = 1
 REBUILD_HINT = "rebuild the table with `manygate preprocess EXPERIMENT --overwrite`"
 
 # Columns of a lane file other than the features. Feature columns have the feature's name, without such a prefix.
-LABEL = "label:"  # + task: float32, on the training scale: transform(column * scale)
+LABEL = "label:"  # + task: float32, on the training scale: transform(column * scale); NaN: the row has no label
+WEIGHT = "weight:"  # + task: float32, finite, 0 or more; for all tasks or for none
 SCENARIO = "scenario:"  # + level: int32 index into Scenario.labels
 KEY = "key:"  # + column: values as in the logs
 
@@ -41,7 +42,10 @@ class LaneFile:
 
 @dataclass(frozen=True)
 class Partition:
-    """One committed partition. rows_read = kept + quarantined + filtered, where kept is the sum over all lanes."""
+    """One committed partition.
+
+    rows_read = kept + quarantined + filtered + sampled_out, where kept is the sum over all lanes.
+    """
 
     __pydantic_config__ = KNOWN_KEYS_ONLY
 
@@ -56,6 +60,8 @@ class Partition:
     unknown: dict[str, int] = field(default_factory=dict)  # feature -> ids outside its vocabulary
     missing: dict[str, int] = field(default_factory=dict)  # feature -> nulls
     ids: dict[str, int] = field(default_factory=dict)  # feature -> all ids, including nulls of single values
+    sampled_out: int = 0  # negatives of the train split that `logs.negatives` did not keep
+    unlabelled: int = 0  # of the filtered rows: rows of the train split that have no label of any task
 
     @property
     def kept(self) -> int:
@@ -111,6 +117,15 @@ class Manifest:
     def only(self, split: str, values: Collection[str]) -> "Manifest":
         """A manifest in which the split has only these partitions."""
         return replace(self, partitions=[p for p in self.partitions if p.split != split or p.value in values])
+
+
+def rows_left_out(partitions: list[Partition]) -> str:
+    """How many rows of some partitions were read and not kept, and why, in words."""
+    quarantined, filtered = sum(p.quarantined for p in partitions), sum(p.filtered for p in partitions)
+    unlabelled, sampled_out = sum(p.unlabelled for p in partitions), sum(p.sampled_out for p in partitions)
+    without_label = f" ({unlabelled:,} of them without a label)" if unlabelled else ""
+    sampled = f", {sampled_out:,} sampled out" if sampled_out else ""
+    return f"{quarantined:,} quarantined, {filtered:,} filtered out{without_label}{sampled}"
 
 
 def write_manifest(table: str, manifest: Manifest) -> None:

@@ -32,6 +32,12 @@ _UNRELATED_KEYS = {
     "tasks": {"weight", "after", *LossConfig.model_fields},
     "table": {"path", "encoders"},
 }
+# Keys that the first tables did not have. The settings of a new table contain such a key only if it is used, so that
+# equal settings have equal fingerprints in all versions.
+_LATER_KEYS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
+    "logs": (LogsConfig, ("weight", "negatives")),
+    "tasks": (TaskConfig, ("missing", "only", "sample_weight")),
+}
 GROWING_SECTIONS = ("scenarios", "tasks")
 """Sections that may gain values and tasks during the life of a table or a model."""
 
@@ -56,7 +62,7 @@ class TableSettings:
     @staticmethod
     def of(sections: TableExperiment) -> "TableSettings":
         """The settings that a new table made from these sections of an experiment would have."""
-        return _parse_settings(table_settings(sections), SETTINGS)
+        return _parse_settings(_without_unused_keys(table_settings(sections)), SETTINGS)
 
     @property
     def fingerprint(self) -> str:
@@ -87,6 +93,20 @@ def _relevant_keys(name: str, section: Any) -> Any:
     kind = FEATURE_KINDS.get(section.get("kind")) if name == "features" else None
     unrelated = kind.outside_table if kind is not None else _UNRELATED_KEYS.get(name, frozenset())
     return {key: value for key, value in section.items() if key not in unrelated}
+
+
+def _without_unused_keys(settings: Json) -> Json:
+    """Settings without the later keys that have their default."""
+
+    def used(section: Json, kind: type[Section], later: tuple[str, ...]) -> Json:
+        unused = {key for key in later if section[key] == kind.model_fields[key].default}
+        return {key: value for key, value in section.items() if key not in unused}
+
+    changed = dict(settings)
+    for name, (kind, later) in _LATER_KEYS.items():
+        part = settings[name]
+        changed[name] = [used(p, kind, later) for p in part] if isinstance(part, list) else used(part, kind, later)
+    return changed
 
 
 def _parse_settings(document: Json, source: str) -> TableSettings:
@@ -144,7 +164,8 @@ class Growth:
 def growth(old: TableExperiment | DecidingSections, new: TableExperiment | DecidingSections) -> Growth | None:
     """Scenario values and tasks in `new` that are not in `old`; None if scenarios or tasks differ in another way.
 
-    Old values and tasks must still exist in the same order; new ones may be anywhere. Other sections are not compared.
+    Old values and tasks must still exist in the same order; new ones may be anywhere. A task may exist `only` for some
+    scenarios, to which new values may be added. Other sections are not compared.
     """
     levels = [[level.model_copy(update={"values": []}) for level in sections.scenarios] for sections in (old, new)]
     if levels[0] != levels[1]:
@@ -155,10 +176,18 @@ def growth(old: TableExperiment | DecidingSections, new: TableExperiment | Decid
             return None
         gained[after.name] = [value for value in after.values if value not in before.values]
     names = [task.name for task in old.tasks]
-    if [task for task in new.tasks if task.name in names] != old.tasks:
+    if [_without_values(task, gained) for task in new.tasks if task.name in names] != old.tasks:
         return None
     tasks = [task.name for task in new.tasks if task.name not in names]
     return Growth({level: values for level, values in gained.items() if values}, tasks)
+
+
+def _without_values(task: TaskConfig, gained: dict[str, list[int | str]]) -> TaskConfig:
+    """A task as it was before its scenarios gained values: a task may exist for new scenarios as well."""
+    only = {
+        level: [value for value in values if value not in gained.get(level, ())] for level, values in task.only.items()
+    }
+    return task.model_copy(update={"only": only})
 
 
 def table_growth(old: DecidingSections, new: DecidingSections) -> Growth | None:

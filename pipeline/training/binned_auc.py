@@ -35,14 +35,15 @@ class BinnedAuc:
 
         Args:
             predictions: probabilities, ``(batch, all tasks)``.
-            labels: 0 or 1, ``(batch, all tasks)``.
-            weights: ``(batch,)``.
+            labels: 0 or 1, ``(batch, all tasks)``; NaN where the weight is 0.
+            weights: ``(batch,)``, or ``(batch, all tasks)``.
         """
         probabilities = predictions.detach().index_select(1, self._columns).float()
         bin_of_row = (probabilities * self.bins).long().clamp_(0, self.bins - 1)
         positive = labels.index_select(1, self._columns) > 0
         cells = positive * self._offsets.numel() * self.bins + self._offsets + bin_of_row
-        spread = weights.detach().double().unsqueeze(1).expand_as(cells)
+        wide = weights.unsqueeze(1) if weights.dim() == 1 else weights.index_select(1, self._columns)
+        spread = wide.detach().double().expand_as(cells)
         self.state.view(-1).scatter_add_(0, cells.reshape(-1), spread.reshape(-1))
 
     def compute(self) -> list[float | None]:

@@ -118,7 +118,8 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
         for line in describe_plan(model.plan):
             log.info("  table %s", line)
     binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
-    running = RunningMetrics([task.name for task in inputs.tasks], binary, model.diagnostics, worker)
+    names = [task.name for task in inputs.tasks]
+    running = RunningMetrics(names, binary, model.diagnostics, worker, experiment.has_task_weights)
     check_division(manifest.lanes, worker.workers, experiment.training.global_batch_size)
     progress = Progress(make_training_window(experiment, manifest, manifest.digests("train"), first_step=0))
     return RunState(model, running, progress, worker)

@@ -13,37 +13,64 @@ from pipeline.workers.worker import Worker
 class RunningMetrics:
     """Running sums of this worker. `report` adds up those of all workers and resets them."""
 
-    def __init__(self, names: list[str], binary: list[int], diagnostics: tuple[str, ...], worker: Worker) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        binary: list[int],
+        diagnostics: tuple[str, ...],
+        worker: Worker,
+        has_task_weights: bool = False,
+    ) -> None:
+        """Begins with empty sums.
+
+        Args:
+            names: of the tasks.
+            binary: indices of the binary tasks.
+            diagnostics: names of the model's diagnostics.
+            worker: this worker.
+            has_task_weights: whether the outputs have `task_weights`: steps then count by the weight of their rows.
+        """
         self._names = names
         self._binary = binary
         self._diagnostics = diagnostics
         self._worker = worker
         self._auc = BinnedAuc(binary, worker.device)
-        # Losses, then diagnostics, then steps.
-        self._sums = torch.zeros(len(names) + len(diagnostics) + 1, dtype=torch.float64, device=worker.device)
+        # Losses, then diagnostics, then steps; then, if rows have weights for tasks, the weight of each task's losses.
+        self._sizes = [len(names), len(diagnostics), 1, len(names) if has_task_weights else 0]
+        self._sums = torch.zeros(sum(self._sizes), dtype=torch.float64, device=worker.device)
 
     def update(self, output: StepOutput) -> None:
         # Divided by the number of workers: the sums over all workers are then those of the global batches, also after
         # the number of workers has changed.
-        self._sums[:-1] += torch.cat([output.losses, output.diagnostics]) / self._worker.workers
-        self._sums[-1] += 1 / self._worker.workers
-        self._auc.update(output.scores, output.labels, output.weights)
+        weights, workers = output.task_weights, self._worker.workers
+        losses, diagnostics, steps, totals = self._sums.split(self._sizes)
+        losses += (output.losses if weights is None else output.losses * weights.totals) / workers
+        diagnostics += output.diagnostics / workers
+        steps += 1 / workers
+        if weights is not None:
+            totals += weights.totals / workers
+        self._auc.update(output.scores, output.labels, output.weights if weights is None else weights.values)
 
     def report(self) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
-        """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective."""
+        """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective.
+
+        Where rows have weights for tasks, the loss is the weighted mean over the rows; None without a label.
+        """
         sums = self._worker.sum(self._sums.cpu())
         self._check_finite(sums)
         self._auc.state.copy_(self._worker.sum(self._auc.state.cpu()))
-        means = (sums[:-1] / sums[-1]).tolist()
-        losses, diagnostics = means[: len(self._names)], means[len(self._names) :]
+        losses, diagnostics, steps, totals = sums.split(self._sizes)
+        divisors = totals if len(totals) else steps.expand_as(losses)
         report: dict[str, dict[str, float | None]] = {
-            name: {"loss": loss} for name, loss in zip(self._names, losses, strict=True)
+            name: {"loss": (loss / divisor).item() if divisor > 0 else None}
+            for name, loss, divisor in zip(self._names, losses, divisors, strict=True)
         }
         for column, auc in zip(self._binary, self._auc.compute(), strict=True):
             report[self._names[column]]["auc"] = auc
+        means = dict(zip(self._diagnostics, (diagnostics / steps).tolist(), strict=True))
         self._sums.zero_()
         self._auc.reset()
-        return report, dict(zip(self._diagnostics, diagnostics, strict=True))
+        return report, means
 
     def check_finite(self) -> None:
         """Raises UserError on every worker if a loss since the last report is not finite. Collective."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.comparison.references import single_task_reference, with_enough_steps
+from pipeline.comparison.references import make_references, single_task_reference, with_enough_steps
 from pipeline.config.experiment import Experiment
 from tests import synthetic
 
@@ -67,3 +67,34 @@ def test_warm_up_and_validations_of_a_reference_keep_their_share_of_an_epoch() -
     half, small = with_enough_steps(base, 76_800, 153_600).training, with_enough_steps(base, 25_600, 153_600).training
     assert (half.global_batch_size, half.schedule.warmup_steps, half.validate_every_steps) == (1024, 25, 38)
     assert (small.global_batch_size, small.schedule.warmup_steps, small.validate_every_steps) == (512, 17, 25)
+
+
+def test_a_scenario_has_references_of_the_tasks_that_exist_there() -> None:
+    """Rows without a label of a task are the same in its reference, also where a lower level decides."""
+    levels = [
+        {"name": "tab", "column": "s", "values": [0, 1]},
+        {"name": "hour", "column": "h", "values": ["early"]},
+        {"name": "card", "column": "k", "values": ["x"]},
+    ]
+    tasks = [
+        {"name": "click", "column": "c", "kind": "binary", "only": {"tab": [1, "other"]}},
+        {"name": "buy", "column": "b", "kind": "binary", "after": "click", "only": {"hour": ["early"]}},
+        {"name": "value", "column": "v", "kind": "continuous", "after": "buy", "missing": "skip"},
+    ]
+    base = experiment(scenarios=levels, tasks=tasks, logs={"negatives": {"task": "click", "keep": 0.5}, "weight": "w"})
+    references = make_references(base)
+    pairs = [(task, tab) for tab in ("tab=0", "tab=1") for task in ("click", "buy", "value")]
+    assert list(references) == [pair for pair in pairs if pair != ("click", "tab=0")]
+    without, with_click = references["buy", "tab=0"], references["buy", "tab=1"]
+    assert [(task.name, task.after, task.only) for task in without.tasks] == [
+        ("buy", None, {"hour": ["early"]}),
+        ("value", "buy", {}),
+    ]
+    assert [(task.name, task.after, task.only) for task in with_click.tasks] == [
+        ("click", None, {"tab": [1]}),
+        ("buy", "click", {"hour": ["early"]}),
+        ("value", "buy", {}),
+    ]
+    assert (without.logs.negatives, with_click.logs.negatives) == (None, base.logs.negatives)
+    assert without.logs.weight == "w" and without.tasks[1].missing == "skip"
+    assert [level.name for level in with_click.scenarios] == ["tab", "hour"]

@@ -53,7 +53,7 @@ def assert_same_run(one: Path, two: Path, scratch: Path) -> None:
 def test_the_table_contains_the_slice(sliced: Path) -> None:
     manifest = read_manifest(load_experiment(sliced).folder + "/table")
     assert [p.value for p in manifest.partitions] == list(DAYS)
-    assert all(p.rows_read == p.kept + p.quarantined + p.filtered == ROWS for p in manifest.partitions)
+    assert all(p.rows_read == p.kept + p.quarantined + p.filtered + p.sampled_out == ROWS for p in manifest.partitions)
 
 
 def test_a_run_that_was_killed_twice_ends_as_an_undisturbed_run(

@@ -1,10 +1,13 @@
 """The use of experts compared with numbers computed by hand, on one worker and on two."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from models.task_weights import TaskWeights
+from models.trunks.base import this_worker_alone
 from pipeline.config.logs import ScenarioConfig
 from pipeline.evaluation.expert_use import ExpertUse
 from pipeline.loading.position import Position
@@ -128,3 +131,23 @@ def test_only_padding_and_no_experts_give_no_use() -> None:
         empty = {"task 1": {"groups": ["all tasks"], "weight": {}, "selected": {}}}
         assert total_of(worker, [padding], [TAB]) == empty
         assert total_of(worker, [output(torch.zeros(2, 1, dtype=torch.long), torch.ones(2), {})], [TAB]) == {}
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_with_weights_a_row_counts_by_the_largest_of_its_weights(has_weights: bool) -> None:
+    """Weights 0.5 and 1.5 in tab 1, none in tab 0, whose only row has no label: it counts 1 without weights."""
+    batch = output(
+        torch.tensor([[0], [0], [1], [0]]),
+        torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        {"layer": torch.tensor([[[0.25, 0.75], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])},
+    )
+    values = torch.tensor([[0.5, 0.0], [0.1, 1.5], [0.0, 0.0], [0.0, 0.0]])
+    batch = replace(batch, task_weights=TaskWeights.of(values, this_worker_alone))
+    with one_worker() as worker:
+        use = ExpertUse(TASKS, [TAB], has_weights)
+        use.add(batch)
+        found = use.total(worker)["layer"]
+    by_weight = {"all": [[0.8125, 0.1875]], "tab=1": [[0.8125, 0.1875]]}
+    by_row = {"all": [[1.25 / 3, 1.75 / 3]], "tab=1": [[0.625, 0.375]], "tab=0": [[0.0, 1.0]]}
+    assert found["weight"] == (by_weight if has_weights else by_row)
+    assert found["selected"]["tab=1"] == ([[1.0, 0.25]] if has_weights else [[1.0, 0.5]])

@@ -134,7 +134,9 @@ def check_nothing_is_lost(folder: Path, manifest: Manifest, tables: dict[str, st
         keys: values of `row` in each partition of the log.
     """
     for partition in manifest.partitions:
-        assert partition.rows_read == partition.kept + partition.quarantined + partition.filtered
+        assert (
+            partition.rows_read == partition.kept + partition.quarantined + partition.filtered + partition.sampled_out
+        )
         assert sum(partition.reasons.values()) == partition.quarantined
         rejected = quarantined_rows(folder / "table", partition)
         assert len(rejected) == partition.quarantined
