@@ -217,14 +217,16 @@ def count_values(values: list[IdArray], weights: list[NDArray[Any]]) -> pa.Table
 
 def hash_values(values: IdArray) -> NDArray[np.uint64]:
     """A 64-bit hash of each value, the same on every machine and in every run; values must not be null."""
-    import pandas as pd  # slow to import, and every command imports this module
+    # Here, because it is slow to import and every command imports this module. Not as an attribute of pandas: where an
+    # import of pandas was cut off, as by a cancelled task, the next import in that process does not set `pandas.util`.
+    from pandas.util import hash_array
 
     if pa.types.is_integer(values.type):
-        return pd.util.hash_array(values.to_numpy())
+        return hash_array(values.to_numpy())
     codes, distinct = factorize(values)
     # The hash is computed from bytes, so texts that are not UTF-8 also have a hash.
     texts = distinct.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
-    return pd.util.hash_array(texts.astype(object), categorize=False)[codes]
+    return hash_array(texts.astype(object), categorize=False)[codes]
 
 
 def positions(values: IdArray, vocabulary: IdArray) -> NDArray[np.int64]:
