@@ -26,9 +26,10 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.features.encoder_files import encoder_file
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
 from pipeline.preprocess.fit import fit_encoders
 from pipeline.preprocess.job import preprocess
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.table.encoder_index import INDEX
 from pipeline.table.settings import TableSettings

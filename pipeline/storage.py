@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -25,6 +26,7 @@ _S3_ATTEMPTS = 6  # half a minute at most, including the growing waits between t
 _S3_CONNECT_S = 5.0
 _S3_SILENCE_S = 10.0  # a connection that transfers nothing for this long is dropped
 _READS = 3
+_SAFE_IN_URIS = "/:@!$&'()*+,;=~"  # pyarrow refuses a URI with other characters that are not quoted
 _UNFINISHED = ".unfinished"  # suffix of a local file that is being written
 _FULL = {errno.ENOSPC: "no space is left on", errno.EDQUOT: "the quota is used up on"}
 _FULL_BYTES = 2**20  # a disk with fewer free bytes counts as full
@@ -157,20 +159,25 @@ def _with_retries(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
 def _from_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    path, options = _without_options(uri)
+    filesystem, path = fsspec.core.url_to_fs(unquote(path) + options)  # pyarrow unquotes its URIs too
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
 def join(uri: str, *parts: str) -> str:
     """The URI of a path below a folder; options at the end of the URI (`?region=...`) stay at the end.
 
+    Parts are names of files and folders. In a URI they are quoted: `hour=00%3A00` is not the folder `hour=00:00`.
+
     Raises:
         UserError: a part would change the options of a URI.
     """
     path, options = _without_options(uri)
-    for part in parts if "://" in uri else ():
-        if "?" in part or "#" in part:
-            raise UserError(f"{part!r} cannot be below {uri}: `?` and `#` begin the options of a URI. Rename it.")
+    if "://" in uri:
+        for part in parts:
+            if "?" in part or "#" in part:
+                raise UserError(f"{part!r} cannot be below {uri}: `?` and `#` begin the options of a URI. Rename it.")
+        parts = tuple(quote(part, safe=_SAFE_IN_URIS) for part in parts)
     return "/".join([path.rstrip("/"), *parts]) + options
 
 
@@ -182,7 +189,8 @@ def parent(uri: str) -> str:
 
 def name(uri: str) -> str:
     """The last part of the path of a file or folder."""
-    return _without_options(uri)[0].rstrip("/").rpartition("/")[2]
+    last = _without_options(uri)[0].rstrip("/").rpartition("/")[2]
+    return unquote(last) if "://" in uri else last
 
 
 def has_options(uri: str) -> bool:

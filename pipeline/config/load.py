@@ -1,7 +1,6 @@
 """Reads and checks an experiment file. Every mistake is reported with its path in the file."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,31 +10,10 @@ from pydantic_core import ErrorDetails
 
 from pipeline import storage
 from pipeline.config.experiment import Experiment
+from pipeline.config.yaml_text import ExperimentDumper, ExperimentLoader, with_typed_texts
 from pipeline.config.yaml_values import describe_found, describe_text
 from pipeline.errors import UserError
 from pipeline.section import kind_of, nearest
-
-
-class _ExperimentLoader(yaml.SafeLoader):
-    """The safe loader, except that a duplicate key is an error: the safe loader silently takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key is None or isinstance(key, bool):  # which JSON would turn into the text "null" or "true"
-                problem = f"YAML reads the key {key_node.value} without quotes as {json.dumps(key)}: put it in quotes"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.append(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-3 as a text; in an experiment it is always meant as a number.
-_ExperimentLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
@@ -53,7 +31,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the experiment file {path}: {error}.") from error
     try:
-        data = yaml.load(text, Loader=_ExperimentLoader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, Loader=ExperimentLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
@@ -66,8 +44,8 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 def parse_experiment(data: dict[str, Any], source: str) -> Experiment:
     """Checks the content of an experiment; `source` is named in errors."""
     try:
-        text = json.dumps(data, default=str)
-    except (TypeError, ValueError) as error:  # a key that is a date or a list; a part that contains itself
+        text = json.dumps(with_typed_texts(data), default=str)
+    except (TypeError, ValueError) as error:  # a key that is a list; a part that contains itself
         raise UserError(f"{source} is not a valid experiment: {error}.") from None
     try:
         # JSON mode is strict about types (no "16" for 16) and still takes a list for a tuple.
@@ -99,7 +77,7 @@ def read_experiment(uri: str) -> Experiment:
 
 def dump_experiment(experiment: Experiment) -> str:
     """The resolved experiment as YAML, every default written out."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(experiment.model_dump(mode="json"), Dumper=ExperimentDumper, sort_keys=False)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -108,7 +86,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"{override!r} is not an override: expected key=value, such as training.epochs=3.")
     try:
-        value = yaml.load(text, Loader=_ExperimentLoader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=ExperimentLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"The value of the override {override!r} is not valid YAML: {error}") from error
     *parents, last = path.split(".")

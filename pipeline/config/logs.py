@@ -1,19 +1,23 @@
 """The sections of the logs, of the scenarios and of the tasks."""
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.inputs import TaskKind
 from models.loss_config import LossConfig
+from pipeline import storage
+from pipeline.config.partition_values import MixedKinds, PartitionOrder, PartitionValue, has_value, unescape
 from pipeline.errors import UserError
 from pipeline.section import Section
-from pipeline.table_folder import NamePart, check_split
+from pipeline.table_folder import check_name_part, check_split
 
-PartitionValue = int | str
+Bound = PartitionValue | list[PartitionValue]
+_BETWEEN_PARTS = r"[-: ]|(?<=[0-9])T(?=[0-9])"
 Name = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -36,9 +40,10 @@ class LogsConfig(Section):
     """Hive-partitioned Parquet: where it is, how it is split, and how unusable rows and files are handled."""
 
     path: str
-    partition: NamePart
+    partition: str | list[str]
+    """Name of the partition column, or of one column for each level of nested folders, such as year, month and day."""
     joins: list[JoinConfig] = []
-    splits: dict[str, tuple[PartitionValue, PartitionValue]]
+    splits: dict[str, tuple[Bound, Bound]]
     keys: list[str] = []
     """Columns copied unchanged, to identify the rows of predictions. A row with a missing value is quarantined."""
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
@@ -48,47 +53,125 @@ class LogsConfig(Section):
     """Column with the weight of each row."""
     negatives: NegativesConfig | None = None
 
+    @field_validator("partition")
+    @classmethod
+    def _partition(cls, partition: str | list[str]) -> str | list[str]:
+        levels = [partition] if isinstance(partition, str) else partition
+        if not levels or len(set(levels)) < len(levels):
+            raise ValueError(f"{partition} must name at least one folder, and each only once")
+        for level in levels:
+            check_name_part(level)
+        return partition
+
     @model_validator(mode="after")
     def _splits(self) -> "LogsConfig":
         if "train" not in self.splits:
             raise ValueError("`splits` needs a `train` range: encoders are fitted on it")
-        for name, (first, last) in self.splits.items():
+        for name in self.splits:
             check_split(name)
-            if type(first) is not type(last):
-                raise ValueError(f"split `{name}` mixes a number and a text: [{first!r}, {last!r}]")
-            if first > last:  # type: ignore[operator]
-                raise ValueError(f"split `{name}` ends ({last}) before it begins ({first})")
-        if len({type(bounds[0]) for bounds in self.splits.values()}) > 1:
-            raise ValueError("some splits are numbers and some are texts: use one kind")
         if len(set(self.keys)) < len(self.keys):
             raise ValueError(f"`keys` names a column twice: {self.keys}")
-        ranges = sorted(self.splits.items(), key=lambda item: item[1][0])
-        for (one, (_, end)), (two, (start, _)) in zip(ranges, ranges[1:], strict=False):
-            if end >= start:  # type: ignore[operator]
+        try:
+            order = PartitionOrder(self._bounds(), [], is_whole_log=False)
+        except MixedKinds as error:
+            raise ValueError(f"the bounds of `splits` are of different kinds: {error}; write all of one kind") from None
+        for name, (first, last) in self.splits.items():
+            if order.ranges[name].first > order.ranges[name].last:
+                raise ValueError(f"split `{name}` ends ({last}) before it begins ({first})")
+        ranges = sorted(order.ranges.items(), key=lambda item: item[1].first)
+        for (one, before), (two, after) in zip(ranges, ranges[1:], strict=False):
+            if before.last >= after.first:
                 raise ValueError(f"splits `{one}` and `{two}` overlap: a partition belongs to one split")
         return self
 
-    def order(self, value: str) -> int | str:
-        """The sort key of a partition's value: a number if the split bounds are numbers.
+    @property
+    def levels(self) -> list[str]:
+        """The names of the partition columns, from the outer folder to the inner folder."""
+        return [self.partition] if isinstance(self.partition, str) else self.partition
+
+    @property
+    def partition_name(self) -> str:
+        """The name of the partition column in the feature table: of nested folders, their names joined."""
+        return "-".join(self.levels)
+
+    def value_of(self, parts: Sequence[str]) -> str:
+        """The value that identifies a partition, from the values of its folders as they are spelled there."""
+        return parts[0] if len(parts) == 1 else "-".join(p.replace("%", "%25").replace("-", "%2D") for p in parts)
+
+    def parts_of(self, value: str) -> list[str]:
+        """The values of the folders of a partition; the inverse of `value_of`."""
+        if len(self.levels) == 1:
+            return [value]
+        return [part.replace("%2D", "-").replace("%25", "%") for part in value.split("-")]
+
+    def folder_of(self, value: str) -> str:
+        """The folder of a partition, relative to the log."""
+        parts = zip(self.levels, self.parts_of(value), strict=True)
+        return "/".join(f"{level}={part}" for level, part in parts)
+
+    def order(self, values: Iterable[str], is_whole_log: bool = False) -> PartitionOrder:
+        """The order of partitions, and the split of each.
+
+        Args:
+            values: all partitions that will be compared.
+            is_whole_log: whether they are all partitions of the log, of which it is not yet known that they have an
+                order.
 
         Raises:
-            UserError: the split bounds are numbers and the value is not.
+            UserError: their values and the bounds of the splits are of different kinds.
         """
-        if isinstance(next(iter(self.splits.values()))[0], str):
-            return value
-        if not re.fullmatch(r"-?(0|[1-9][0-9]*)", value):  # int() would also take 2024_0102 and 020240102
+        parts = [self.parts_of(value) for value in values]
+        try:
+            return PartitionOrder(self._bounds(), parts, is_whole_log)
+        except MixedKinds as error:
+            shown = error.shown(*(self._folder_with(parts, example) or repr(example) for example in error.examples))
+            advice = self._advice(parts, error)
             raise UserError(
-                f"logs.splits has whole numbers, but the log has a folder {self.partition}={value}. "
-                "Write the split bounds as texts (in quotes), or move that folder away."
-            )
-        return int(value)
+                f"logs.splits and the folders in {storage.absolute(self.path)}: {shown}. {advice}"
+            ) from None
 
     def split_of(self, value: str) -> str | None:
         """The split that contains a partition, if any."""
-        for split, (first, last) in self.splits.items():
-            if first <= self.order(value) <= last:  # type: ignore[operator]
-                return split
-        return None
+        return self.order([value]).split_of(self.parts_of(value))
+
+    def _advice(self, parts: list[list[str]], error: MixedKinds) -> str:
+        """What to do about values that cannot be compared with the bounds."""
+        ends = [part for part in parts if all(map(has_value, part))]
+        try:
+            PartitionOrder({"": (ends[0], ends[0])}, parts)
+        except MixedKinds as among_folders:
+            odd = self._folder_with(parts, error.examples[1]) or self._folder_with(parts, among_folders.examples[1])
+            return f"Rename the folder {odd}, or move it out of the log."
+        like = "/".join(ends[0])  # as they are spelled, which a bound may be too
+        return f"Write the bounds of all splits like the folders, in quotes, such as '{like}'."
+
+    def _folder_with(self, parts: list[list[str]], example: str) -> str | None:
+        """The first partition folder of which one value is the example."""
+        found = (self.folder_of(self.value_of(part)) for part in parts if example in map(unescape, part))
+        return next(found, None)
+
+    def _bounds(self) -> dict[str, tuple[list[PartitionValue], list[PartitionValue]]]:
+        """The bounds of each split as one value per level.
+
+        Raises:
+            ValueError: a bound has another number of values than there are levels.
+        """
+        return {name: (self._levels_of(first), self._levels_of(last)) for name, (first, last) in self.splits.items()}
+
+    def _levels_of(self, bound: Bound) -> list[PartitionValue]:
+        levels = self.levels
+        if isinstance(bound, list):
+            parts = bound
+        elif len(levels) == 1 or isinstance(bound, int):
+            parts = [bound]
+        else:
+            parts = list(re.split("/" if "/" in bound else _BETWEEN_PARTS, bound))
+        if len(parts) != len(levels):
+            raise ValueError(
+                f"the bound {bound!r} of `splits` has {len(parts)} parts, but `partition` names {len(levels)} folders "
+                f"({', '.join(levels)}): write a value for each, as a list or with / between them"
+            )
+        return parts
 
 
 class ScenarioConfig(Section):

@@ -28,16 +28,17 @@ def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionReco
     watched = [record for record in records if record.log_files is not None]
     partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
     for record, now in zip(watched, list_all_files(logs, partitions), strict=True):
-        changes = _file_changes(record.log_files or {}, now)
+        before = record.log_files or {}
+        changes = _file_changes(before, now)
         if now and changes:
             logger.warning(
-                "%s=%s: its files in the log have changed since they were read (%s), and the feature table does not "
+                "%s: its files in the log have changed since they were read (%s), and the feature table does not "
                 "contain the change. To include it, delete %s and run again, or rebuild the whole table with "
-                "--overwrite.",
-                logs.partition,
-                record.partition.value,
+                "--overwrite%s.",
+                logs.folder_of(record.partition.value),
                 changes,
                 storage.join(table, record.file),
+                "; the rows of files that are gone will then leave the table" if before.keys() - now else "",
             )
 
 
@@ -66,8 +67,8 @@ def delete_superseded_partitions(logs: LogsConfig, table: str, made_with: str) -
             storage.delete_file(table, record.file)
     for folder in [*splits, QUARANTINE]:
         for name in storage.list_folder(storage.join(table, folder)):
-            column, _, value = name.partition("=")
-            if column == logs.partition and (folder, value) not in kept:
+            value = name.removeprefix(f"{logs.partition_name}=")
+            if value != name and (folder, value) not in kept:
                 storage.delete_folder(table, f"{folder}/{name}")
 
 
@@ -194,7 +195,7 @@ class _OpenPartition:
         logs = self._plan.sections.logs
         reasons = "; ".join(f"{reason} ({rows:,})" for reason, rows in list(record.reasons.items())[:3])
         message = (
-            f"{record.quarantined:,} of {record.rows_read:,} rows of {logs.partition}={record.value} cannot be used: "
+            f"{record.quarantined:,} of {record.rows_read:,} rows of {logs.folder_of(record.value)} cannot be used: "
             f"{reasons}"
         )
         if record.quarantined <= logs.max_quarantined * record.rows_read:

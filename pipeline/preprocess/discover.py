@@ -1,7 +1,6 @@
-"""The content of the log folder: partitions and their splits, files with their schemas and row groups."""
+"""The files of partitions in the log folder, with their schemas and row groups."""
 
 import logging
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -35,15 +34,7 @@ class LogPartition:
     """A partition folder that belongs to a split."""
 
     split: str
-    value: str  # the text after `=`
-
-
-@dataclass(frozen=True)
-class DiscoveredPartitions:
-    """Partitions of the log: the partitions in a split, in order, and the values of the partitions in no split."""
-
-    partitions: list[LogPartition]
-    ignored: list[str]
+    value: str  # the text after `=`; of nested folders, `LogsConfig.value_of`
 
 
 @dataclass(frozen=True)
@@ -54,46 +45,6 @@ class PartitionFiles:
     files: list[LogFile]
     unreadable: list[str]
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file, including unreadable files
-
-
-def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) -> DiscoveredPartitions:
-    """Lists partition folders and assigns each to its split.
-
-    Args:
-        committed: partitions that are already in the feature table; they may have left the log.
-
-    Raises:
-        UserError: the folder is missing, it has no partition folders, a partition cannot be compared with the
-            split bounds, or a split has no partition.
-    """
-    if not storage.is_folder(logs.path):
-        raise UserError(
-            f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
-            f"{logs.partition}=VALUE below it; correct logs.path, which is relative to the working directory."
-        )
-    listed = _below(logs.path, recursive=False)
-    names = sorted(listed)
-    prefix = f"{logs.partition}="
-    values = [n.removeprefix(prefix) for n in names if n.startswith(prefix) and listed[n].type == fs.FileType.Directory]
-    if not values and not committed:
-        raise UserError(
-            f"logs.partition: {storage.absolute(logs.path)} has no folders {prefix}VALUE; it contains: "
-            f"{compact(names)}. Correct logs.path or logs.partition."
-        )
-    split_of = {value: logs.split_of(value) for value in values}
-    known = {p.value: p.split for p in committed} | {v: s for v, s in split_of.items() if s is not None}
-    for split, (first, last) in logs.splits.items():
-        if split not in known.values():
-            raise UserError(
-                f"logs.splits.{split}: no partition is between {first} and {last}. "
-                f"The log has {logs.partition} = {compact(sorted(values, key=logs.order))}: change the range."
-            )
-    partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
-    splits = list(logs.splits)
-    return DiscoveredPartitions(
-        sorted(partitions, key=lambda p: (splits.index(p.split), logs.order(p.value))),
-        sorted((value for value, split in split_of.items() if split is None), key=logs.order),
-    )
 
 
 def compact(values: list[str]) -> str:
@@ -124,7 +75,7 @@ def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[Partiti
         if paths:
             found.append(PartitionFiles(partition, files, list(unreadable), paths))
         else:
-            logger.warning("%s=%s has no Parquet files yet: left out.", logs.partition, partition.value)
+            logger.warning("%s has no Parquet files yet: left out.", logs.folder_of(partition.value))
     if partitions and not any(p.files for p in found):
         raise UserError(
             f"logs.path: found no readable Parquet file (*.parquet) in the {len(partitions)} partition folders to read "
@@ -159,10 +110,10 @@ def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
 
     Hidden files, and files in a hidden folder such as the `_temporary` of a running job, are not data.
     """
-    folder = f"{logs.partition}={partition.value}"
+    folder = logs.folder_of(partition.value)
     found = {
         f"{folder}/{path}": info.size or 0
-        for path, info in _below(storage.join(logs.path, folder), recursive=True).items()
+        for path, info in list_below(storage.join(logs.path, folder), recursive=True).items()
         if path.endswith(".parquet")
         and info.type == fs.FileType.File
         and not any(part.startswith(("_", ".")) for part in path.split("/"))
@@ -170,7 +121,7 @@ def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
+def list_below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
     """Everything below a folder, by path relative to it.
 
     Raises:

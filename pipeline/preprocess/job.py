@@ -10,19 +10,15 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.logs import LogsConfig
+from pipeline.config.partition_values import Key
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.features.encoder_files import generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
-from pipeline.preprocess.discover import (
-    DiscoveredPartitions,
-    LogPartition,
-    PartitionFiles,
-    find_partitions,
-    read_files,
-)
+from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, read_files
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
 from pipeline.preprocess.fit import extend_encoders, fit_encoders
+from pipeline.preprocess.partitions import DiscoveredPartitions, find_partitions
 from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
@@ -139,7 +135,7 @@ def _finished(table: str) -> Manifest | None:
 
 def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
     """Raises UserError if a partition must move to another split, but is no longer in the logs."""
-    logs, column, made_with = table.sections.logs, table.sections.logs.partition, table.made_with
+    logs, made_with = table.sections.logs, table.made_with
     done, to_make = {r.partition.value for r in table.committed}, {f.partition.value for f in files}
     for partition in (record.partition for record in table.records if record.made_with == made_with):
         value, split, wanted = partition.value, partition.split, logs.split_of(partition.value)
@@ -147,10 +143,11 @@ def _check_moves(table: ExistingTable, files: list[PartitionFiles]) -> None:
             continue
         if value not in to_make:
             raise UserError(
-                f"logs.splits moves {column}={value} from `{split}` to `{wanted}`, but {storage.absolute(logs.path)} "
-                "has no files to rebuild it from. Restore the files, or change the range."
+                f"logs.splits moves {logs.folder_of(value)} from `{split}` to `{wanted}`, but "
+                f"{storage.absolute(logs.path)} has no files to rebuild it from. Restore the files, or change the "
+                "range."
             )
-        logger.info("%s=%s moves from `%s` to `%s`: it is rebuilt", column, value, split, wanted)
+        logger.info("%s moves from `%s` to `%s`: it is rebuilt", logs.folder_of(value), split, wanted)
 
 
 def _check_damaged_records(table: ExistingTable, found: DiscoveredPartitions) -> None:
@@ -158,9 +155,11 @@ def _check_damaged_records(table: ExistingTable, found: DiscoveredPartitions) ->
     if table.earlier is None:
         return
     in_log = [*found.ignored, *(partition.value for partition in found.partitions)]
+    splits = {*table.sections.logs.splits, *(record.partition.split for record in table.records)}
+    rebuilt = {f"{RECORDS}/{split}-{value}.json" for split in splits for value in in_log}
     files = {f"{RECORDS}/{name}" for name in storage.list_folder(storage.join(table.path, RECORDS))}
     for file in sorted(files - {record.file for record in table.records}):
-        if not any(file.endswith(f"-{value}.json") for value in in_log):
+        if file not in rebuilt:
             raise UserError(
                 f"{storage.join(table.path, file)} is damaged, and {storage.absolute(table.sections.logs.path)} has no "
                 "files to rebuild its partition from. Restore one of them, or delete the damaged file to remove the "
@@ -170,14 +169,14 @@ def _check_damaged_records(table: ExistingTable, found: DiscoveredPartitions) ->
 
 def _report_left_out(table: ExistingTable, found: DiscoveredPartitions, files: list[PartitionFiles]) -> None:
     """Logs which complete partitions the manifest will not name: those in no split, and those whose logs are gone."""
-    column, made_with = table.sections.logs.partition, table.made_with
+    logs, made_with = table.sections.logs, table.made_with
     named = {r.partition.value for r in table.committed} | {f.partition.value for f in files}
     others = [record for record in table.records if record.partition.value not in named]
     aside = dict.fromkeys(record.partition.value for record in others if record.made_with == made_with)
     if aside:
         logger.info("in the feature table, but now in no split, so left out of its manifest: %s", ", ".join(aside))
     lost = {r.partition.value: r.partition.kept for r in others if r.made_with != made_with}
-    rows = [f"{column}={value} ({kept:,} rows)" for value, kept in lost.items() if value not in found.ignored]
+    rows = [f"{logs.folder_of(value)} ({kept:,} rows)" for value, kept in lost.items() if value not in found.ignored]
     if rows:
         lost_rows = ", ".join(rows)
         logger.warning("removed from the feature table, because the logs to rebuild them are gone: %s", lost_rows)
@@ -190,7 +189,7 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     if index is not None:
         _check_kinds(plan, index)
     elif not any(cut_units(partition) for partition in train):
-        raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted.")
+        raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted: change the range.")
     if table.earlier is None:
         _begin(plan, table.settings)
     elif any(record.made_with == table.made_with for record in table.records):
@@ -285,10 +284,13 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
     for split in logs.splits:
         partitions = [partition for partition in manifest.partitions if partition.split == split]
         if sum(partition.kept for partition in partitions) == 0:
+            records = [f"{RECORDS}/{split}-{partition.value}.json" for partition in partitions]
+            redo = f", delete {compact(records)} in the feature table" if records else ""
             raise UserError(
                 f"logs.splits.{split}: no row is left of its {sum(p.rows_read for p in partitions):,} rows in "
                 f"{len(partitions)} partitions ({rows_left_out(partitions)}, "
-                f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range or fix the log."
+                f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range, or fix the log"
+                f"{redo} and run again."
             )
 
 
@@ -323,10 +325,11 @@ def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
 def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifest:
     filesystem, path = storage.resolve(storage.join(table.path, COLUMNS))
     index, layout, logs = _committed_index(table), table.sections.table, table.sections.logs
-    splits = list(logs.splits)
+    splits, partitions = list(logs.splits), [record.partition for record in table.committed]
+    order = logs.order(partition.value for partition in partitions)
 
-    def place(partition: Partition) -> tuple[int, int | str]:
-        return splits.index(partition.split), logs.order(partition.value)
+    def place(partition: Partition) -> tuple[int, Key]:
+        return splits.index(partition.split), order.key(logs.parts_of(partition.value))
 
     return Manifest(
         fingerprint=table.settings.fingerprint,
@@ -334,7 +337,7 @@ def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifes
         row_group_rows=layout.row_group_rows,
         columns=columns_in_words(pq.read_schema(path, filesystem=filesystem)),
         table_rows={name: encoder.rows for name, encoder in index.encoders.items() if encoder.rows is not None},
-        partitions=sorted((record.partition for record in table.committed), key=place),
+        partitions=sorted(partitions, key=place),
         ignored_partitions=found.ignored,
         lineage=index.lineage,
     )

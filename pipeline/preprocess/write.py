@@ -112,9 +112,9 @@ def _distinct(names: list[str]) -> list[str]:
 
 def quarantine_folder(plan: PreprocessPlan, partition: str) -> str:
     """Path relative to the feature table."""
-    return f"{QUARANTINE}/{plan.sections.logs.partition}={partition}"
+    return f"{QUARANTINE}/{plan.sections.logs.partition_name}={partition}"
 
 
 def lane_folder(plan: PreprocessPlan, split: str, partition: str) -> str:
     """Path relative to the feature table."""
-    return f"{split}/{plan.sections.logs.partition}={partition}"
+    return f"{split}/{plan.sections.logs.partition_name}={partition}"

@@ -121,7 +121,9 @@ def _with_required_keys(document: Json) -> Json:
     """
     known = DecidingSections.model_fields
     relevant = {name: _relevant_keys(name, part) if name in known else part for name, part in document.items()}
-    logs = {**relevant.get("logs", {}), "splits": {"train": [0, 0]}}
+    logs = relevant.get("logs", {})
+    bound = [0] * len(logs["partition"]) if isinstance(logs.get("partition"), list) else 0
+    logs = {**logs, "splits": {"train": [bound, bound]}}
     features = [
         FEATURE_KINDS[feature["kind"]].complete_settings(feature) if feature.get("kind") in FEATURE_KINDS else feature
         for feature in relevant.get("features", [])
@@ -273,7 +275,7 @@ def check_splits(logs: LogsConfig, table: str, split_of: dict[str, str]) -> None
         if wanted != split:
             where = f"into `{wanted}`" if wanted else "into no split"
             raise UserError(
-                f"logs.splits puts {logs.partition}={value} {where}, but the feature table in {table} has "
+                f"logs.splits puts {logs.folder_of(value)} {where}, but the feature table in {table} has "
                 f"it in `{split}`. Run `manygate preprocess` again, or change the range back."
             )
 

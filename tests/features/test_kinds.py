@@ -17,9 +17,10 @@ from models.embedding import SharedEmbedding
 from pipeline.features.kinds import FEATURE_KINDS
 from pipeline.loading.position import Position
 from pipeline.loading.reader import Reader
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
 from pipeline.preprocess.encode import load_encoders
 from pipeline.preprocess.job import preprocess
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.sharding.model_inputs import batch_columns, model_inputs

@@ -25,7 +25,8 @@ from pipeline.features.values import (
     hash_values,
     positions,
 )
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.transform import Transform, encode_rows

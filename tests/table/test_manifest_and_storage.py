@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -96,3 +98,16 @@ def test_uris_are_joined_by_the_storage() -> None:
                     if re.search(r"(folder|uri|output|table|root|path)$", name) and str(text.value).startswith("/"):
                         found.add((str(file.relative_to(root)), name))
     assert found == PATHS
+
+
+@given(st.text("aé %3A:=+&<>[]{}^`'\"|\\;,~", min_size=1, max_size=12).filter(lambda name: name.strip(".") == name))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_names_below_a_uri_are_names_on_the_disk(tmp_path: Path, name: str) -> None:
+    for root in (f"file://{tmp_path}", f"local://{tmp_path}", str(tmp_path)):  # pyarrow, fsspec, a path
+        file = storage.join(root, name, "x.json")
+        assert storage.resolve(file)[1] == f"{tmp_path}/{name}/x.json"
+        assert storage.name(storage.parent(file)) == name
+    storage.write_json(storage.join(f"file://{tmp_path}", name, "x.json"), {})
+    assert (tmp_path / name / "x.json").is_file()
+    storage.delete_folder(f"file://{tmp_path}", name)
+    assert not (tmp_path / name).exists()

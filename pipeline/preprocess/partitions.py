@@ -1,0 +1,159 @@
+"""The partition folders of a log, and the split of each."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from pipeline import storage
+from pipeline.config.logs import LogsConfig
+from pipeline.config.partition_values import PartitionOrder, has_value
+from pipeline.errors import UserError
+from pipeline.preprocess.discover import LogPartition, compact, list_below
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS_AT_ONCE = 16
+_MOST_LEVELS = 8  # that are looked at for the names of nested folders
+
+
+@dataclass(frozen=True)
+class DiscoveredPartitions:
+    """Partitions of the log: the partitions in a split, in order, and the values of the partitions in no split."""
+
+    partitions: list[LogPartition]
+    ignored: list[str]
+
+
+def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) -> DiscoveredPartitions:
+    """Lists partition folders and assigns each to its split. Warns of folders in no split that may be a mistake.
+
+    Args:
+        committed: partitions that are already in the feature table; they may have left the log.
+
+    Raises:
+        UserError: the folder is missing, it has no partition folders, a partition cannot be compared with the
+            split bounds, or a split has no partition.
+    """
+    if not storage.is_folder(logs.path):
+        raise UserError(
+            f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
+            f"{logs.levels[0]}=VALUE below it; correct logs.path, which is relative to the working directory."
+        )
+    in_table = {partition.value: partition.split for partition in committed}
+    values = _list_values(logs)
+    if not values and not in_table:
+        raise _no_folders(logs)
+    order = logs.order([*values, *in_table], is_whole_log=True)
+    split_of = {value: order.split_of(logs.parts_of(value)) for value in values}
+    known = in_table | {value: split for value, split in split_of.items() if split is not None}
+
+    def place(value: str) -> tuple[object, ...]:
+        return order.key(logs.parts_of(value))
+
+    for split, (first, last) in logs.splits.items():
+        if split not in known.values():
+            raise UserError(
+                f"logs.splits.{split}: no partition is between {first} and {last}. The log has "
+                f"{'/'.join(logs.levels)} = {compact(sorted({*values, *in_table}, key=place))}: change the range."
+            )
+    ignored = sorted((value for value, split in split_of.items() if split is None), key=place)
+    _warn_of_ignored(logs, order, list(known), ignored)
+    _warn_of_spellings(logs, order, [value for value in values if value not in ignored])
+    splits = list(logs.splits)
+    partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
+    return DiscoveredPartitions(sorted(partitions, key=lambda p: (splits.index(p.split), place(p.value))), ignored)
+
+
+def _list_values(logs: LogsConfig) -> list[str]:
+    """The partitions of the log, sorted. Warns of what is beside or instead of the inner folders."""
+    found: list[tuple[str, ...]] = [()]
+    for level, name in enumerate(logs.levels):
+        with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
+            listed = list(pool.map(lambda parts: list_below(_folder(logs, parts), recursive=False), found))
+        inner = []
+        for parts, entries in zip(found, listed, strict=True):
+            below = [
+                (*parts, entry.removeprefix(f"{name}="))
+                for entry, info in sorted(entries.items())
+                if entry.startswith(f"{name}=") and info.type == fs.FileType.Directory
+            ]
+            others = sorted(entry for entry in entries if not entry.startswith((f"{name}=", "_", ".")))
+            if level and (others or not below):
+                logger.warning(
+                    "%s is not read except its folders %s=VALUE, because logs.partition is [%s]: it contains %s.",
+                    _folder(logs, parts),
+                    name,
+                    ", ".join(logs.levels),
+                    compact(others),
+                )
+            inner += below
+        found = inner
+    return [logs.value_of(parts) for parts in found]
+
+
+def _folder(logs: LogsConfig, parts: tuple[str, ...]) -> str:
+    """The URI of an outer folder of partitions."""
+    return storage.join(logs.path, *(f"{level}={part}" for level, part in zip(logs.levels, parts, strict=False)))
+
+
+def _no_folders(logs: LogsConfig) -> UserError:
+    """The error for a log without partition folders; names the nested folders that it has."""
+    path, names = storage.absolute(logs.path), sorted(list_below(logs.path, recursive=False))
+    levels = _nested_levels(logs.path)
+    if levels and levels != logs.levels:
+        shown = "/".join(f"{level}=VALUE" for level in levels)
+        wanted = levels[0] if len(levels) == 1 else f"[{', '.join(levels)}]"
+        advice = f"Its folders are {shown}: for one partition per folder, set logs.partition to {wanted}."
+    else:
+        advice = "Correct logs.path or logs.partition."
+    expected = "/".join(f"{level}=VALUE" for level in logs.levels)
+    return UserError(f"logs.partition: {path} has no folders {expected}; it contains: {compact(names)}. {advice}")
+
+
+def _nested_levels(folder: str) -> list[str]:
+    """The names of nested folders NAME=VALUE below a folder, found in the first folder of each level."""
+    levels: list[str] = []
+    while len(levels) < _MOST_LEVELS:
+        below = list_below(folder, recursive=False)
+        named = [n for n in sorted(below) if n.find("=") > 0 and below[n].type == fs.FileType.Directory]
+        if not named:
+            break
+        levels.append(named[0].partition("=")[0])
+        folder = storage.join(folder, named[0])
+    return levels
+
+
+def _warn_of_ignored(logs: LogsConfig, order: PartitionOrder, taken: list[str], ignored: list[str]) -> None:
+    """Warns of holes, which are partitions in no split between two that are taken, and of folders without a value."""
+    keys = [order.key(logs.parts_of(value)) for value in taken]
+    first, last = min(keys), max(keys)
+    holes = [value for value in ignored if first < order.key(logs.parts_of(value)) < last]
+    if holes:
+        logger.warning(
+            "in no split, although other partitions before and after are: %s. Change logs.splits if their rows are "
+            "wanted.",
+            compact([logs.folder_of(value) for value in holes]),
+        )
+    unnamed = [value for value in ignored if not all(map(has_value, logs.parts_of(value)))]
+    if unnamed:
+        logger.warning(
+            "in no split, because the partition has no value: %s. To use their rows, rename the folders.",
+            compact([logs.folder_of(value) for value in unnamed]),
+        )
+
+
+def _warn_of_spellings(logs: LogsConfig, order: PartitionOrder, values: list[str]) -> None:
+    """Warns of folders that mean the same value: each is a partition, and none may contain the rows of another."""
+    spellings = defaultdict(list)
+    for value in values:
+        spellings[order.key(logs.parts_of(value))[1]].append(logs.folder_of(value))
+    for folders in spellings.values():
+        if len(folders) > 1:
+            logger.warning(
+                "%s mean the same value: all are read, so rows that are in several of them count several times.",
+                " and ".join(folders),
+            )
