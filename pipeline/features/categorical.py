@@ -12,11 +12,11 @@ from pipeline.features.base import EncodedColumn
 from pipeline.features.column_use import IDS, ColumnTypes, Rows
 from pipeline.features.embedded import EmbeddedFeature
 from pipeline.features.encoders import MISSING_ID, Encoder
-from pipeline.features.values import IdArray, as_ids
+from pipeline.features.values import INDISTINCT, IdArray, as_ids, indistinct
 
 
 class CategoricalFeature(EmbeddedFeature):
-    """One id per row. Integers, strings, booleans, or floats that are whole numbers."""
+    """One id per row. Integers, strings, bytes, booleans, or floats that are whole numbers."""
 
     kind: Literal["categorical"]
 
@@ -29,6 +29,7 @@ class CategoricalFeature(EmbeddedFeature):
 
     def faults(self, rows: Rows) -> Iterable[tuple[NDArray[np.bool_], str]]:
         column = rows.column(self.column)
+        yield indistinct(column.values)[column.rows], INDISTINCT
         _, not_whole = as_ids(column.values, rows.id_kind(self.column))
         yield not_whole[column.rows], "value is not a whole number"
 

@@ -6,7 +6,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.features.values import Column, Kind, is_list, is_number, value_kind
+from pipeline.features.arrow_types import is_float, is_list, is_number, plain_type
+from pipeline.features.values import Column, Kind, value_kind
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,11 @@ class ColumnTypes:
 
     expected: str  # the types in words
     fits: Callable[[pa.DataType], bool]
-    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # kind of the ids in the column, if it has ids
+    kind: Callable[[pa.DataType], Kind | None] = lambda type_: None  # of the ids; None without ids, or with nulls only
+
+    @property
+    def has_ids(self) -> bool:
+        return any(self.kind(type_) is not None for type_ in (pa.int64(), pa.list_(pa.int64())))
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,12 @@ def _is_plain_text(type_: pa.DataType) -> bool:
 def _is_id_list(type_: pa.DataType) -> bool:
     if not is_list(type_):
         return False
-    item = type_.value_type
-    return pa.types.is_null(item) or (_has_ids(item) and not pa.types.is_floating(item))
+    item = plain_type(type_).value_type
+    return pa.types.is_null(item) or (_has_ids(item) and not is_float(item))
 
 
 def _item_kind(type_: pa.DataType) -> Kind | None:
-    return value_kind(type_.value_type) if is_list(type_) else None
+    return value_kind(plain_type(type_).value_type) if is_list(type_) else None
 
 
 def _text_kind(type_: pa.DataType) -> Kind:

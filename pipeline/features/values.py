@@ -9,15 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.features.arrow_types import is_bytes, is_number, is_text
+
 Kind = Literal["int", "text"]
-"""The kind of ids. Booleans and floats that are whole numbers count as int."""
+"""The kind of ids. Booleans and floats that are whole numbers count as int, bytes as text."""
 
 KIND_IN_WORDS: dict[Kind, str] = {"int": "whole numbers", "text": "texts"}
 
 IdArray: TypeAlias = pa.Array
 """An int64 or large_string array; null is a missing value."""
 
-_TWO_TO_63 = float(2**63)
+_WHOLE_BITS = {16: 11, 32: 24, 64: 53}
+"""Width of a float -> width of the whole numbers that it can tell apart: 2**53 and 2**53 + 1 are one float64."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Column:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Column":
-        """One value per row; for a dictionary column, one value per dictionary entry."""
+        """One value per row; for a dictionary column, one value per dictionary entry.
+
+        Args:
+            column: in its normal type, see `normal`.
+        """
         if not pa.types.is_dictionary(column.type):
             return cls(column.combine_chunks(), np.arange(len(column), dtype=np.int32))
-        # Small codes such as int8 are too narrow for the joint dictionary of several row groups, or for null.
-        wide = column.cast(pa.dictionary(pa.int32(), column.type.value_type))
-        encoded = wide.unify_dictionaries().combine_chunks()
+        encoded = column.unify_dictionaries().combine_chunks()
         values, codes = encoded.dictionary, encoded.indices
         if codes.null_count:
             codes = codes.fill_null(len(values))
@@ -68,57 +73,53 @@ class Lists:
 
 def value_kind(type_: pa.DataType) -> Kind | None:
     """Kind of the ids in a column of this type; None if it cannot hold ids (or holds only nulls)."""
-    if pa.types.is_dictionary(type_):
-        return "text" if is_text(type_.value_type) else None
-    if is_text(type_):
+    if is_text(type_) or is_bytes(type_):
         return "text"
-    if pa.types.is_integer(type_) or pa.types.is_boolean(type_) or pa.types.is_floating(type_):
-        return "int"
-    return None
-
-
-def is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-
-
-def is_list(type_: pa.DataType) -> bool:
-    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-
-
-def is_number(type_: pa.DataType) -> bool:
-    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_)
-
-
-def without_views(type_: pa.DataType) -> pa.DataType:
-    """The type to cast to before `take`, which Arrow does not support for string_view and binary_view."""
-    if pa.types.is_string_view(type_):
-        return pa.large_string()
-    if pa.types.is_binary_view(type_):
-        return pa.large_binary()
-    if is_list(type_) and without_views(type_.value_type) != type_.value_type:
-        return pa.large_list(without_views(type_.value_type))
-    return type_
+    return "int" if is_number(type_) else None
 
 
 def as_ids(values: pa.Array, kind: Kind) -> tuple[IdArray, NDArray[np.bool_]]:
-    """Ids of one kind, and which values are not valid ids because they are not whole numbers.
+    """Ids of one kind, and which values are not valid ids because they are not whole numbers, or too large for a float.
 
-    NaN is missing. An unsigned 64-bit integer keeps its bits, so that large hashes stay distinct.
+    NaN is missing. An unsigned 64-bit integer keeps its bits, so that large hashes stay distinct. Floats become ids
+    only where all whole numbers have a float of their own; beyond, several ids of the source are one float.
     """
     type_ = values.type
     fine = np.zeros(len(values), dtype=bool)
-    if pa.types.is_null(type_):
+    if values.null_count == len(values):
         return pa.nulls(len(values), pa.int64() if kind == "int" else pa.large_string()), fine
     if kind == "text":
-        return values.cast(pa.large_string()), fine
+        return as_texts(values), fine
     if pa.types.is_uint64(type_):
         return values.view(pa.int64()), fine
     if pa.types.is_floating(type_):
         numbers = as_numbers(values)
         missing = np.isnan(numbers)
-        whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < _TWO_TO_63)
+        whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < _first_indistinct(type_))
         return pa.array(np.where(whole, numbers, 0).astype(np.int64), mask=~whole), ~whole & ~missing
     return values.cast(pa.int64()), fine
+
+
+def indistinct(values: pa.Array) -> NDArray[np.bool_]:
+    """Which values are whole numbers in floats that are too large to tell neighbouring whole numbers apart."""
+    if not pa.types.is_floating(values.type):
+        return np.zeros(len(values), dtype=bool)
+    numbers = as_numbers(values)
+    return np.isfinite(numbers) & (np.abs(numbers) >= _first_indistinct(values.type))
+
+
+def _first_indistinct(type_: pa.DataType) -> float:
+    return float(2 ** _WHOLE_BITS[type_.bit_width])
+
+
+INDISTINCT = "value is a float too large to tell neighbouring whole numbers apart (float64 from 2**53 on)"
+
+
+def as_texts(values: pa.Array) -> pa.Array:
+    """Texts as large_string. Bytes are kept as they are, as Parquet also keeps texts that are not UTF-8."""
+    if is_bytes(values.type):
+        return values.cast(pa.large_binary()).view(pa.large_string())
+    return values.cast(pa.large_string())
 
 
 def ids_of(values: Sequence[int | str], kind: Kind) -> IdArray:
@@ -151,6 +152,8 @@ def _decodes(value: bytes) -> bool:
 
 def as_numbers(values: pa.Array) -> NDArray[np.float64]:
     """Numbers as float64, NaN for null."""
+    if values.null_count == len(values):
+        return np.full(len(values), np.nan)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     return values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
@@ -161,11 +164,11 @@ def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
 
     Spaces around the parts of a text are removed, and empty parts are left out.
     """
-    if pa.types.is_null(values.type):
+    if values.null_count == len(values):
         none = np.zeros(len(values), dtype=np.int64)
         return Lists(none, as_ids(pa.nulls(0), kind)[0], none)
     if separator is not None:
-        values = pc.split_pattern(values.cast(pa.large_string()), separator)
+        values = pc.split_pattern(as_texts(values), separator)
     lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
     items = values.flatten()
     if separator is not None:
@@ -231,6 +234,8 @@ def hash_values(values: IdArray) -> NDArray[np.uint64]:
 
 def positions(values: IdArray, vocabulary: IdArray) -> NDArray[np.int64]:
     """Index of each value in a vocabulary of distinct values; -1 for null and for values that are not in it."""
+    if len(vocabulary) == 0:  # it may be of another kind than the values: it has seen none
+        return np.full(len(values), -1, dtype=np.int64)
     codes, distinct = factorize(values)
     # The hash table is built over the smaller side: a vocabulary can be far larger than a unit.
     if len(distinct) < len(vocabulary):

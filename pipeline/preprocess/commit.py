@@ -1,7 +1,9 @@
 """Commits: a partition is complete when its record is written, the table when its manifest is written."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline import storage
@@ -94,9 +96,12 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
         if not partition.units:
             partition.commit()
     after_zero = []
-    with ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
+    lost: dict[str, list[str]] = defaultdict(list)
+    with _warning_of_lost_columns(lost), ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(transform_unit, [unit.item for unit in units], shared, plan.task_memory):
             unit = Unit(**done.item)
+            for column, reason in done.result.get("lost_columns", {}).items():
+                lost[column].append(f"{unit.file}: {reason}")
             partition = open_partitions[unit.partition]
             partition.add(unit, done)
             progress.add(unit.rows)
@@ -105,6 +110,23 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
             if partition.complete:
                 partition.commit()
     report_conditional_tasks(plan.sections, after_zero)
+
+
+@contextmanager
+def _warning_of_lost_columns(lost: dict[str, list[str]]) -> Iterator[None]:
+    """Warns once per column that some quarantine files lack; also if the job fails, for those who look at them."""
+    try:
+        yield
+    finally:
+        for column, places in lost.items():
+            logger.warning(
+                "The column %r could not be carried into the quarantine files of %s units (%s%s). Their other columns "
+                "are there, with the file and the number of each row.",
+                column,
+                f"{len(places):,}",
+                places[0],
+                ", ..." if len(places) > 1 else "",
+            )
 
 
 class _OpenPartition:

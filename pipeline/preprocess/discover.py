@@ -11,6 +11,7 @@ from pyarrow import fs
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
+from pipeline.preprocess.named_columns import INT96_UNIT, named_schema
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class LogFile:
 
     path: str  # relative to the log folder
     group_rows: list[int]  # rows of each row group
-    schema: pa.Schema
+    schema: pa.Schema  # every column that the experiment can name, see `named_schema`
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ def _read_footer(log: str, path: str) -> LogFile | str:
     """The file, or the reason why it cannot be read."""
     filesystem, root = storage.resolve(log)
     try:
-        with pq.ParquetFile(f"{root}/{path}", filesystem=filesystem) as file:
+        with pq.ParquetFile(f"{root}/{path}", filesystem=filesystem, coerce_int96_timestamp_unit=INT96_UNIT) as file:
             metadata = file.metadata
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            return LogFile(path, rows, file.schema_arrow)
+            return LogFile(path, rows, named_schema(file.schema_arrow, metadata))
     except UNREADABLE as error:
         return one_line(error)
 

@@ -98,7 +98,7 @@ def extend_encoders(
     storage.delete_folder(table, WORK)
     storage.delete_folder(storage.join(table, ENCODERS), storage.name(generation_folder(table, generation)))
     units = [unit for files in partitions for unit in cut_units(files)]
-    known = {name: read_encoder(table, name, index.generation) for name in vocabularies(sections)}
+    known = {name: _known(plan, name, index.generation) for name in vocabularies(sections)}
     rare = {name: vocabulary.rare_files(table, name, index.generation) for name in known}
     most_rare = max((sum(map(vocabulary.count_rows, files)) for files in rare.values()), default=0)
     ranges = vocabulary.range_count(len(units) + -(-most_rare // units_of_work.UNIT_ROWS))
@@ -139,6 +139,12 @@ def summaries(sections: TableExperiment) -> dict[str, Summary]:
     """How encoders of numbers are fitted, by the name of the feature that owns each."""
     owned = {feature.name: feature.summary for feature in sections.features}
     return {name: summary for name, summary in owned.items() if summary is not None}
+
+
+def _known(plan: PreprocessPlan, name: str, generation: int) -> pa.Table:
+    """The current vocabulary. An empty vocabulary may be of a provisional kind, see `Sources.undecided`."""
+    known = read_encoder(plan.table, name, generation)
+    return known if len(known) else vocabulary.empty_vocabulary(_id_kind(plan, name))
 
 
 def _id_kind(plan: PreprocessPlan, name: str) -> Kind:

@@ -13,11 +13,13 @@ from pipeline.config.logs import LogsConfig
 from pipeline.config.partition_values import Key
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
+from pipeline.features.arrow_types import is_bytes, is_text, plain_type
 from pipeline.features.encoder_files import generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, read_files
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
 from pipeline.preprocess.fit import extend_encoders, fit_encoders
+from pipeline.preprocess.id_kinds import with_fitted_kinds
 from pipeline.preprocess.partitions import DiscoveredPartitions, find_partitions
 from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words, make_preprocess_plan
 from pipeline.preprocess.transform import Transform
@@ -187,13 +189,13 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     index = None if table.earlier is None else read_index(plan.table)
     train = [partition for partition in files if partition.partition.split == "train"]
     if index is not None:
-        _check_kinds(plan, index)
+        plan, index = with_fitted_kinds(plan, index, table.records)
     elif not any(cut_units(partition) for partition in train):
         raise UserError("logs.splits.train: its partitions have no rows, so nothing can be fitted: change the range.")
     if table.earlier is None:
         _begin(plan, table.settings)
     elif any(record.made_with == table.made_with for record in table.records):
-        plan = _with_earlier_columns(plan)
+        plan = _with_earlier_columns(plan, table.records)
         _delete_manifest_of(plan.table, files)
     else:
         _begin_again(plan, table)
@@ -294,32 +296,31 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
             )
 
 
-def _check_kinds(plan: PreprocessPlan, index: EncoderIndex) -> None:
-    """Checks that new partitions have the kind of ids that the encoders were fitted on."""
-    features = {feature.name: feature for feature in plan.sections.features}
-    for name, encoder in index.encoders.items():
-        if encoder.values is not None and (kind := features[name].encoder_values(plan.sources.kinds)) != encoder.values:
-            raise UserError(
-                f"feature {name!r}: the new partitions have ids of kind {kind}, but the encoder in {plan.table} was "
-                f"fitted on {encoder.values}. Convert the new partitions, or rebuild the table with --overwrite."
-            )
-
-
-def _with_earlier_columns(plan: PreprocessPlan) -> PreprocessPlan:
+def _with_earlier_columns(plan: PreprocessPlan, records: list[PartitionRecord]) -> PreprocessPlan:
     """The plan with the existing columns of the table; the keys of new partitions must fit into them."""
+    if all(record.partition.kept == 0 for record in records):  # no file has them, and a key may have had only nulls
+        _write_columns(plan)
+        return plan
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     earlier = pq.read_schema(path, filesystem=filesystem)
     for old, new in zip(earlier, plan.schema, strict=True):
-        try:
-            fits = pa.unify_schemas([pa.schema([old]), pa.schema([new])], promote_options="permissive").field(0).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            fits = None
-        if fits != old.type:
+        if not _fits(old, new):
             raise UserError(
                 f"{old.name!r} is {new.type} in the new partitions, but {old.type} in the feature table {plan.table}. "
                 "Convert the new partitions, or rebuild the table with --overwrite."
             )
     return replace(plan, schema=earlier)
+
+
+def _fits(old: pa.Field, new: pa.Field) -> bool:
+    """Whether the type of a table's column can hold values of a new type. They may be stored in another way."""
+    if plain_type(old.type) == plain_type(new.type) or (is_text(old.type) and is_bytes(new.type)):
+        return True
+    try:
+        both = pa.unify_schemas([pa.schema([old]), pa.schema([new])], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return bool(both.field(0).type == old.type)
 
 
 def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifest:

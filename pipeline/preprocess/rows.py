@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
-from pipeline.features.values import as_ids, as_numbers, ids_of, not_utf8
+from pipeline.features.values import INDISTINCT, as_ids, as_numbers, ids_of, indistinct, not_utf8
 from pipeline.preprocess.sources import Sources
 from pipeline.preprocess.units import UnitRows
 from pipeline.preprocess.weights import largest_weights, weight_columns, weights_in
@@ -104,6 +104,8 @@ def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdic
         verdict.reject(missing[column.rows], f"key {key}: value is missing")
         verdict.reject(not_utf8(column.values)[column.rows], f"key {key}: text is not UTF-8")
     for scenario in sections.scenarios:
+        column = rows.column(scenario.column)
+        verdict.reject(indistinct(column.values)[column.rows], f"scenario {scenario.name}: {INDISTINCT}")
         codes = scenario_codes(scenario, sources, rows)
         verdict.reject(codes == _NO_SCENARIO, f"scenario {scenario.name}: value is missing or not a whole number")
     for feature in sections.features:

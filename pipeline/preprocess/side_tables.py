@@ -1,5 +1,7 @@
 """Side tables: small, one row per key, kept in memory; their columns are joined to every log row with that key."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +12,10 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.config.logs import JoinConfig
 from pipeline.errors import UserError
-from pipeline.features.values import IdArray, Kind, as_ids, value_kind, without_views
+from pipeline.features.arrow_types import normal
+from pipeline.features.values import IdArray, Kind, as_ids, value_kind
 from pipeline.preprocess.discover import UNREADABLE, one_line
+from pipeline.preprocess.named_columns import INT96_UNIT, named_columns, named_schema
 from pipeline.section import nearest
 
 
@@ -36,7 +40,8 @@ def read_side_schema(join: JoinConfig, where: str) -> pa.Schema:
     """
     if not storage.exists(join.path):
         raise UserError(f"{where}.path: there is no file {storage.absolute(join.path)}. Correct the path.")
-    schema = _read(join, where, []).schema
+    with _open(join, where) as dataset:
+        schema = named_schema(dataset.schema)
     if join.key not in schema.names:
         raise UserError(f"{where}.key: {join.path} has no column {join.key!r}; {nearest(join.key, schema.names)}")
     if schema.names.count(join.key) > 1:
@@ -59,14 +64,16 @@ def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTab
         UserError: the table cannot be read, a key is not a whole number, or a key is repeated.
     """
     table = _read(join, where, [join.key, *(c for c in columns if c != join.key)])
-    kind = value_kind(table.schema.field(join.key).type)
+    read = table[join.key]
+    kind = value_kind(read.type)
     assert kind is not None, "read_side_schema has checked the key"
-    keys, wrong = as_ids(_plain(table[join.key]), kind)
+    keys, wrong = as_ids(read, kind)
     if wrong.any():
-        example = table[join.key][int(wrong.argmax())].as_py()
+        example = read[int(wrong.argmax())].as_py()
         raise UserError(
             f"{where}: {np.count_nonzero(wrong)} values of the key {join.key!r} in {join.path} are not whole numbers, "
-            f"for example {example!r}: no row would match. Correct or remove these rows."
+            f"or are floats too large to tell whole numbers apart (float64 from 2**53 on), for example {example!r}: no "
+            "row would match. Correct or remove these rows."
         )
     known = keys.is_valid()
     keys = keys.filter(known)
@@ -78,7 +85,7 @@ def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTab
             f"{where}: {len(repeated)} values of the key {join.key!r} appear more than once in {join.path}, "
             f"for example {example}. A side table has one row per key: remove the duplicates."
         )
-    return SideTable(join.key, kind, keys, {c: _plain(table[c]).filter(known) for c in columns})
+    return SideTable(join.key, kind, keys, {c: table[c].filter(known) for c in columns})
 
 
 def _printable(value: pa.Scalar) -> str:
@@ -88,25 +95,44 @@ def _printable(value: pa.Scalar) -> str:
     return "'" + value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace") + "'"
 
 
+def _read(join: JoinConfig, where: str, columns: list[str]) -> dict[str, pa.Array]:
+    """Some columns of a side table, see `NamedColumn`, in their plain types."""
+    with _open(join, where) as dataset:
+        named = {column.name: column for column in reversed(named_columns(dataset.schema))}
+        wanted = [named[name] for name in columns]
+        for fragment in dataset.fragments:
+            # If a file lacks a column, Arrow would fill it with nulls.
+            known = {column.name for column in named_columns(fragment.physical_schema)}
+            if not known >= set(columns):
+                raise UserError(
+                    f"{where}.path: the file {fragment.path} has no column {min(set(columns) - known)!r}, though other "
+                    f"files of {join.path} have it. Rewrite that file with the column."
+                )
+        read = dataset.read(list(dict.fromkeys(column.path[0] for column in wanted)))
+    return {column.name: _plain(column.of(normal(read[column.path[0]]))) for column in wanted}
+
+
 def _plain(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.cast(without_views(column.type)).combine_chunks()
+    return column.combine_chunks()
 
 
-def _read(join: JoinConfig, where: str, columns: list[str]) -> pa.Table:
-    """Some columns of a side table; if `columns` is empty, an empty table with all columns."""
+@contextmanager
+def _open(join: JoinConfig, where: str) -> Iterator[pq.ParquetDataset]:
+    """The files of a side table.
+
+    Raises:
+        UserError: reading them fails.
+    """
     filesystem, path = storage.resolve(join.path)
     try:
-        dataset = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None, page_checksum_verification=True)
-        for fragment in dataset.fragments:
-            # If a file lacks a column, Arrow would fill it with nulls.
-            lacking = set(columns) - set(fragment.physical_schema.names)
-            if lacking:
-                raise UserError(
-                    f"{where}.path: the file {fragment.path} has no column {min(lacking)!r}, though other files of "
-                    f"{join.path} have it. Rewrite that file with the column."
-                )
-        return dataset.read(columns) if columns else dataset.schema.empty_table()
+        yield pq.ParquetDataset(
+            path,
+            filesystem=filesystem,
+            partitioning=None,
+            coerce_int96_timestamp_unit=INT96_UNIT,
+            page_checksum_verification=True,
+        )
     except UNREADABLE as error:
         raise UserError(f"{where}.path: {join.path} cannot be read as Parquet: {one_line(error)}.") from error

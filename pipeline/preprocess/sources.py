@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
+from pipeline.features.arrow_types import has_views, is_float, is_list, plain_type
 from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, Use
-from pipeline.features.values import KIND_IN_WORDS, Kind, without_views
+from pipeline.features.values import KIND_IN_WORDS, Kind, value_kind
 from pipeline.preprocess.discover import LogFile
 from pipeline.section import nearest
 
@@ -19,6 +20,7 @@ class Sources:
 
     side: dict[str, int]  # column -> index of its side table; all other columns are in the log
     kinds: dict[str, Kind]  # kind of every column of ids
+    undecided: set[str]  # columns of ids that have only nulls so far: their kind in `kinds` is provisional
     fractional: set[str]  # columns of ids that are floats in some file: pandas writes integers with nulls as floats
     keys: dict[str, pa.DataType]  # types of the key columns, wide enough for all files
 
@@ -35,6 +37,7 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
     log_columns = list(dict.fromkeys(name for file in files for name in file.schema.names))
     side: dict[str, int] = {}
     kinds: dict[str, Kind] = {}
+    undecided: set[str] = set()
     fractional: set[str] = set()
     keys: dict[str, pa.DataType] = {}
     for use in uses(sections):
@@ -45,17 +48,22 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
             side[use.column] = index
             schemas = [(f"the side table {sections.logs.joins[index].path}", sides[index])]
         kind = _check_types(use, schemas)
+        if kind is None and use.types.has_ids:
+            undecided.add(use.column)
         if kind is not None:
             kinds[use.column] = kind
-            if any(pa.types.is_floating(schema.field(use.column).type) for _, schema in schemas):
+            if any(is_float(schema.field(use.column).type) for _, schema in schemas):
                 fractional.add(use.column)
         if use.column in sections.logs.keys:
             keys[use.column] = _widest(use, schemas)
+    undecided.difference_update(kinds)
+    _decide_kinds(sections, sides, kinds, undecided)
+    kinds |= dict.fromkeys(undecided, "int")
     features = {feature.name: feature for feature in sections.features}
     for i, feature in enumerate(sections.features):
         feature.check_id_kinds(f"features.{i}", features, kinds)
     _check_scenario_values(sections, kinds)
-    return Sources(side, kinds, fractional, keys)
+    return Sources(side, kinds, undecided, fractional, keys)
 
 
 def uses(sections: TableExperiment) -> Iterator[Use]:
@@ -100,7 +108,7 @@ def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: li
 
 
 def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
-    """Checks the column in all its files; returns the kind of its ids, if it has ids."""
+    """Checks the column in all its files; returns the kind of its ids, if it has ids and a value."""
     kinds: dict[Kind, str] = {}
     for place, schema in schemas:
         if use.column not in schema.names:
@@ -114,12 +122,12 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
                 f"{use.user} uses: it is not clear which one is meant. Rewrite that file with only one of them."
             )
         type_ = schema.field(use.column).type
-        if pa.types.is_null(type_):  # only nulls: pandas writes this type for an empty column
+        if pa.types.is_null(plain_type(type_)):  # only nulls: pandas writes this type for an empty column
             continue
         if not use.types.fits(type_):
             raise UserError(
                 f"The column {use.column!r}, which {use.user} uses, is {type_} in {place}; expected "
-                f"{use.types.expected}. Use another column, or convert this one."
+                f"{use.types.expected}. {_other_column(use.column, type_)}"
             )
         kind = use.types.kind(type_)
         if kind is not None:
@@ -129,8 +137,38 @@ def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
             f"The column {use.column!r}, which {use.user} uses, is {' but '.join(kinds.values())}. "
             "Ids must be whole numbers everywhere or texts everywhere: convert one of them."
         )
-    # A column with only nulls has no values that could be of the wrong kind.
-    return next(iter(kinds), use.types.kind(pa.int64()) or use.types.kind(pa.list_(pa.int64())))
+    return next(iter(kinds), use.types.kind(pa.null()))
+
+
+def _other_column(column: str, type_: pa.DataType) -> str:
+    plain = plain_type(type_)
+    struct = plain.value_type if is_list(plain) else plain
+    if pa.types.is_struct(struct):
+        return f"Use one of its fields, such as '{column}.{struct.field(0).name}', or another column."
+    return "Use another column, or convert this one."
+
+
+def _decide_kinds(
+    sections: TableExperiment, sides: list[pa.Schema], kinds: dict[str, Kind], undecided: set[str]
+) -> None:
+    """Moves columns without a value from `undecided` to `kinds` if the experiment or another column says their kind."""
+    wanted: dict[str, Kind] = {}
+    for scenario in sections.scenarios:
+        wanted[scenario.column] = "int" if isinstance(scenario.values[0], int) else "text"
+    for join, side in zip(sections.logs.joins, sides, strict=True):
+        if (kind := value_kind(side.field(join.key).type)) is not None:
+            wanted.setdefault(join.key, kind)
+    for column in undecided & wanted.keys():
+        kinds[column] = wanted[column]
+    encoders = {feature.encoder_name for feature in sections.features}
+    columns = [{f.column for f in sections.features if f.encoder_name == encoder} for encoder in encoders]
+    while True:  # a column may be that of two encoders
+        open_ = undecided - kinds.keys()
+        found = {c: kinds[k] for group in columns for c in group & open_ for k in group & kinds.keys()}
+        if not found:
+            break
+        kinds.update(found)
+    undecided.difference_update(kinds)
 
 
 def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
@@ -147,8 +185,9 @@ def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
 
 
 def _decoded(type_: pa.DataType) -> pa.DataType:
-    """The type of a column that is read as plain values."""
-    return without_views(type_.value_type if pa.types.is_dictionary(type_) else type_)
+    """The type of a column that is read as plain values. Files of a table keep it from run to run."""
+    decoded = type_.value_type if pa.types.is_dictionary(type_) else type_
+    return plain_type(decoded) if has_views(decoded) else decoded
 
 
 def _check_scenario_values(sections: TableExperiment, kinds: dict[str, Kind]) -> None:

@@ -12,6 +12,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Wor
 from pipeline.errors import UserError
 from pipeline.preprocess.child import KILLED, Crash, call_in_child
 from pipeline.preprocess.discover import one_line
+from pipeline.preprocess.task_errors import LAST_COLUMN, Unexpected
 from pipeline.preprocess.units import Unreadable, part_of_log
 from pipeline.ray_machines import is_alone, room_for
 from pipeline.secret_files import check_secrets
@@ -68,7 +69,7 @@ def run_tasks(
 
     Raises:
         UserError: as raised by the task (Ray would wrap it, so the task returns such errors as results), or the task
-            had too little memory, or it crashed without reading the log.
+            had too little memory, it crashed without reading the log, or it failed unexpectedly.
     """
     if not items:
         return
@@ -130,12 +131,14 @@ def _crash(error: Exception, reference: ray.ObjectRef[Any], item: Item, memory: 
         return KILLED
 
 
-def _outcome(item: Item, result: dict[str, Any] | UserError | Unreadable | MemoryError | Crash) -> Done:
+def _outcome(item: Item, result: dict[str, Any] | UserError | Unreadable | MemoryError | Crash | Unexpected) -> Done:
     part = part_of_log(item)
     what = f"The task for {part}" if part is not None else f"A preprocessing task ({item})"
     match result:
         case UserError():
             raise result
+        case Unexpected():
+            raise result.in_words(what)
         case Unreadable():
             return Done(item, {}, str(result))
         case MemoryError():
@@ -161,8 +164,11 @@ def _perform_in_child(work: Work, item: Item) -> Any:
 
 def _call(work: Work, item: Item) -> Any:
     task, shared = work
+    LAST_COLUMN.set(None)
     try:
         check_secrets()
         return task(item, shared)
     except (UserError, Unreadable, MemoryError) as error:
         return error
+    except Exception as error:  # noqa: BLE001 - raised by `_outcome`
+        return Unexpected.of(error)

@@ -13,11 +13,15 @@ from pipeline.features.encoders import Encoder
 from pipeline.preprocess.chains import labels_after_zero
 from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
+from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.rows import judge, labels, scenario_codes
 from pipeline.preprocess.sampling import dropped_negatives, lane_weights
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
-from pipeline.preprocess.write import deal, unit_generator, write_lanes, write_quarantine
+from pipeline.preprocess.write import deal, unit_generator, write_lanes
 from pipeline.table.manifest import KEY
+
+KEY_BYTES = 2**30
+"""Bytes of a key that are converted at once: its type in lane files may have offsets of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 
     Returns:
         Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`, `after_zero` by
-        `labels_after_zero`.
+        `labels_after_zero`, and `lost_columns` by `write_quarantine`.
 
     Raises:
         Unreadable: the file is damaged.
@@ -58,9 +62,10 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
     rows = UnitRows(plan, unit, all_columns(plan))
     verdict = judge(plan.sections, plan.sources, rows)
     verdict.sample_out(dropped_negatives(plan.sections, plan.sources, rows, verdict.kept))
+    lost: dict[str, str] = {}
     if len(verdict.quarantined):
         reasons = pa.array(verdict.reasons).take(pa.array(verdict.codes[verdict.quarantined] - 1))
-        write_quarantine(plan, unit, verdict.quarantined, reasons)
+        lost = write_quarantine(plan, unit, verdict.quarantined, reasons)
     settings = plan.sections.table
     order, lengths = deal(verdict.kept, settings.lanes, unit_generator(settings.seed, unit))
     table, counts = encode_rows(shared, rows, order)
@@ -70,6 +75,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
         "unlabelled": verdict.unlabelled,
         "sampled_out": verdict.sampled_out,
         "reasons": verdict.counts(),
+        "lost_columns": lost,
         "lanes": write_lanes(plan, unit, table, lengths),
         "ids": counts.ids,
         "unknown": counts.unknown,
@@ -81,7 +87,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> tuple[pa.Table, IdCounts]:
     """The columns of lane files for some rows of a unit, in the given order."""
     plan, counts = shared.plan, IdCounts()
-    columns: list[pa.Array] = []
+    columns: list[pa.Array | pa.ChunkedArray] = []
     for feature in plan.sections.features:
         encoded = feature.encode_rows(shared.encoders[feature.encoder_name], rows, order)
         columns.append(encoded.values)
@@ -97,11 +103,14 @@ def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> 
     return pa.Table.from_arrays(columns, schema=plan.schema), counts
 
 
-def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[np.int64]) -> pa.Array:
+def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[np.int64]) -> pa.ChunkedArray:
     column = rows.column(key)
     type_ = plan.schema.field(KEY + key).type
+    values = column.values.take(pa.array(column.rows[order]))
+    parts = 1 + values.nbytes // KEY_BYTES
+    size = max(1, -(-len(values) // parts))
     try:
-        return column.values.cast(type_).take(pa.array(column.rows[order]))
+        return pa.chunked_array([values.slice(i, size).cast(type_) for i in range(0, len(values), size)], type_)
     except pa.ArrowInvalid as error:
         raise UserError(
             f"The key {key!r} is {column.values.type} in the log file {rows.file}, but {type_} in the feature table, "

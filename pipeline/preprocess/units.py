@@ -1,21 +1,35 @@
 """Units of work: consecutive row groups of a log file, small enough for the memory of one worker."""
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.features.values import Column, Kind, as_ids, is_text, without_views
+from pipeline.features.arrow_types import normal
+from pipeline.features.values import Column, Kind, as_ids
 from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
+from pipeline.preprocess.named_columns import INT96_UNIT, NamedColumn, named_columns
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.sources import uses
+from pipeline.preprocess.task_errors import LAST_COLUMN
+
+Result = TypeVar("Result")
 
 UNIT_ROWS = 2**20
 """Maximum rows of a unit; row groups are never split. By default pyarrow writes row groups of this size."""
+
+BATCH_ROWS = (2**12, 2**6, 1)
+"""Numbers of rows per batch, tried one after the other by `in_batches`."""
+
+_BYTE_ARRAYS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+
+REWRITTEN = "it was rewritten while the job was running"
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class UnitRows:
 
     def column(self, name: str) -> Column:
         """A column of the log or of a side table; null where the side table lacks the row's key."""
+        LAST_COLUMN.set(name)
         side = self._plan.sources.side.get(name)
         if side is None:
             return Column.of(self._log[name])
@@ -117,8 +132,8 @@ def _read(plan: PreprocessPlan, unit: Unit, columns: set[str]) -> pa.Table:
     return read_unit(plan.log, unit, sorted(in_log), set(plan.sources.kinds))
 
 
-def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]) -> pa.Table:
-    """Reads columns of a unit; all columns if `columns` is None.
+def read_unit(log: str, unit: Unit, columns: list[str], encoded: set[str]) -> pa.Table:
+    """Reads columns of a unit, see `NamedColumn`, in their normal types.
 
     Args:
         encoded: columns that may be read as dictionaries: each text once instead of once per row.
@@ -126,29 +141,72 @@ def read_unit(log: str, unit: Unit, columns: list[str] | None, encoded: set[str]
     Raises:
         Unreadable: the file is damaged.
     """
+    with open_unit(log, unit, encoded) as file:
+        named = {column.name: column for column in reversed(named_columns(file.schema_arrow))}
+        if not named.keys() >= set(columns):
+            raise Unreadable(REWRITTEN)
+        wanted = [named[name] for name in columns]
+        read = _read_leaves(file, unit, wanted)
+    if len(read) != unit.rows:
+        raise Unreadable(f"its footer says {unit.rows} rows, but its columns have {len(read)}")
+    return pa.table({column.name: column.of(read[column.path[0]]) for column in wanted})
+
+
+@contextmanager
+def open_unit(log: str, unit: Unit, encoded: Collection[str] = ()) -> Iterator[pq.ParquetFile]:
+    """The file of a unit, open; see `read_unit`."""
     filesystem, root = storage.resolve(log)
     path = f"{root}/{unit.file}"
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem)
         if unit.groups[-1] >= metadata.num_row_groups:
-            raise Unreadable("it was rewritten while the job was running")
-        texts = [name for name in _repetitive_texts(metadata, unit.groups) if name in encoded]
+            raise Unreadable(REWRITTEN)
         with pq.ParquetFile(
-            path, filesystem=filesystem, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
+            path,
+            filesystem=filesystem,
+            metadata=metadata,
+            read_dictionary=[name for name in _repetitive_texts(metadata, unit.groups) if name in encoded],
+            coerce_int96_timestamp_unit=INT96_UNIT,
+            page_checksum_verification=True,
         ) as file:
-            read = file.read_row_groups(unit.groups, columns=columns, use_threads=False)
+            yield file
     except MemoryError:  # also that of Arrow, which is one of its exceptions
         raise
     except UNREADABLE as error:
         raise Unreadable(one_line(error)) from error
-    if len(read) != unit.rows:
-        raise Unreadable(f"its footer says {unit.rows} rows, but its columns have {len(read)}")
-    return _without_views(read)
 
 
-def _without_views(table: pa.Table) -> pa.Table:
-    schema = pa.schema([field.with_type(without_views(field.type)) for field in table.schema])
-    return table if schema == table.schema else table.cast(schema)
+def _read_leaves(file: pq.ParquetFile, unit: Unit, columns: list[NamedColumn]) -> pa.Table:
+    """The given parts of the columns of the file, in their normal types."""
+    leaves = {leaf: file.metadata.schema.column(leaf).path for column in columns for leaf in column.leaves}
+    paths = [leaves[leaf] for leaf in sorted(leaves)]
+    try:
+        return _normal(file.read_row_groups(unit.groups, columns=paths, use_threads=False))
+    except pa.ArrowNotImplementedError:  # see `in_batches`
+        return in_batches(lambda rows: _read_in_batches(file, unit, paths, rows))
+
+
+def _read_in_batches(file: pq.ParquetFile, unit: Unit, paths: list[str], rows: int) -> pa.Table:
+    batches = file.iter_batches(rows, row_groups=unit.groups, columns=paths, use_threads=False)
+    return pa.concat_tables([_normal(pa.Table.from_batches([batch])) for batch in batches])
+
+
+def in_batches(read: Callable[[int], Result]) -> Result:
+    """The result of ``read(rows)``, with so few rows per batch that the texts of each fit into an array.
+
+    Arrow reads texts with offsets of 32 bits. If a column has more than 2 GiB of text, it makes several arrays, except
+    inside a list or a struct, where it raises an error.
+    """
+    for rows in BATCH_ROWS[:-1]:
+        try:
+            return read(rows)
+        except pa.ArrowNotImplementedError:
+            continue
+    return read(BATCH_ROWS[-1])
+
+
+def _normal(table: pa.Table) -> pa.Table:
+    return pa.table([normal(column) for column in table.columns], names=table.column_names)
 
 
 def _repetitive_texts(metadata: pq.FileMetaData, groups: list[int]) -> list[str]:
@@ -157,7 +215,7 @@ def _repetitive_texts(metadata: pq.FileMetaData, groups: list[int]) -> list[str]
     If the writer stopped using a dictionary and stored plain texts, building a dictionary while reading takes twice as
     long as reading plain texts. Codes take less than 4 bytes per value, plus a dictionary of 1 MiB; texts take more.
     """
-    texts = {field.name for field in metadata.schema.to_arrow_schema() if is_text(field.type)}
+    texts = {field.name for field in metadata.schema.to_arrow_schema() if field.type in _BYTE_ARRAYS}
     for group in groups:
         chunks = metadata.row_group(group)
         for i in range(metadata.num_columns):

@@ -1,8 +1,6 @@
-"""Lane files and quarantine files of one unit. Their names and content depend only on the unit."""
+"""Lane files of one unit. Their names and content depend only on the unit."""
 
 import hashlib
-from itertools import count
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.units import Unit, read_unit
+from pipeline.preprocess.units import Unit
 from pipeline.table_folder import QUARANTINE
 
 
@@ -77,37 +75,6 @@ def byte_streams(schema: pa.Schema) -> dict[str, str]:
         if item in (pa.int32(), pa.float32()):
             encodings[f"{field.name}.list.element" if is_list else field.name] = "BYTE_STREAM_SPLIT"
     return encodings
-
-
-def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> None:
-    """Writes rejected rows unchanged from the log, with their file, row number and reason.
-
-    Args:
-        rows: row numbers in the unit, ascending.
-        reasons: one reason per row.
-    """
-    # Reads the file a second time, because only quarantine files need the columns that no feature uses.
-    bad = read_unit(plan.log, unit, None, set()).take(pa.array(rows))
-    added: dict[str, Any] = {
-        "file": pa.array([unit.file] * len(rows)),
-        "row": pa.array(rows + unit.first_row),
-        "reason": reasons,
-    }
-    for name, column in added.items():
-        bad = bad.append_column(name if name not in bad.column_names else f"quarantine_{name}", column)
-    bad = bad.rename_columns(_distinct(bad.column_names))
-    name = f"{quarantine_folder(plan, unit.partition)}/{unit.name}.parquet"
-    with storage.open_output(storage.join(plan.table, name)) as stream:
-        pq.write_table(bad, stream)
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Makes names unique by adding a number to repeated names: most readers refuse duplicate column names."""
-    distinct: list[str] = []
-    for name in names:
-        tries = (name if n == 1 else f"{name}_{n}" for n in count(1))
-        distinct.append(next(candidate for candidate in tries if candidate not in distinct))
-    return distinct
 
 
 def quarantine_folder(plan: PreprocessPlan, partition: str) -> str:

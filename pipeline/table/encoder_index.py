@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from pipeline import storage
 from pipeline.documents import KNOWN_KEYS_ONLY, FileName, Json, read_document
+from pipeline.features.values import Kind
 from pipeline.table.manifest import REBUILD_HINT
 from pipeline.table_folder import ENCODERS
 
@@ -18,7 +19,7 @@ class EncoderEntry:
 
     kind: str
     rows: int | None  # of its embedding table; None for standardised numbers
-    values: str | None = None  # kind of its ids; None if its values are not ids
+    values: Kind | None = None  # kind of its ids; None if its values are not ids
 
     def to_json(self) -> Json:
         values = {} if self.values is None else {"values": self.values}

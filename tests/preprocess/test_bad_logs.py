@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.features.values import INDISTINCT
 from pipeline.preprocess.job import preprocess
 from pipeline.table.manifest import Manifest, Partition
 from tests.preprocess.logs import experiment
@@ -157,6 +158,7 @@ def check_nothing_is_lost(folder: Path, manifest: Manifest, tables: dict[str, st
 TABLES = {name: name for name in ("user", "item", "hashed", "price", "words", "tags")} | {"seen": "user"}
 
 NOT_WHOLE = "feature user: value is not a whole number"
+TOO_WIDE = f"feature user: {INDISTINCT}"
 INFINITE = "feature price: value is infinite"
 OUTSIDE = "feature log_price: value is -1 or less, outside log1p"
 TOO_LARGE = "feature heat: value is too large for float32"
@@ -171,12 +173,20 @@ NO_KEY = "key row: value is missing"
 VALUES: list[tuple[str, str, pa.Array, dict[str, int]]] = [
     ("ids as int32", "user", pa.array([1, 2, None], pa.int32()), {}),
     ("ids as uint64 up to the largest", "user", pa.array([1, 2**63, 2**64 - 1], pa.uint64()), {}),
-    ("ids as floats", "user", pa.array([1.0, 1e300, -1e19, 2.5, INF, NAN, None]), {NOT_WHOLE: 4}),
+    ("ids as floats", "user", pa.array([1.0, 2.0**53 - 1, 2.5, INF, NAN, None]), {NOT_WHOLE: 2}),
+    ("ids as floats that are too large", "user", pa.array([1e300, -1e19, 2.0**53, 2.0**53 + 2, 1.0]), {TOO_WIDE: 4}),
+    ("ids as float32", "user", pa.array([2.0**24, 2.0**24 - 1, -(2.0**24)], pa.float32()), {TOO_WIDE: 2}),
+    ("ids as float16", "user", pa.array(np.array([2048, 2047, 0.5], np.float16)), {TOO_WIDE: 1, NOT_WHOLE: 1}),
+    ("ids as dictionary", "user", pa.array([1, None, 1, 7]).dictionary_encode(), {}),
     ("ids as booleans", "user", pa.array([True, None]), {}),
     ("no id at all", "user", pa.nulls(3), {}),
     ("no text at all", "item", pa.nulls(3), {}),
     ("texts as dictionary", "item", pa.array(["i1", None, "new"]).dictionary_encode(), {}),
     ("texts as large_string", "item", pa.array(["i1", None, ""], pa.large_string()), {}),
+    ("texts as bytes", "item", pa.array([b"i1", None, b"\xff"]), {}),
+    ("texts as bytes of a fixed size", "item", pa.array([b"i1", None], pa.binary(2)), {}),
+    ("texts as binary_view", "item", pa.array([b"i1", None, b"more than twelve bytes"], pa.binary_view()), {}),
+    ("texts as dictionary of bytes", "item", pa.array([b"i1", None, b"i1"]).dictionary_encode(), {}),
     ("texts as string_view", "item", pa.array(["i1", None, "more than twelve bytes"], pa.string_view()), {}),
     ("texts that are not UTF-8", "item", BROKEN_TEXT, {}),
     ("texts to be split that are not UTF-8", "words", texts(b" a ,\xff ", b"\xff,", b",", "\u3000a".encode()), {}),
@@ -253,7 +263,7 @@ TYPES: list[tuple[str, str, pa.Array, list[str]]] = [
     ("text to be split as list", "words", pa.array([["a"]]), ["expected text to be split at the separator"]),
     ("a moment as id", "user", MOMENT, [r"is timestamp\[us\]", IDS_EXPECTED]),
     ("a decimal as id", "user", pa.array([Decimal(1)]), ["is decimal128", IDS_EXPECTED]),
-    ("bytes as id", "item", pa.array([b"i1"]), ["is binary", IDS_EXPECTED]),
+    ("bytes to int", "user", pa.array([b"i1"]), ["int64 in .*good.parquet but binary in"]),
     ("a struct as id", "user", STRUCT, ["is struct<a: int64>", IDS_EXPECTED]),
     ("a moment as number", "price", MOMENT, [r"is timestamp\[us\]", NUMBERS_EXPECTED]),
     ("a decimal as number", "price", pa.array([Decimal(1)]), ["is decimal128", NUMBERS_EXPECTED]),
@@ -263,7 +273,7 @@ TYPES: list[tuple[str, str, pa.Array, list[str]]] = [
     ("a moment as label", "click", MOMENT, [r"is timestamp\[us\]", NUMBERS_EXPECTED]),
     ("a struct as label", "spent", STRUCT, ["is struct", NUMBERS_EXPECTED]),
     ("text as scenario", "tab", pa.array(["1"]), ["int64 in .*good.parquet but string in"]),
-    ("bytes as scenario", "tab", pa.array([b"1"]), ["is binary", IDS_EXPECTED]),
+    ("bytes as scenario", "tab", pa.array([b"1"]), ["int64 in .*good.parquet but binary in"]),
     ("text as key", "row", pa.array(["1"]), ["incompatible types", "int64, string"]),
     ("a struct as key", "row", STRUCT, ["incompatible types", "int64, struct"]),
 ]

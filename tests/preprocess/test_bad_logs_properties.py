@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.features.encoders import Encoder, HashEncoder, QuantileEncoder, StandardizeEncoder
 from pipeline.features.values import (
+    INDISTINCT,
     Column,
     as_ids,
     as_lists,
@@ -137,8 +138,9 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
-def first_fault(row: dict[str, Any]) -> str | None:
+def first_fault(row: dict[str, Any], types: pa.Schema) -> str | None:
     """The reason why a row cannot be used, computed in plain Python."""
+    tab_limit, user_limit = (limit(types.field(name).type) for name in ("tab", "user"))
     click, spent, rating = (
         math.nan if row[name] is None else float(row[name]) for name in ("click", "spent", "rating")
     )
@@ -154,9 +156,13 @@ def first_fault(row: dict[str, Any]) -> str | None:
             return "task spent: label is negative, where log1p expects 0 or more"
         if task == "rating" and abs(label * 1000) > largest:
             return "task rating: label is too large for float32"
-    if row["tab"] is None or (isinstance(row["tab"], float) and not is_int64(row["tab"])):
+    if isinstance(row["tab"], float) and math.isfinite(row["tab"]) and abs(row["tab"]) >= tab_limit:
+        return f"scenario tab: {INDISTINCT}"
+    if row["tab"] is None or (isinstance(row["tab"], float) and not is_whole(row["tab"], tab_limit)):
         return "scenario tab: value is missing or not a whole number"
-    if isinstance(row["user"], float) and not math.isnan(row["user"]) and not is_int64(row["user"]):
+    if isinstance(row["user"], float) and math.isfinite(row["user"]) and abs(row["user"]) >= user_limit:
+        return f"feature user: {INDISTINCT}"
+    if isinstance(row["user"], float) and not math.isnan(row["user"]) and not is_whole(row["user"], user_limit):
         return "feature user: value is not a whole number"
     price, heat = (0.0 if row[name] is None else float(row[name]) for name in ("price", "heat"))
     if math.isinf(price):
@@ -168,8 +174,13 @@ def first_fault(row: dict[str, Any]) -> str | None:
     return "feature heat: value is too large for float32" if abs(heat) > largest else None
 
 
-def is_int64(number: float) -> bool:
-    return math.isfinite(number) and number.is_integer() and abs(number) < 2**63
+def limit(type_: pa.DataType) -> int:
+    """From here on a float of this type is not the only whole number that rounds to it."""
+    return {pa.float16(): 2**11, pa.float32(): 2**24}.get(type_, 2**53)
+
+
+def is_whole(number: float, below: int) -> bool:
+    return math.isfinite(number) and number.is_integer() and abs(number) < below
 
 
 @FEWER
@@ -189,7 +200,7 @@ def test_rows_are_judged_as_in_plain_python_and_encoded(odd: pa.Table) -> None:
         verdict = judge(sections, plan.sources, rows)
         reasons = [verdict.reasons[code - 1] if code else None for code in verdict.codes]
         numeric = odd.select(["click", "spent", "rating", "tab", "user", "price", "heat"]).to_pylist()
-        assert reasons == [first_fault(row) for row in numeric]
+        assert reasons == [first_fault(row, odd.schema) for row in numeric]
         encoded, counts = encode_rows(Transform(plan, ENCODERS), rows, verdict.kept)
         assert encoded["key:row"].to_pylist() == odd["row"].take(pa.array(verdict.kept)).to_pylist()
         for column in encoded.columns:
@@ -214,9 +225,9 @@ def plain(values: pa.Array) -> list[Any]:
     return (values.cast(pa.large_binary()) if is_text else values).to_pylist()
 
 
-def plain_id(value: Any) -> Any:
+def plain_id(value: Any, below: int = 2**53) -> Any:
     if isinstance(value, float):
-        return int(value) if is_int64(value) else None
+        return int(value) if is_whole(value, below) else None
     if isinstance(value, int):
         return int(value) - 2**64 if value >= 2**63 else int(value)
     return value
@@ -227,12 +238,14 @@ def kind_of(values: pa.Array) -> Any:
 
 
 @MANY
-@given(parts_of([*NUMBERS, pa.string(), pa.large_string(), pa.null()]))
+@given(parts_of([*NUMBERS, pa.float16(), pa.string(), pa.large_string(), pa.null()]))
 def test_ids_equal_those_of_plain_python(values: pa.Array) -> None:
     ids, wrong = as_ids(values, kind_of(values))
-    assert plain(ids) == [plain_id(value) for value in plain(values)]
-    fractions = [isinstance(v, float) and not math.isnan(v) and not is_int64(v) for v in plain(values)]
-    assert wrong.tolist() == fractions
+    below = limit(values.type)
+    assert plain(ids) == [plain_id(value, below) for value in plain(values)]
+    floats = [isinstance(value, float) and not math.isnan(value) for value in plain(values)]
+    wholes = [plain_id(value, below) is not None for value in plain(values)]
+    assert wrong.tolist() == [is_float and not whole for is_float, whole in zip(floats, wholes, strict=True)]
 
 
 @MANY

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import ray
 from cluster.connect import keep_to_loopback, start_private_ray
 from pipeline.errors import UserError
 from pipeline.preprocess import commit, fit, tasks
+from pipeline.preprocess.task_errors import LAST_COLUMN
 from pipeline.preprocess.tasks import run_tasks
-from pipeline.preprocess.units import Unit
+from pipeline.preprocess.units import Unit, UnitRows
 from tests.preprocess.test_bad_logs import ROWS, folder, good, refused, run, write
 from tests.workers import fork
 
@@ -47,8 +49,8 @@ def end(how: str) -> None:
             os.abort()
         case "error in child" if multiprocessing.parent_process() is None:
             os.abort()
-        case "error in child":
-            raise ZeroDivisionError("a fault of our own")
+        case "error in child" | "error":
+            raise ZeroDivisionError("a fault\nof our own")
 
 
 def task(item: dict[str, Any], how: str) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def wait_for_the_memory_monitor(item: dict[str, Any], shared: None) -> dict[str,
 @pytest.mark.usefixtures("ray_is_up")
 def test_a_crash_that_happens_only_in_the_first_process_is_no_failure() -> None:
     assert [done.result for done in run_tasks(task, UNITS[1:2], "crash once")] == [{"rows": 1}]
-    with pytest.raises(ZeroDivisionError, match="a fault of our own"):
+    with pytest.raises(UserError, match="failed unexpectedly: ZeroDivisionError: a fault"):
         list(run_tasks(task, UNITS[1:2], "error in child"))
 
 
@@ -127,6 +129,53 @@ def test_a_crash_that_is_not_that_of_a_reader_is_an_error() -> None:
         list(run_tasks(task, UNITS[1:2], "exit"))  # as for a reason that has nothing to do with the file
     with pytest.raises(UserError, match=r"task \({'name': 'user'}\) was killed, most likely for lack of memory"):
         list(run_tasks(task, [{"name": "user"}], "kill"))
+
+
+def with_column(item: dict[str, Any], how: str) -> dict[str, Any]:
+    LAST_COLUMN.set("price")
+    return task(item, how)
+
+
+@pytest.mark.usefixtures("ray_is_up")
+@pytest.mark.parametrize(
+    ("function", "item", "what"),
+    [
+        (task, UNITS[1], r"The task for row group 0 of day=1/bad.parquet failed unexpectedly: "),
+        (
+            with_column,
+            UNITS[2],
+            r"The task for row groups 1 to 2 of .* unexpectedly, after it used the column 'price': ",
+        ),
+        (
+            task,
+            {"name": "user", "range": 0},
+            r"A preprocessing task \({'name': 'user', 'range': 0}\) failed unexpe.*: ",
+        ),
+    ],
+)
+def test_an_unexpected_error_is_one_sentence_with_its_traceback_behind(
+    function: Any, item: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{what}ZeroDivisionError: a fault. Complete .*--debug") as error:
+        list(run_tasks(function, [item], "error"))
+    assert "\n" not in str(error.value)
+    shown = "".join(traceback.format_exception(error.value))
+    assert "in end\n" in shown and "of our own" in shown
+
+
+def failing(item: dict[str, Any], shared: Any) -> dict[str, Any]:
+    UnitRows(shared.plan, Unit(**item), {"row", "price"}).column("price")
+    raise ArithmeticError("a fault of our own")
+
+
+@pytest.mark.usefixtures("ray_is_up")
+@pytest.mark.parametrize(("module", "function"), [(fit, "count_unit"), (commit, "transform_unit")])
+def test_an_unexpected_error_names_file_row_group_and_column(
+    folder: Path, module: Any, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, function, failing)
+    what = r"^The task for row group 0 of day=\d/good.parquet failed unexpectedly, after it used the column 'price': "
+    refused(folder, [what + "ArithmeticError: a fault of our own"])
 
 
 def aborting(stage: str, item: dict[str, Any], shared: Any) -> dict[str, Any]:
