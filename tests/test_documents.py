@@ -123,14 +123,20 @@ def test_a_table_made_before_a_key_existed_may_be_rebuilt(
         monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
     experiment, table = load_experiment("experiment.yaml"), run / "table"
     original = read_manifest(str(table))
-    assert preprocess(experiment, str(table), overwrite=True) == original
+    assert without_content(preprocess(experiment, str(table), overwrite=True)) == original
     remove_key(run, path)
     earlier = read_json(table / "settings.json")
     sizes = {record.partition.value: record.log_files or {} for record in read_records(str(table), "")}
     lineage = fingerprint_of_ids(earlier, {value: sizes[value] for value in ("1", "2")})
-    made = preprocess(experiment, str(table), overwrite=True)
+    made = without_content(preprocess(experiment, str(table), overwrite=True))
     assert read_json(table / "settings.json") == earlier
     assert made == dataclasses.replace(original, fingerprint=fingerprint(earlier), lineage=lineage)
+
+
+def without_content(manifest: Manifest) -> Manifest:
+    """Earlier versions did not count what the rows contain."""
+    parts = [dataclasses.replace(partition, content=None) for partition in manifest.partitions]
+    return dataclasses.replace(manifest, partitions=parts)
 
 
 def test_old_settings_may_have_a_key_that_no_longer_affects_the_table(run: Path) -> None:

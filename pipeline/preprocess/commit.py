@@ -18,6 +18,7 @@ from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
 from pipeline.preprocess.write import lane_folder, quarantine_folder
 from pipeline.progress_bar import ProgressBar
+from pipeline.table.content import UNLISTED_VALUES, merged
 from pipeline.table.manifest import LaneFile, Partition
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table_folder import QUARANTINE
@@ -209,6 +210,7 @@ class _OpenPartition:
             ids=_sum([result["ids"] for result in results]),
             sampled_out=sum(result["sampled_out"] for result in results),
             unlabelled=sum(result["unlabelled"] for result in results),
+            content=merged([result["content"] for result in results], UNLISTED_VALUES) if results else None,
         )
 
     def _check_quarantined(self, record: Partition) -> None:

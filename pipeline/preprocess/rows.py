@@ -53,6 +53,10 @@ class Verdict:
         return np.flatnonzero(self.codes > 0)
 
     @property
+    def filtered_rows(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.codes == _FILTERED)
+
+    @property
     def filtered(self) -> int:
         """Number of rows that are filtered out, the unlabelled ones included."""
         return int(np.count_nonzero(self.codes == _FILTERED)) + self.unlabelled

@@ -1,5 +1,6 @@
 """Makes the feature table of a run, saves the experiment beside it, and summarises the result."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -7,8 +8,15 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.preprocess.job import preprocess
+from pipeline.table.content_text import describe_content
 from pipeline.table.manifest import Manifest, rows_left_out
+from pipeline.table.remarks import remarks
 from pipeline.table.settings import check_may_overwrite
+
+logger = logging.getLogger(__name__)
+
+SHOWN_VALUES = 12
+"""Values of a scenario level that the summary shows."""
 
 
 def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[], None]) -> str:
@@ -30,7 +38,10 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
     text = dump_experiment(experiment)
     if not storage.exists(experiment.file) or storage.read_text(experiment.file) != text:  # else it stays old
         storage.write_text(experiment.file, text)
-    return summary(manifest, table, time.monotonic() - start)
+    for remark in remarks(experiment.table_experiment, manifest):
+        logger.warning("%s", remark)
+    content = describe_content(experiment.table_experiment, manifest, SHOWN_VALUES)
+    return "\n".join([summary(manifest, table, time.monotonic() - start), *(f"  {line}" for line in content)])
 
 
 def summary(manifest: Manifest, table: str, seconds: float) -> str:

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.features.base import EncodedColumn
 from pipeline.features.encoders import Encoder
 from pipeline.preprocess.chains import labels_after_zero
+from pipeline.preprocess.content import count_content
 from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.quarantine import write_quarantine
@@ -81,6 +82,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
         "unknown": counts.unknown,
         "missing": counts.missing,
         "after_zero": labels_after_zero(plan.sections, plan.sources, rows, verdict.kept),
+        "content": count_content(plan, rows, verdict, table),
     }
 
 

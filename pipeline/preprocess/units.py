@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.features.arrow_types import normal
@@ -108,6 +110,12 @@ class UnitRows:
             return Column.of(self._log[name])
         joined = self._joins[side]
         return Column(self._plan.sides[side].columns[name].take(joined.values), joined.rows)
+
+    def has_match(self, side: int) -> NDArray[np.bool_]:
+        """Which rows have a row in a side table."""
+        joined = self._joins[side]
+        matched: NDArray[np.bool_] = joined.values.is_valid().to_numpy(zero_copy_only=False)
+        return matched[joined.rows]
 
     def id_kind(self, name: str) -> Kind:
         """Kind of the ids in a column, in the whole log."""

@@ -5,7 +5,9 @@ from collections import Counter
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.metrics.formatting import format_value
 from pipeline.sizes import in_bytes
+from pipeline.table.content_text import describe_content
 from pipeline.table.manifest import Manifest, Partition, read_manifest
+from pipeline.table.settings import read_settings
 
 
 def describe_checkpoint(saved: Checkpoint) -> str:
@@ -43,6 +45,7 @@ def describe_table(path: str) -> str:
         [f"Feature table {path}", f"  fingerprint {manifest.fingerprint[:12]}, format {manifest.version}"],
         describe_splits(manifest),
         describe_quarantine(manifest),
+        _content(path, manifest),
         describe_lanes(manifest),
         [f"Embedding tables: {len(manifest.table_rows)}"]
         + [f"  {name}: {rows:,} rows" for name, rows in manifest.table_rows.items()],
@@ -50,6 +53,13 @@ def describe_table(path: str) -> str:
         [f"Columns: {len(manifest.columns)}"] + [f"  {column.name}: {column.type}" for column in manifest.columns],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _content(path: str, manifest: Manifest) -> list[str]:
+    if all(partition.content is None for partition in manifest.partitions):
+        return []
+    settings = read_settings(path)
+    return [] if settings is None else describe_content(settings.meaning, manifest, most=None)
 
 
 def splits_of(manifest: Manifest) -> dict[str, list[Partition]]:

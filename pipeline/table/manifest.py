@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pipeline import storage
 from pipeline.documents import KNOWN_KEYS_ONLY, RelativePath, read_document
 from pipeline.errors import UserError
+from pipeline.table.content import Content
 from pipeline.table_folder import MANIFEST, NamePart, SplitName
 
 FORMAT_VERSION = 1
@@ -62,6 +63,7 @@ class Partition:
     ids: dict[str, int] = field(default_factory=dict)  # feature -> all ids, including nulls of single values
     sampled_out: int = 0  # negatives of the train split that `logs.negatives` did not keep
     unlabelled: int = 0  # of the filtered rows: rows of the train split that have no label of any task
+    content: Content | None = None  # what the kept rows contain; None: without rows, or made by an earlier version
 
     @property
     def kept(self) -> int:

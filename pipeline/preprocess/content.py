@@ -1,0 +1,84 @@
+"""Counts what the kept rows of a unit contain."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config.logs import ScenarioConfig, TaskConfig
+from pipeline.features.values import as_ids, count_values, ids_of
+from pipeline.preprocess.preprocess_plan import PreprocessPlan
+from pipeline.preprocess.rows import Verdict
+from pipeline.preprocess.units import UnitRows
+from pipeline.table.content import OTHER, Content, LevelContent, TaskContent, most_frequent
+from pipeline.table.manifest import LABEL, SCENARIO
+
+_UNIT_VALUES = 200  # counted per unit, so that the most frequent values of a partition are known
+_LONGEST = 60  # characters of a value that is only shown
+
+
+def count_content(plan: PreprocessPlan, rows: UnitRows, verdict: Verdict, table: pa.Table) -> Content:
+    """The content of a unit.
+
+    Args:
+        verdict: of the unit's rows.
+        table: columns of lane files of the kept rows, in any order.
+    """
+    kept, levels = verdict.kept, plan.sections.scenarios
+    return Content(
+        {level.name: _count_level(plan, level, rows, verdict, table) for level in levels},
+        {task.name: _count_labels(task, table[LABEL + task.name]) for task in plan.sections.tasks},
+        [int(np.count_nonzero(rows.has_match(i)[kept])) for i in range(len(plan.sides))],
+    )
+
+
+def _count_level(
+    plan: PreprocessPlan, level: ScenarioConfig, rows: UnitRows, verdict: Verdict, table: pa.Table
+) -> LevelContent:
+    names = [str(value) for value in level.values] + ([OTHER] if level.other == "keep" else [])
+    counts = np.bincount(table[SCENARIO + level.name].to_numpy(), minlength=len(names)).tolist()
+    listed = {name: count for name, count in zip(names, counts, strict=True) if count}
+    if level.other == "keep" and OTHER not in listed:
+        return LevelContent(listed)
+    used = verdict.kept if level.other == "keep" else verdict.filtered_rows
+    unlisted, rest = most_frequent(_unlisted(plan, level, rows, used), _UNIT_VALUES)
+    return LevelContent(listed, unlisted, rest)
+
+
+def _unlisted(plan: PreprocessPlan, level: ScenarioConfig, rows: UnitRows, used: NDArray[np.int64]) -> dict[str, int]:
+    """Rows of each value that the experiment does not list."""
+    column, kind = rows.column(level.column), plan.sources.kinds[level.column]
+    ids, _ = as_ids(column.values, kind)
+    listed = pc.is_in(ids, value_set=ids_of(level.values, kind)).to_numpy(zero_copy_only=False)
+    counted = count_values([ids.filter(pa.array(~listed))], [column.counts(used)[~listed]])
+    values = counted["value"].combine_chunks()
+    if pa.types.is_uint64(column.values.type):
+        values = values.view(pa.uint64())
+    found: dict[str, int] = {}
+    for value, count in zip(values, counted["count"].to_pylist(), strict=True):
+        text = _printable(value)
+        found[text] = found.get(text, 0) + count
+    return found
+
+
+def _printable(value: pa.Scalar) -> str:
+    if pa.types.is_integer(value.type):
+        return str(value.as_py())
+    text: str = value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _count_labels(task: TaskConfig, column: pa.ChunkedArray) -> TaskContent:
+    labels = column.to_numpy()
+    known = labels[~np.isnan(labels)]
+    with np.errstate(over="ignore"):
+        values = task.to_log_unit(known).astype(np.float64)
+        total = float(values.sum())
+    return TaskContent(
+        labels=len(known),
+        zeros=int(np.count_nonzero(known == 0)),
+        negative=int(np.count_nonzero(known < 0)),
+        sum=total,
+        lowest=float(values.min()) if len(values) else None,
+        highest=float(values.max()) if len(values) else None,
+    )
