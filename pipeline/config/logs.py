@@ -90,6 +90,11 @@ class LogsConfig(Section):
         return [self.partition] if isinstance(self.partition, str) else self.partition
 
     @property
+    def folders_in_words(self) -> str:
+        """How partition folders are named: `date=VALUE`, `year=VALUE/month=VALUE`."""
+        return "/".join(f"{level}=VALUE" for level in self.levels)
+
+    @property
     def partition_name(self) -> str:
         """The name of the partition column in the feature table: of nested folders, their names joined."""
         return "-".join(self.levels)

@@ -10,7 +10,14 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.chains import report_conditional_tasks
-from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, list_all_files, report_unreadable
+from pipeline.preprocess.discover import (
+    LogPartition,
+    PartitionFiles,
+    compact,
+    list_all_files,
+    looks_like_parquet,
+    report_unreadable,
+)
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import LABEL_MISSING
 from pipeline.preprocess.tasks import Done, run_tasks
@@ -32,6 +39,7 @@ def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionReco
     partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
     for record, now in zip(watched, list_all_files(logs, partitions), strict=True):
         before = record.log_files or {}
+        now = {path: size for path, size in now.items() if path in before or looks_like_parquet(logs.path, path)}
         changes = _file_changes(before, now)
         if now and changes:
             logger.warning(

@@ -11,12 +11,16 @@ from pyarrow import fs
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
+from pipeline.preprocess.links import surplus_links
 from pipeline.preprocess.named_columns import INT96_UNIT, named_schema
+from pipeline.preprocess.table_formats import check_plain
 
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """The exceptions that pyarrow raises for a damaged file; the last one for column names that are not UTF-8."""
+
+_MAGIC = (b"PAR1", b"PARE")  # the first and last bytes of a Parquet file; PARE if its footer is encrypted
 
 _FOOTERS_AT_ONCE = 16  # footers are small, so reading them is limited by latency, not by bandwidth
 
@@ -40,7 +44,7 @@ class LogPartition:
 
 @dataclass(frozen=True)
 class PartitionFiles:
-    """The files of a partition; `unreadable` is empty unless the experiment skips unreadable files."""
+    """The data files of a partition; `unreadable` is empty unless the experiment skips unreadable files."""
 
     partition: LogPartition
     files: list[LogFile]
@@ -73,13 +77,21 @@ def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[Partiti
         for path, error in unreadable.items():
             report_unreadable(logs, path, error)
         files = [result for result in results if isinstance(result, LogFile)]
-        if paths:
-            found.append(PartitionFiles(partition, files, list(unreadable), paths))
+        others = [path for path, result in zip(paths, results, strict=True) if result is None]
+        if others:
+            logger.warning(
+                "%s: not Parquet, so not read: %s. If they are data, convert them to Parquet.",
+                logs.folder_of(partition.value),
+                compact(others),
+            )
+        data = {path: size for path, size in paths.items() if path not in others}
+        if data:
+            found.append(PartitionFiles(partition, files, list(unreadable), data))
         else:
             logger.warning("%s has no Parquet files yet: left out.", logs.folder_of(partition.value))
     if partitions and not any(p.files for p in found):
         raise UserError(
-            f"logs.path: found no readable Parquet file (*.parquet) in the {len(partitions)} partition folders to read "
+            f"logs.path: found no readable Parquet file in the {len(partitions)} partition folders to read "
             f"below {storage.absolute(logs.path)}. Correct logs.path."
         )
     return found
@@ -103,21 +115,33 @@ def report_unreadable(logs: LogsConfig, path: str, error: str) -> None:
 def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dict[str, int]]:
     """The files of each partition with their sizes in bytes, sorted by path; paths are relative to the log folder."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(lambda partition: _list_files(logs, partition), partitions))
+        listed = list(pool.map(lambda partition: _list_files(logs, partition), partitions))
+    surplus = surplus_links(logs.path, listed)
+    if surplus:
+        logger.warning(
+            "links to files or folders of the log itself, or to a folder that contains it, or to a file that is read "
+            "under another name: not read: %s",
+            compact(surplus),
+        )
+    left_out = set(surplus)
+    return [{path: size for path, size in paths.items() if path not in left_out} for paths in listed]
 
 
 def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
-    """Parquet files below a partition folder.
+    """Files below a partition folder that may be data, whatever their names.
 
     Hidden files, and files in a hidden folder such as the `_temporary` of a running job, are not data.
+
+    Raises:
+        UserError: the folder contains a table of another format, or cannot be listed.
     """
     folder = logs.folder_of(partition.value)
+    below = list_below(storage.join(logs.path, folder), recursive=True)
+    check_plain(storage.join(storage.absolute(logs.path), folder), below, logs.folders_in_words)
     found = {
         f"{folder}/{path}": info.size or 0
-        for path, info in list_below(storage.join(logs.path, folder), recursive=True).items()
-        if path.endswith(".parquet")
-        and info.type == fs.FileType.File
-        and not any(part.startswith(("_", ".")) for part in path.split("/"))
+        for path, info in below.items()
+        if info.type == fs.FileType.File and not any(part.startswith(("_", ".")) for part in path.split("/"))
     }
     return dict(sorted(found.items()))
 
@@ -143,8 +167,8 @@ def list_below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
         ) from error
 
 
-def _read_footer(log: str, path: str) -> LogFile | str:
-    """The file, or the reason why it cannot be read."""
+def _read_footer(log: str, path: str) -> LogFile | str | None:
+    """The file, or the reason why it cannot be read; None if it is not Parquet."""
     filesystem, root = storage.resolve(log)
     try:
         with pq.ParquetFile(f"{root}/{path}", filesystem=filesystem, coerce_int96_timestamp_unit=INT96_UNIT) as file:
@@ -152,7 +176,23 @@ def _read_footer(log: str, path: str) -> LogFile | str:
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             return LogFile(path, rows, named_schema(file.schema_arrow, metadata))
     except UNREADABLE as error:
-        return one_line(error)
+        return one_line(error) if looks_like_parquet(log, path) else None
+
+
+def looks_like_parquet(log: str, path: str) -> bool:
+    """Whether a file is Parquet or was meant to be: by its last bytes, its first bytes if it is cut off, or its name.
+
+    A file that cannot be opened counts as Parquet, so that the reason is reported.
+    """
+    if ".parq" in storage.name(path).lower():
+        return True
+    filesystem, root = storage.resolve(log)
+    try:
+        with filesystem.open_input_file(f"{root}/{path}") as file:
+            size = file.size()
+            return file.read_at(4, 0) in _MAGIC or (size >= 4 and file.read_at(4, size - 4) in _MAGIC)
+    except OSError:
+        return True
 
 
 def one_line(error: Exception) -> str:

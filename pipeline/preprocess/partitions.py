@@ -13,6 +13,7 @@ from pipeline.config.logs import LogsConfig
 from pipeline.config.partition_values import PartitionOrder, has_value
 from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogPartition, compact, list_below
+from pipeline.preprocess.table_formats import check_plain
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     if not storage.is_folder(logs.path):
         raise UserError(
             f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
-            f"{logs.levels[0]}=VALUE below it; correct logs.path, which is relative to the working directory."
+            f"{logs.folders_in_words} below it; correct logs.path, which is relative to the working directory."
         )
+    _check_no_table(logs)
     in_table = {partition.value: partition.split for partition in committed}
     values = _list_values(logs)
     if not values and not in_table:
@@ -68,6 +70,14 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     return DiscoveredPartitions(sorted(partitions, key=lambda p: (splits.index(p.split), place(p.value))), ignored)
 
 
+def _check_no_table(logs: LogsConfig) -> None:
+    """Raises UserError if the log folder itself is a table of another format."""
+    names = list(list_below(logs.path, recursive=False))
+    if "metadata" in names:
+        names += [f"metadata/{name}" for name in list_below(storage.join(logs.path, "metadata"), recursive=False)]
+    check_plain(storage.absolute(logs.path), names, logs.folders_in_words)
+
+
 def _list_values(logs: LogsConfig) -> list[str]:
     """The partitions of the log, sorted. Warns of what is beside or instead of the inner folders."""
     found: list[tuple[str, ...]] = [()]
@@ -82,6 +92,8 @@ def _list_values(logs: LogsConfig) -> list[str]:
                 if entry.startswith(f"{name}=") and info.type == fs.FileType.Directory
             ]
             others = sorted(entry for entry in entries if not entry.startswith((f"{name}=", "_", ".")))
+            if not level and below and others:
+                logger.warning("logs.path: not in a folder %s=VALUE, so not read: %s", name, compact(others))
             if level and (others or not below):
                 logger.warning(
                     "%s is not read except its folders %s=VALUE, because logs.partition is [%s]: it contains %s.",
@@ -110,8 +122,9 @@ def _no_folders(logs: LogsConfig) -> UserError:
         advice = f"Its folders are {shown}: for one partition per folder, set logs.partition to {wanted}."
     else:
         advice = "Correct logs.path or logs.partition."
-    expected = "/".join(f"{level}=VALUE" for level in logs.levels)
-    return UserError(f"logs.partition: {path} has no folders {expected}; it contains: {compact(names)}. {advice}")
+    return UserError(
+        f"logs.partition: {path} has no folders {logs.folders_in_words}; it contains: {compact(names)}. {advice}"
+    )
 
 
 def _nested_levels(folder: str) -> list[str]:

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.features.arrow_types import normal
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import PreprocessPlan, make_preprocess_plan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.transform import Transform, encode_rows

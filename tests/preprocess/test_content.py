@@ -11,8 +11,9 @@ import pytest
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.preprocess.content import count_content
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
 from pipeline.preprocess.encode import load_encoders
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.rows import judge
 from pipeline.preprocess.transform import Transform, encode_rows

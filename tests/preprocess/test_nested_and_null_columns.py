@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
 from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.named_columns import named_columns
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.table.encoder_index import read_index

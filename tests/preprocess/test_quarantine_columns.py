@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.features.arrow_types import normal
 from pipeline.preprocess import units
-from pipeline.preprocess.discover import find_partitions, read_files
+from pipeline.preprocess.discover import read_files
+from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.preprocess_plan import make_preprocess_plan
 from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.units import cut_units, in_batches, read_unit

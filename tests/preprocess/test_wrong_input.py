@@ -44,7 +44,8 @@ def test_wrong_folders_are_refused(folder: Path) -> None:
 
 def test_a_log_without_parquet_files_is_refused(folder: Path) -> None:
     for path in (folder / "log").rglob("*.parquet"):
-        path.rename(path.with_suffix(".csv"))
+        path.unlink()
+        path.with_suffix(".csv").write_text("row,user")
     refused(folder, r"no readable Parquet file")
 
 

@@ -81,6 +81,7 @@ PATHS = {
     ("pipeline/preprocess/commit.py", "folder"),
     ("pipeline/preprocess/discover.py", "folder"),
     ("pipeline/preprocess/discover.py", "root"),
+    ("pipeline/preprocess/links.py", "root"),
     ("pipeline/preprocess/units.py", "root"),
     ("pipeline/preprocess/write.py", "folder"),
 }
