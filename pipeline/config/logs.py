@@ -49,9 +49,16 @@ class LogsConfig(Section):
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
     """The job fails when more than this share of the rows of a partition cannot be used."""
     unreadable_files: Literal["fail", "skip"] = "fail"
+    missing_columns: Literal["fail", "null"] = "fail"
+    """What a column is in a file that lacks it, while other files have it: an error, or null in all of its rows."""
     weight: str | None = None
     """Column with the weight of each row."""
     negatives: NegativesConfig | None = None
+
+    @field_validator("missing_columns", mode="before")
+    @classmethod
+    def _null_in_yaml(cls, value: object) -> object:
+        return "null" if value is None else value
 
     @field_validator("partition")
     @classmethod

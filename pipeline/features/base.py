@@ -54,6 +54,8 @@ class BaseFeature(Section):
 
     outside_table: ClassVar[frozenset[str]] = frozenset()
     """Keys that do not affect the feature table: they may change while a table is in use."""
+    later_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that the first tables did not have: the settings of a new table contain them only if they are used."""
 
     @classmethod
     def complete_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,12 @@ def _anything(type_: pa.DataType) -> bool:
 
 
 IDS = ColumnTypes("whole numbers, texts or booleans", _has_ids, value_kind)
-ID_LISTS = ColumnTypes("lists of whole numbers or texts", _is_id_list, _item_kind)
+ID_LISTS = ColumnTypes("lists of whole numbers or texts, or text with a `separator`", _is_id_list, _item_kind)
 SEPARATED_TEXTS = ColumnTypes("text to be split at the separator", _is_plain_text, _text_kind)
 NUMBERS = ColumnTypes("an integer, a float or a boolean", is_number)
 ANY_TYPE = ColumnTypes("any type", _anything)
+
+
+def id_lists(separator: str | None) -> ColumnTypes:
+    """Types of a column of lists of ids, or of texts that are split."""
+    return ID_LISTS if separator is None else SEPARATED_TEXTS

@@ -1,13 +1,12 @@
 """Multivalued: any number of ids per row, pooled."""
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from models.inputs import Feature
-from pipeline.features.column_use import ID_LISTS, SEPARATED_TEXTS, ColumnTypes
+from pipeline.features.column_use import ColumnTypes, id_lists
 from pipeline.features.embedded import EmbeddedFeature, ListFeature
 from pipeline.features.values import Kind, Lists, as_lists
 
@@ -23,9 +22,7 @@ class MultivaluedFeature(ListFeature):
 
     @property
     def accepts(self) -> ColumnTypes:
-        if self.separator is not None:
-            return SEPARATED_TEXTS
-        return replace(ID_LISTS, expected=f"{ID_LISTS.expected}, or text with a `separator`")
+        return id_lists(self.separator)
 
     def read(self, values: pa.Array, kind: Kind) -> Lists:
         return as_lists(values, kind, self.separator)

@@ -1,28 +1,31 @@
 """Sequence: a behaviour, oldest item first."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from models.inputs import Feature
-from pipeline.features.column_use import ID_LISTS, ColumnTypes
+from pipeline.features.column_use import ColumnTypes, id_lists
 from pipeline.features.embedded import ListFeature
 from pipeline.features.values import Kind, Lists, as_lists
 
 
 class SequenceFeature(ListFeature):
-    """A behaviour: ids of a list column, oldest first; the last `max_length` are kept."""
+    """A behaviour, oldest id first: a list column, or a string split at `separator`. The last `max_length` are kept."""
 
     kind: Literal["sequence"]
     max_length: int = Field(ge=1)
+    separator: str | None = Field(default=None, min_length=1)
+
+    later_keys: ClassVar[tuple[str, ...]] = ("separator",)
 
     @property
     def accepts(self) -> ColumnTypes:
-        return ID_LISTS
+        return id_lists(self.separator)
 
     def read(self, values: pa.Array, kind: Kind) -> Lists:
-        return as_lists(values, kind, None).last(self.max_length)  # nulls are left out first
+        return as_lists(values, kind, self.separator).last(self.max_length)  # nulls are left out first
 
     @property
     def model_feature(self) -> Feature:

@@ -186,6 +186,7 @@ class _OpenPartition:
         record = self._record()
         self._check_quarantined(record)
         write_record(self._plan.table, PartitionRecord(record, self._made_with, self._found.sizes))
+        self._results.clear()  # of a log with many partitions, only those of the open ones are kept
 
     def _drop_damaged_files(self) -> None:
         """Deletes the output of the readable units of damaged files: a file is used whole or not at all."""
@@ -218,8 +219,13 @@ class _OpenPartition:
             ids=_sum([result["ids"] for result in results]),
             sampled_out=sum(result["sampled_out"] for result in results),
             unlabelled=sum(result["unlabelled"] for result in results),
+            missing_columns=self._missing_columns(units),
             content=merged([result["content"] for result in results], UNLISTED_VALUES) if results else None,
         )
+
+    def _missing_columns(self, units: list[Unit]) -> dict[str, int]:
+        lacking = self._plan.sources.lacking
+        return _sum([dict.fromkeys(lacking.get(unit.file, ()), unit.rows) for unit in units])
 
     def _check_quarantined(self, record: Partition) -> None:
         if not record.quarantined:

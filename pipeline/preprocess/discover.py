@@ -33,6 +33,9 @@ class LogFile:
     group_rows: list[int]  # rows of each row group
     schema: pa.Schema  # every column that the experiment can name, see `named_schema`
 
+    def has(self, column: str) -> bool:
+        return bool(self.schema.get_all_field_indices(column))  # by a hash; a list of all names would take longer
+
 
 @dataclass(frozen=True)
 class LogPartition:

@@ -22,6 +22,7 @@ from pipeline.preprocess.fit import extend_encoders, fit_encoders
 from pipeline.preprocess.id_kinds import with_fitted_kinds
 from pipeline.preprocess.partitions import DiscoveredPartitions, find_partitions
 from pipeline.preprocess.preprocess_plan import PreprocessPlan, columns_in_words, make_preprocess_plan
+from pipeline.preprocess.sources import uses
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
@@ -117,7 +118,8 @@ def preprocess(
     warn_of_late_files(sections.logs, path, [r for r in existing.committed if r.partition.value in in_log])
     if files:
         to_read = [file for partition in files for file in partition.files]
-        plan = make_preprocess_plan(sections, path, to_read, experiment.cluster.memory_per_task)
+        earlier = set() if existing.earlier is None else {use.column for use in uses(existing.earlier.meaning)}
+        plan = make_preprocess_plan(sections, path, to_read, experiment.cluster.memory_per_task, earlier)
         connect()
         _run(plan, existing, files)
     made = _find_table(sections, path, existing.settings)

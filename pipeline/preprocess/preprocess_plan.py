@@ -1,5 +1,6 @@
 """The plan of a run: the experiment bound to the columns of its logs, checked before anything is written."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -27,16 +28,24 @@ class PreprocessPlan:
 
 
 def make_preprocess_plan(
-    sections: TableExperiment, table: str, files: list[LogFile], task_memory: int | None = None
+    sections: TableExperiment,
+    table: str,
+    files: list[LogFile],
+    task_memory: int | None = None,
+    earlier_columns: Collection[str] = (),
 ) -> PreprocessPlan:
     """Binds the experiment to its logs and loads the side tables.
+
+    Args:
+        files: the files that will be read.
+        earlier_columns: columns that the existing table was made with, see `find_sources`.
 
     Raises:
         UserError: a column or side table is missing or unusable, see `find_sources` and `load_side_table`.
     """
     joins = sections.logs.joins
     schemas = [read_side_schema(join, f"logs.joins.{i}") for i, join in enumerate(joins)]
-    sources = find_sources(sections, files, schemas)
+    sources = find_sources(sections, files, schemas, earlier_columns)
     sides = []
     for i, join in enumerate(joins):
         used = [column for column, index in sources.side.items() if index == i]

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.features.arrow_types import has_views, normal
 from pipeline.preprocess.discover import UNREADABLE, one_line
 from pipeline.preprocess.named_columns import named_columns
+from pipeline.preprocess.path_columns import columns_below
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.units import Unit, in_batches, open_unit
 from pipeline.preprocess.write import quarantine_folder
@@ -23,7 +24,7 @@ BYTES_TOGETHER = 2**27
 
 
 def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], reasons: pa.Array) -> dict[str, str]:
-    """Writes rejected rows unchanged from the log, with their file, row number and reason.
+    """Writes rejected rows unchanged from the log, with columns of the path, their file, row number and reason.
 
     Args:
         rows: row numbers in the unit, ascending.
@@ -33,6 +34,10 @@ def write_quarantine(plan: PreprocessPlan, unit: Unit, rows: NDArray[np.int64], 
         The columns that could not be carried, and why.
     """
     bad, lost = _carried(plan.log, unit, rows)
+    in_path = plan.sources.in_paths.get(unit.file, {})
+    for column in dict.fromkeys(columns_below(plan.sections.logs, unit.file)):
+        if column in in_path:
+            bad = bad.append_column(column, pa.repeat(in_path[column], len(rows)))
     added: dict[str, Any] = {
         "file": pa.array([unit.file] * len(rows)),
         "row": pa.array(rows + unit.first_row),

@@ -1,6 +1,8 @@
 """Finds the columns that the experiment uses, and checks that the type of each fits its use."""
 
-from collections.abc import Iterator
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,7 +13,11 @@ from pipeline.features.arrow_types import has_views, is_float, is_list, plain_ty
 from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, Use
 from pipeline.features.values import KIND_IN_WORDS, Kind, value_kind
 from pipeline.preprocess.discover import LogFile
+from pipeline.preprocess.path_columns import Values, check_once, columns_in_paths, warn_of_unused, with_columns
 from pipeline.section import nearest
+from pipeline.table.settings import DecidingSections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,34 +26,55 @@ class Sources:
 
     side: dict[str, int]  # column -> index of its side table; all other columns are in the log
     kinds: dict[str, Kind]  # kind of every column of ids
-    undecided: set[str]  # columns of ids that have only nulls so far: their kind in `kinds` is provisional
+    undecided: set[
+        str
+    ]  # columns of ids with only nulls, or only numbers in paths: their kind in `kinds` is provisional
     fractional: set[str]  # columns of ids that are floats in some file: pandas writes integers with nulls as floats
     keys: dict[str, pa.DataType]  # types of the key columns, wide enough for all files
+    lacking: dict[str, list[str]]  # log file -> columns that it lacks, which are null there
+    in_paths: dict[str, Values]  # log file -> columns that are in its path only
 
     def in_log(self, column: str) -> bool:
         return column not in self.side
 
 
-def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa.Schema]) -> Sources:
+def find_sources(
+    sections: TableExperiment, files: list[LogFile], sides: list[pa.Schema], earlier_columns: Collection[str] = ()
+) -> Sources:
     """Finds and checks every column that the experiment uses.
+
+    Args:
+        files: of the log, those that will be read.
+        sides: schemas of the side tables.
+        earlier_columns: columns that the existing table was made with. With `missing_columns: null`, the new files may
+            lack them.
 
     Raises:
         UserError: a column is missing, exists in two places, or has a type that does not fit its use.
     """
+    in_paths = columns_in_paths(sections.logs, files)
     log_columns = list(dict.fromkeys(name for file in files for name in file.schema.names))
+    from_paths = {name for values in in_paths.values() for name in values}.difference(log_columns)
+    if sections.logs.missing_columns == "null":
+        elsewhere = {name for schema in sides for name in schema.names} - {join.key for join in sections.logs.joins}
+        log_columns += sorted({*earlier_columns} - {*log_columns, *from_paths, *elsewhere})
+    files = [with_columns(file, in_paths[file.path]) for file in files]
     side: dict[str, int] = {}
     kinds: dict[str, Kind] = {}
     undecided: set[str] = set()
     fractional: set[str] = set()
     keys: dict[str, pa.DataType] = {}
+    lacking: dict[str, list[str]] = defaultdict(list)
     for use in uses(sections):
-        index = _find(sections, use, log_columns, sides)
+        index = _find(sections, use, log_columns, from_paths, sides)
         if index is None:
-            schemas = [(f"the log file {file.path}", file.schema) for file in files]
+            schemas = _in_log(sections, use, files, in_paths, lacking)
         else:
             side[use.column] = index
             schemas = [(f"the side table {sections.logs.joins[index].path}", sides[index])]
         kind = _check_types(use, schemas)
+        if kind == "int" and index is None and use.column in from_paths:
+            kind = None
         if kind is None and use.types.has_ids:
             undecided.add(use.column)
         if kind is not None:
@@ -63,10 +90,13 @@ def find_sources(sections: TableExperiment, files: list[LogFile], sides: list[pa
     for i, feature in enumerate(sections.features):
         feature.check_id_kinds(f"features.{i}", features, kinds)
     _check_scenario_values(sections, kinds)
-    return Sources(side, kinds, undecided, fractional, keys)
+    _warn_of_lacking(files, lacking)
+    taken = {path: values.keys() - side.keys() for path, values in in_paths.items()}
+    warn_of_unused(sections.logs, files, {use.column for use in uses(sections)}, taken)
+    return Sources(side, kinds, undecided, fractional, keys, dict(lacking), in_paths)
 
 
-def uses(sections: TableExperiment) -> Iterator[Use]:
+def uses(sections: TableExperiment | DecidingSections) -> Iterator[Use]:
     """Every use of a column, by join keys, features, scenarios, labels, weights and keys."""
     for i, join in enumerate(sections.logs.joins):
         yield Use(join.key, f"the join (logs.joins.{i}.key)", IDS)
@@ -84,19 +114,27 @@ def uses(sections: TableExperiment) -> Iterator[Use]:
         yield Use(key, f"the key (logs.keys.{i})", ANY_TYPE)
 
 
-def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: list[pa.Schema]) -> int | None:
-    """Index of the side table that has the column; None for the log. Join keys always come from the log."""
+def _find(
+    sections: TableExperiment, use: Use, log_columns: list[str], in_paths: set[str], sides: list[pa.Schema]
+) -> int | None:
+    """Index of the side table that has the column; None for the log.
+
+    Join keys always come from the log. Other columns come from paths only if no file and no side table has them.
+    """
     joins = sections.logs.joins
     if use.column in {join.key for join in joins}:
-        if use.column not in log_columns:
+        if use.column not in log_columns and use.column not in in_paths:
             raise UserError(
-                f"The log has no column {use.column!r}, which {use.user} uses; {nearest(use.column, log_columns)}"
+                f"The log has no column {use.column!r}, which {use.user} uses; "
+                + nearest(use.column, [*log_columns, *sorted(in_paths)])
             )
         return None
     joined = [i for i, schema in enumerate(sides) if use.column in schema.names]
     places = (["the log"] if use.column in log_columns else []) + [joins[i].path for i in joined]
+    if not places and use.column in in_paths:
+        return None
     if not places:
-        known = dict.fromkeys([*log_columns, *(name for schema in sides for name in schema.names)])
+        known = dict.fromkeys([*log_columns, *sorted(in_paths), *(name for schema in sides for name in schema.names)])
         where = "Neither the log nor a side table has" if joins else "The log does not have"
         raise UserError(f"{where} a column {use.column!r}, which {use.user} uses; {nearest(use.column, known)}")
     if len(places) > 1:
@@ -107,18 +145,56 @@ def _find(sections: TableExperiment, use: Use, log_columns: list[str], sides: li
     return joined[0] if joined else None
 
 
+def _in_log(
+    sections: TableExperiment,
+    use: Use,
+    files: list[LogFile],
+    in_paths: dict[str, Values],
+    lacking: dict[str, list[str]],
+) -> list[tuple[str, pa.Schema]]:
+    """Name and schema of each file that has a column, itself or in its path; adds the others to `lacking`.
+
+    Raises:
+        UserError: files lack the column and it may not be null there, or a path has it twice.
+    """
+    having = [file for file in files if file.has(use.column)]
+    without = [file for file in files if not file.has(use.column)]
+    if without and sections.logs.missing_columns == "fail":
+        others = f" (nor have {len(without) - 1:,} others)" if len(without) > 1 else ""
+        raise UserError(
+            f"The log file {without[0].path} has no column {use.column!r}{others}, which {use.user} uses, though other "
+            "files have it. Rewrite that file with the column, or set logs.missing_columns=null to use null there; "
+            + nearest(use.column, without[0].schema.names)
+        )
+    check_once(use, [file for file in having if use.column in in_paths[file.path]])
+    for file in without:
+        if use.column not in lacking[file.path]:
+            lacking[file.path].append(use.column)
+    return [(f"the log file {file.path}", file.schema) for file in having]
+
+
+def _warn_of_lacking(files: list[LogFile], lacking: dict[str, list[str]]) -> None:
+    for column in dict.fromkeys(column for columns in lacking.values() for column in columns):
+        without = [file for file in files if column in lacking.get(file.path, ())]
+        rows = sum(sum(file.group_rows) for file in without)
+        logger.warning(
+            "The column %r is null in %s rows, because %s of the %s files to read lack it, such as %s "
+            "(logs.missing_columns: null).",
+            column,
+            f"{rows:,}",
+            f"{len(without):,}",
+            f"{len(files):,}",
+            without[0].path,
+        )
+
+
 def _check_types(use: Use, schemas: list[tuple[str, pa.Schema]]) -> Kind | None:
     """Checks the column in all its files; returns the kind of its ids, if it has ids and a value."""
     kinds: dict[Kind, str] = {}
     for place, schema in schemas:
-        if use.column not in schema.names:
+        if (columns := len(schema.get_all_field_indices(use.column))) > 1:
             raise UserError(
-                f"{place[0].upper()}{place[1:]} has no column {use.column!r}, which {use.user} uses, though other "
-                f"files have it. Rewrite that file with the column; {nearest(use.column, schema.names)}"
-            )
-        if schema.names.count(use.column) > 1:
-            raise UserError(
-                f"{place[0].upper()}{place[1:]} has {schema.names.count(use.column)} columns {use.column!r}, which "
+                f"{place[0].upper()}{place[1:]} has {columns} columns {use.column!r}, which "
                 f"{use.user} uses: it is not clear which one is meant. Rewrite that file with only one of them."
             )
         type_ = schema.field(use.column).type
@@ -172,7 +248,9 @@ def _decide_kinds(
 
 
 def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:
-    """The type that can hold the column of all files."""
+    """The type that can hold the column of all files; null if they all lack it."""
+    if not schemas:
+        return pa.null()
     plain = [pa.schema([pa.field(use.column, _decoded(schema.field(use.column).type))]) for _, schema in schemas]
     try:
         return pa.unify_schemas(plain, promote_options="permissive").field(0).type

@@ -17,6 +17,7 @@ from pipeline.features.arrow_types import normal
 from pipeline.features.values import Column, Kind, as_ids
 from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
 from pipeline.preprocess.named_columns import INT96_UNIT, NamedColumn, named_columns
+from pipeline.preprocess.path_columns import repeated
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.sources import uses
 from pipeline.preprocess.task_errors import LAST_COLUMN
@@ -133,17 +134,24 @@ class UnitRows:
         return joins
 
 
-def _read(plan: PreprocessPlan, unit: Unit, columns: set[str]) -> pa.Table:
+def _read(plan: PreprocessPlan, unit: Unit, columns: set[str]) -> dict[str, pa.ChunkedArray]:
     in_log = {column for column in columns if plan.sources.in_log(column)}
     if len(in_log) < len(columns):
         in_log |= {side.key for side in plan.sides}
-    return read_unit(plan.log, unit, sorted(in_log), set(plan.sources.kinds))
+    lacking = in_log.intersection(plan.sources.lacking.get(unit.file, ()))
+    null = pa.chunked_array([pa.nulls(unit.rows)])
+    in_path = {name: value for name, value in plan.sources.in_paths.get(unit.file, {}).items() if name in in_log}
+    names = sorted(in_log - lacking - in_path.keys())
+    read = read_unit(plan.log, unit, names, set(plan.sources.kinds)) if names else pa.table({})
+    constant = {name: repeated(value, unit.rows) for name, value in in_path.items()}
+    return dict.fromkeys(lacking, null) | constant | {name: read[name] for name in names}
 
 
 def read_unit(log: str, unit: Unit, columns: list[str], encoded: set[str]) -> pa.Table:
     """Reads columns of a unit, see `NamedColumn`, in their normal types.
 
     Args:
+        columns: columns that the file has.
         encoded: columns that may be read as dictionaries: each text once instead of once per row.
 
     Raises:

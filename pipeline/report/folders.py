@@ -91,7 +91,7 @@ def _rows(partitions: list[Partition], with_sampled: bool) -> str:
 
 
 def describe_quarantine(manifest: Manifest) -> list[str]:
-    """The reasons for quarantine, the most frequent first, and files that were skipped."""
+    """The reasons for quarantine, the most frequent first, files that were skipped, and columns that files lack."""
     reasons: Counter[str] = Counter()
     for partition in manifest.partitions:
         reasons.update(partition.reasons)
@@ -99,7 +99,11 @@ def describe_quarantine(manifest: Manifest) -> list[str]:
     lines = ["Quarantined rows, by reason"] if reasons else []
     lines += [f"  {rows:,}: {reason}" for reason, rows in ordered]
     skipped = [file for partition in manifest.partitions for file in partition.skipped_files]
-    return lines + [f"Skipped file, not readable: {file}" for file in skipped]
+    lines += [f"Skipped file, not readable: {file}" for file in skipped]
+    missing: Counter[str] = Counter()
+    for partition in manifest.partitions:
+        missing.update(partition.missing_columns)
+    return lines + [f"Column {name} is null in {rows:,} rows, whose files lack it" for name, rows in missing.items()]
 
 
 def describe_lanes(manifest: Manifest) -> list[str]:

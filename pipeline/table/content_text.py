@@ -58,6 +58,12 @@ def describe_content(sections: TableExperiment | DecidingSections, manifest: Man
         shares = (percent(split.content.matched[i], split.rows) for split in splits)
         table += [[f"  {join.path.rsplit('/', 1)[-1]} by {join.key}", *shares]]
     notes = [] if all(split.is_whole for split in splits) else ["Partitions of earlier versions are not counted here."]
+    sampled = sum(partition.sampled_out for partition in manifest.partitions)
+    if sampled:
+        notes.append(
+            f"The {sampled:,} negatives of train that logs.negatives left out are not counted: rates are those of the "
+            "rows that were kept."
+        )
     return _aligned(table) + notes
 
 

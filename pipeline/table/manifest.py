@@ -63,6 +63,7 @@ class Partition:
     ids: dict[str, int] = field(default_factory=dict)  # feature -> all ids, including nulls of single values
     sampled_out: int = 0  # negatives of the train split that `logs.negatives` did not keep
     unlabelled: int = 0  # of the filtered rows: rows of the train split that have no label of any task
+    missing_columns: dict[str, int] = field(default_factory=dict)  # column -> rows of files that lack it: null there
     content: Content | None = None  # what the kept rows contain; None: without rows, or made by an earlier version
 
     @property

@@ -28,7 +28,7 @@ CONTINUE_HINT = "apply the changes with `manygate preprocess EXPERIMENT`"
 # Keys that affect the model or the job, but no existing file. Splits may grow as new days arrive: the assignment of
 # partitions to splits is checked separately from the settings. The way encoders treat new days may be switched.
 _UNRELATED_KEYS = {
-    "logs": {"max_quarantined", "splits"},
+    "logs": {"max_quarantined", "missing_columns", "splits"},
     "tasks": {"weight", "after", *LossConfig.model_fields},
     "table": {"path", "encoders"},
 }
@@ -106,6 +106,8 @@ def _without_unused_keys(settings: Json) -> Json:
     for name, (kind, later) in _LATER_KEYS.items():
         part = settings[name]
         changed[name] = [used(p, kind, later) for p in part] if isinstance(part, list) else used(part, kind, later)
+    kinds = [FEATURE_KINDS[feature["kind"]] for feature in settings["features"]]
+    changed["features"] = [used(f, k, k.later_keys) for f, k in zip(settings["features"], kinds, strict=True)]
     return changed
 
 

@@ -134,7 +134,7 @@ def test_the_run_is_extended_by_a_day(folder: Path, caplog: pytest.LogCaptureFix
         assert (manifest.fingerprint, manifest.lineage) == (old.fingerprint, old.lineage)
         with one_worker() as worker:
             assert run_on(worker, later) == "finished"
-    assert "Continuing with the new partitions of the train split: 3." in caplog.text
+    assert "Continuing with the new partitions of the train split: 3; the schedule starts again." in caplog.text
     assert metrics(later)[: len(lines)] == lines and metrics(later)[-1]["step"] == 18
 
 

@@ -73,6 +73,13 @@ SAMPLES = [
         missing=1,
     ),
     Sample(
+        {"kind": "sequence", "separator": ",", "ids": {"vocabulary": {}}, "dim": 4, "max_length": 2},
+        pa.array(["1,2,3", " 3 ", None, "", ",3,,2 ", "1"]),
+        [[3, 2], [2], [], [], [2, 3], [4]],
+        rows=5,
+        missing=0,
+    ),
+    Sample(
         {"kind": "numeric", "encode": {"quantiles": 2}, "dim": 4},
         pa.array([1, 2, 3, 4, None, 2], pa.float64()),
         [2, 3, 3, 3, 0, 3],

@@ -157,6 +157,9 @@ def test_the_lines_and_the_manifest(tmp_path: Path) -> None:
     for line in ("scene=homme 0 0%", "scene=other 4 80.0%", "click, share of 1 60.0%", "spent, mean 1.8",
                  "spent, negative labels 1", "side.parquet by user 60.0%"):  # fmt: skip
         assert line in lines
+    sampled = replace(manifest, partitions=[replace(manifest.partitions[0], sampled_out=7)])
+    note = describe_content(of.table_experiment, sampled, None)[-1]
+    assert note.startswith("The 7 negatives of train that logs.negatives left out are not counted")
     old = replace(manifest, partitions=[replace(manifest.partitions[0], content=None)])
     assert describe_content(of.table_experiment, old, None) == []
     assert [percent(0, 9), percent(1, 9999), percent(9998, 9999), percent(9, 9)] == ["0%", "<0.1%", ">99.9%", "100%"]
