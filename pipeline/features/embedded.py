@@ -1,7 +1,7 @@
 """Features whose ids are looked up in an embedding table: their own table, or the table of another feature."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.features.base import BaseFeature, EncodedColumn, ShardingType
-from pipeline.features.column_use import Rows
+from pipeline.features.column_use import ColumnTypes, Rows, id_lists
 from pipeline.features.encoder_files import read_encoder
 from pipeline.features.encoders import Encoder, HashEncoder, VocabularyEncoder
 from pipeline.features.values import KIND_IN_WORDS, IdArray, Kind, Lists
@@ -113,6 +113,21 @@ class EmbeddedFeature(BaseFeature):
 
 class ListFeature(EmbeddedFeature):
     """A feature with a list of ids in each row."""
+
+    separator: str | None = Field(default=None, min_length=1)
+
+    @property
+    def accepts(self) -> ColumnTypes:
+        return id_lists(self.separator)
+
+    def is_judged(self, fractional: Collection[str]) -> bool:
+        return self.separator is not None
+
+    def faults(self, rows: Rows) -> Iterable[tuple[NDArray[np.bool_], str]]:
+        if rows.id_kind(self.column) == "int":
+            column = rows.column(self.column)
+            dropped = self.read(column.values, "int").dropped
+            yield (dropped > 0)[column.rows], "a part of the text is not a whole number"
 
     @abstractmethod
     def read(self, values: pa.Array, kind: Kind) -> Lists:

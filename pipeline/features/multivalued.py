@@ -3,10 +3,8 @@
 from typing import ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
 
 from models.inputs import Feature
-from pipeline.features.column_use import ColumnTypes, id_lists
 from pipeline.features.embedded import EmbeddedFeature, ListFeature
 from pipeline.features.values import Kind, Lists, as_lists
 
@@ -15,14 +13,9 @@ class MultivaluedFeature(ListFeature):
     """Any number of ids per row, pooled. A list column, or a string split at `separator`."""
 
     kind: Literal["multivalued"]
-    separator: str | None = Field(default=None, min_length=1)
     pooling: Literal["mean", "sum"] = "mean"
 
     outside_table: ClassVar[frozenset[str]] = EmbeddedFeature.outside_table | {"pooling"}
-
-    @property
-    def accepts(self) -> ColumnTypes:
-        return id_lists(self.separator)
 
     def read(self, values: pa.Array, kind: Kind) -> Lists:
         return as_lists(values, kind, self.separator)

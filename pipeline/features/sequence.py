@@ -6,7 +6,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from models.inputs import Feature
-from pipeline.features.column_use import ColumnTypes, id_lists
 from pipeline.features.embedded import ListFeature
 from pipeline.features.values import Kind, Lists, as_lists
 
@@ -16,13 +15,8 @@ class SequenceFeature(ListFeature):
 
     kind: Literal["sequence"]
     max_length: int = Field(ge=1)
-    separator: str | None = Field(default=None, min_length=1)
 
     later_keys: ClassVar[tuple[str, ...]] = ("separator",)
-
-    @property
-    def accepts(self) -> ColumnTypes:
-        return id_lists(self.separator)
 
     def read(self, values: pa.Array, kind: Kind) -> Lists:
         return as_lists(values, kind, self.separator).last(self.max_length)  # nulls are left out first

@@ -1,5 +1,6 @@
 """Columns of a log as plain values: int64 or text ids, float64 numbers, lists of ids. Arrow and numpy kernels only."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,8 @@ KIND_IN_WORDS: dict[Kind, str] = {"int": "whole numbers", "text": "texts"}
 
 IdArray: TypeAlias = pa.Array
 """An int64 or large_string array; null is a missing value."""
+
+_WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,99}")
 
 _WHOLE_BITS = {16: 11, 32: 24, 64: 53}
 """Width of a float -> width of the whole numbers that it can tell apart: 2**53 and 2**53 + 1 are one float64."""
@@ -60,7 +63,9 @@ class Lists:
 
     lengths: NDArray[np.int64]  # (lists,)
     items: IdArray  # (sum of lengths,)
-    dropped: NDArray[np.int64]  # (lists,) number of nulls that were removed from each list
+    dropped: NDArray[
+        np.int64
+    ]  # (lists,) number of nulls, or of parts of a text that are no ids, removed from each list
 
     def last(self, length: int) -> "Lists":
         """The last `length` items of each list."""
@@ -162,7 +167,8 @@ def as_numbers(values: pa.Array) -> NDArray[np.float64]:
 def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
     """Lists of ids from a list column, or from text split at a separator; null is an empty list.
 
-    Spaces around the parts of a text are removed, and empty parts are left out.
+    Spaces around the parts of a text are removed, and empty parts are left out. If ids are whole numbers, so are the
+    parts of a text.
     """
     if values.null_count == len(values):
         none = np.zeros(len(values), dtype=np.int64)
@@ -174,12 +180,24 @@ def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
     if separator is not None:
         items = _trimmed(items)
         filled = pc.not_equal(items, "").to_numpy(zero_copy_only=False)
-        return Lists(_sums(filled, lengths), items.filter(pa.array(filled)), np.zeros_like(lengths))
-    items, _ = as_ids(items, kind)
+        lengths, items = _sums(filled, lengths), items.filter(pa.array(filled))
+    items = _whole_numbers(items) if separator is not None and kind == "int" else as_ids(items, kind)[0]
     if not items.null_count:
         return Lists(lengths, items, np.zeros_like(lengths))
     kept = _sums(items.is_valid().to_numpy(zero_copy_only=False), lengths)
     return Lists(kept, items.drop_null(), lengths - kept)
+
+
+def _whole_numbers(texts: pa.Array) -> IdArray:
+    """Whole numbers from texts, in the form of `as_ids`; null for other texts."""
+    codes, distinct = factorize(texts)
+    numbers = [_whole_number(value) for value in distinct.cast(pa.large_binary()).to_pylist()]
+    return pa.array(numbers, pa.uint64()).view(pa.int64()).take(pa.array(codes))
+
+
+def _whole_number(text: bytes) -> int | None:
+    number = int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+    return number % 2**64 if number is not None and -(2**63) <= number < 2**64 else None
 
 
 def _trimmed(texts: pa.Array) -> pa.Array:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.features.arrow_types import has_views, is_float, is_list, plain_type
-from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, Use
+from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, SEPARATED_TEXTS, Use
 from pipeline.features.values import KIND_IN_WORDS, Kind, value_kind
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.path_columns import Values, check_once, columns_in_paths, warn_of_unused, with_columns
@@ -26,9 +26,9 @@ class Sources:
 
     side: dict[str, int]  # column -> index of its side table; all other columns are in the log
     kinds: dict[str, Kind]  # kind of every column of ids
-    undecided: set[
-        str
-    ]  # columns of ids with only nulls, or only numbers in paths: their kind in `kinds` is provisional
+    undecided: set[str]
+    """Columns of ids whose kind in `kinds` is provisional: they have only nulls, only numbers in paths, or texts that
+    are split, whose parts are texts unless the ids of a shared encoder are numbers."""
     fractional: set[str]  # columns of ids that are floats in some file: pandas writes integers with nulls as floats
     keys: dict[str, pa.DataType]  # types of the key columns, wide enough for all files
     lacking: dict[str, list[str]]  # log file -> columns that it lacks, which are null there
@@ -73,7 +73,7 @@ def find_sources(
             side[use.column] = index
             schemas = [(f"the side table {sections.logs.joins[index].path}", sides[index])]
         kind = _check_types(use, schemas)
-        if kind == "int" and index is None and use.column in from_paths:
+        if (kind == "int" and index is None and use.column in from_paths) or use.types is SEPARATED_TEXTS:
             kind = None
         if kind is None and use.types.has_ids:
             undecided.add(use.column)
@@ -85,7 +85,10 @@ def find_sources(
             keys[use.column] = _widest(use, schemas)
     undecided.difference_update(kinds)
     _decide_kinds(sections, sides, kinds, undecided)
-    kinds |= dict.fromkeys(undecided, "int")
+    split = {use.column for use in uses(sections) if use.types is SEPARATED_TEXTS}
+    kinds |= dict.fromkeys(undecided & split, "text")
+    _spread_kinds(sections, kinds, undecided)
+    kinds |= dict.fromkeys(undecided - kinds.keys(), "int")
     features = {feature.name: feature for feature in sections.features}
     for i, feature in enumerate(sections.features):
         feature.check_id_kinds(f"features.{i}", features, kinds)
@@ -236,6 +239,12 @@ def _decide_kinds(
             wanted.setdefault(join.key, kind)
     for column in undecided & wanted.keys():
         kinds[column] = wanted[column]
+    _spread_kinds(sections, kinds, undecided)
+    undecided.difference_update(kinds)
+
+
+def _spread_kinds(sections: TableExperiment, kinds: dict[str, Kind], undecided: set[str]) -> None:
+    """Adds the kinds of undecided columns that share an encoder with a column whose kind is known."""
     encoders = {feature.encoder_name for feature in sections.features}
     columns = [{f.column for f in sections.features if f.encoder_name == encoder} for encoder in encoders]
     while True:  # a column may be that of two encoders
@@ -244,7 +253,6 @@ def _decide_kinds(
         if not found:
             break
         kinds.update(found)
-    undecided.difference_update(kinds)
 
 
 def _widest(use: Use, schemas: list[tuple[str, pa.Schema]]) -> pa.DataType:

@@ -83,3 +83,45 @@ def test_settings_contain_a_later_key_of_a_feature_only_if_it_is_used(tmp_path: 
     assert "separator" not in features()[1] and features(separator=",")[1]["separator"] == ","
     for kind in FEATURE_KINDS.values():
         assert not any(kind.model_fields[key].is_required() for key in kind.later_keys)
+
+
+NUMBERS = [["3", "7", "1"], [], ["007"], ["+1", "3", "-7", "9"], ["18446744073709551615"], ["0"]]
+FAULTS = ["x", "3.0", "1_0", "0x1F", "١", "18446744073709551616", "-9223372036854775809", "1 2", "--1", "9" * 200]
+
+
+def test_parts_are_numbers_where_the_shared_ids_are(tmp_path: Path) -> None:
+    """A part that is no whole number is quarantined with its row, and the other rows are those of a list column."""
+    users = pa.array([3, 7, 1, 9, 2**64 - 1, 0], pa.uint64())
+    labels = {"click": [1, 0, 1, 0, 1, 0], "user": users}
+    tables = {}
+    for name, column, keys in (
+        ("lists", pa.array([[int(v) % 2**64 for v in row] for row in NUMBERS], pa.list_(pa.uint64())), {}),
+        ("texts", pa.array([" ,".join(row) for row in NUMBERS]), {"separator": ","}),
+    ):
+        for day in (1, 2):
+            write(tmp_path / name, day, {**labels, "seen": column})
+        made = make(tmp_path / name, features=[USER, {**SEEN, **keys}])
+        assert sum(partition.quarantined for partition in made.partitions) == 0
+        tables[name] = read_split(tmp_path / name / "table", made, "test")
+    assert tables["texts"].astype(str).equals(tables["lists"].astype(str))
+    rows = [f"3,{fault},7" for fault in FAULTS] + ["3"]
+    for day in (1, 2):
+        columns = {"click": [1] * len(rows), "user": pa.array([3] * len(rows), pa.uint64()), "seen": pa.array(rows)}
+        write(tmp_path / "faults", day, columns)
+    manifest = make(tmp_path / "faults", features=[USER, {**SEEN, "separator": ","}])
+    reasons = {"feature seen: a part of the text is not a whole number": len(FAULTS)}
+    assert [(partition.kept, partition.reasons) for partition in manifest.partitions] == [(1, reasons)] * 2
+
+
+def test_a_day_without_ids_keeps_the_kind_of_the_parts(tmp_path: Path) -> None:
+    """Both columns are texts or null on that day: the kind is that of the existing table."""
+    for users in (pa.array([3, 7]), pa.array(["3", "7"])):
+        folder = tmp_path / str(users.type)
+        features = [USER, {**SEEN, "separator": ","}]
+        for day in (1, 2):
+            write(folder, day, {"click": [1, 0], "user": users, "seen": ["3,7", "7"]})
+        make(folder, features=features)
+        write(folder, 3, {"click": [1, 0], "user": pa.nulls(2, pa.int64()).cast(users.type), "seen": ["3,7", "7"]})
+        manifest = make(folder, features=features, logs={"splits": {"train": [1, 1], "test": [2, 3]}})
+        seen = [list(row) for row in read_split(folder / "table", manifest, "test")["seen"]]
+        assert seen[:2] == seen[2:] and 1 not in seen[0]
