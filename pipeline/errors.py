@@ -1,4 +1,4 @@
-"""The exception for errors that users can fix."""
+"""The exception for errors that users can fix, and errors in words."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one or two clear sentences: what is wrong, what was expected, what was found, what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text, without a period at its end."""
+    return str(error).strip().split("\n")[0].rstrip(".")

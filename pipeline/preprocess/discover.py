@@ -1,17 +1,18 @@
 """The files of partitions in the log folder, with their schemas and row groups."""
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline import storage
 from pipeline.config.logs import LogsConfig
-from pipeline.errors import UserError
-from pipeline.preprocess.links import surplus_links
+from pipeline.errors import UserError, one_line
+from pipeline.preprocess.links import repeated_files
+from pipeline.preprocess.listing import Entry, is_hidden, list_entries, not_listed, not_utf8
 from pipeline.preprocess.named_columns import INT96_UNIT, named_schema
 from pipeline.preprocess.table_formats import check_plain
 
@@ -118,56 +119,46 @@ def report_unreadable(logs: LogsConfig, path: str, error: str) -> None:
 def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dict[str, int]]:
     """The files of each partition with their sizes in bytes, sorted by path; paths are relative to the log folder."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        listed = list(pool.map(lambda partition: _list_files(logs, partition), partitions))
-    surplus = surplus_links(logs.path, listed)
-    if surplus:
+        listed = list(pool.map(lambda partition: _list_entries(logs, partition), partitions))
+    folders = [logs.folder_of(partition.value) for partition in partitions]
+    files = [data_files(folder, entries) for folder, entries in zip(folders, listed, strict=True)]
+    left_out = set(repeated_files(logs.path, [list(paths) for paths in files]))
+    links = {
+        path
+        for folder, entries in zip(folders, listed, strict=True)
+        for path, entry in entries.items()
+        if entry.kind == "link" and not is_hidden(folder, path)
+    }
+    if links or left_out:
         logger.warning(
-            "links to files or folders of the log itself, or to a folder that contains it, or to a file that is read "
-            "under another name: not read: %s",
-            compact(surplus),
+            "links to files or folders of the log itself, or to a folder that contains it, or to what is read under "
+            "another name, or to nothing: not read: %s",
+            compact(sorted(links | left_out)),
         )
-    left_out = set(surplus)
-    return [{path: size for path, size in paths.items() if path not in left_out} for paths in listed]
+    return [{path: size for path, size in paths.items() if path not in left_out} for paths in files]
 
 
-def _list_files(logs: LogsConfig, partition: LogPartition) -> dict[str, int]:
-    """Files below a partition folder that may be data, whatever their names.
+def data_files(folder: str, entries: dict[str, Entry]) -> dict[str, int]:
+    """The files below a partition folder that may be data, whatever their names, with their sizes, sorted by path."""
+    return {p: entry.size for p, entry in sorted(entries.items()) if entry.kind == "file" and not is_hidden(folder, p)}
 
-    Hidden files, and files in a hidden folder such as the `_temporary` of a running job, are not data.
+
+def _list_entries(logs: LogsConfig, partition: LogPartition) -> dict[str, Entry]:
+    """Everything below a partition folder.
 
     Raises:
-        UserError: the folder contains a table of another format, or cannot be listed.
+        UserError: the folder contains a table of another format, cannot be listed, or has a name that is not UTF-8.
     """
     folder = logs.folder_of(partition.value)
-    below = list_below(storage.join(logs.path, folder), recursive=True)
-    check_plain(storage.join(storage.absolute(logs.path), folder), below, logs.folders_in_words)
-    found = {
-        f"{folder}/{path}": info.size or 0
-        for path, info in below.items()
-        if info.type == fs.FileType.File and not any(part.startswith(("_", ".")) for part in path.split("/"))
-    }
-    return dict(sorted(found.items()))
-
-
-def list_below(folder: str, recursive: bool) -> dict[str, fs.FileInfo]:
-    """Everything below a folder, by path relative to it.
-
-    Raises:
-        UserError: a name is not UTF-8, or a folder cannot be listed.
-    """
-    filesystem, root = storage.resolve(folder)
-    try:
-        found = filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
-        return {info.path[len(root) :].lstrip("/"): info for info in found}
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{storage.absolute(folder)} contains something whose name is not UTF-8: {error.object!r}. "
-            "Rename it, or move it away."
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"The folder {storage.absolute(folder)} cannot be listed: {one_line(error)}. Check its permissions."
-        ) from error
+    entries = list_entries(logs.path, folder)
+    for path, entry in entries.items():
+        if entry.kind == "closed":
+            raise not_listed(storage.join(logs.path, path), entry.reason)
+        if not path.isascii() and os.fsencode(path) != path.encode(errors="surrogatepass"):
+            raise not_utf8(storage.join(logs.path, folder), os.fsencode(path))
+    names = [path.removeprefix(f"{folder}/") for path in entries]
+    check_plain(storage.join(storage.absolute(logs.path), folder), names, logs.folders_in_words)
+    return entries
 
 
 def _read_footer(log: str, path: str) -> LogFile | str | None:
@@ -196,7 +187,3 @@ def looks_like_parquet(log: str, path: str) -> bool:
             return file.read_at(4, 0) in _MAGIC or (size >= 4 and file.read_at(4, size - 4) in _MAGIC)
     except OSError:
         return True
-
-
-def one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -18,6 +18,7 @@ from pipeline.features.encoder_files import generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, read_files
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
+from pipeline.preprocess.entries import classify_entries, count_entries
 from pipeline.preprocess.fit import extend_encoders, fit_encoders
 from pipeline.preprocess.id_kinds import with_fitted_kinds
 from pipeline.preprocess.partitions import DiscoveredPartitions, find_partitions
@@ -124,7 +125,8 @@ def preprocess(
         _run(plan, existing, files)
     made = _find_table(sections, path, existing.settings)
     manifest = _make_manifest(made, found)
-    if _finished(path) == manifest:
+    before = _finished(path)
+    if before == manifest and before.log_entries in ({}, manifest.log_entries):
         logger.info("the feature table is complete: nothing to do")
     else:
         check_no_split_is_empty(sections.logs, manifest)
@@ -343,4 +345,5 @@ def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifes
         partitions=sorted(partitions, key=place),
         ignored_partitions=found.ignored,
         lineage=index.lineage,
+        log_entries=count_entries(classify_entries(logs, found, table.committed)),
     )

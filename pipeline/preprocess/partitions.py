@@ -12,7 +12,8 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.config.partition_values import PartitionOrder, has_value
 from pipeline.errors import UserError
-from pipeline.preprocess.discover import LogPartition, compact, list_below
+from pipeline.preprocess.discover import LogPartition, compact
+from pipeline.preprocess.listing import list_below
 from pipeline.preprocess.table_formats import check_plain
 
 logger = logging.getLogger(__name__)

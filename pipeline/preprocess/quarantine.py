@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.errors import one_line
 from pipeline.features.arrow_types import has_views, normal
-from pipeline.preprocess.discover import UNREADABLE, one_line
+from pipeline.preprocess.discover import UNREADABLE
 from pipeline.preprocess.named_columns import named_columns
 from pipeline.preprocess.path_columns import columns_below
 from pipeline.preprocess.preprocess_plan import PreprocessPlan

@@ -9,6 +9,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.preprocess.job import preprocess
 from pipeline.table.content_text import describe_content
+from pipeline.table.entry_counts import describe_entries
 from pipeline.table.manifest import Manifest, rows_left_out
 from pipeline.table.remarks import remarks
 from pipeline.table.settings import check_may_overwrite
@@ -40,8 +41,9 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
         storage.write_text(experiment.file, text)
     for remark in remarks(experiment.table_experiment, manifest):
         logger.warning("%s", remark)
-    content = describe_content(experiment.table_experiment, manifest, SHOWN_VALUES)
-    return "\n".join([summary(manifest, table, time.monotonic() - start), *(f"  {line}" for line in content)])
+    lines = describe_content(experiment.table_experiment, manifest, SHOWN_VALUES)
+    lines += describe_entries(manifest.log_entries)
+    return "\n".join([summary(manifest, table, time.monotonic() - start), *(f"  {line}" for line in lines)])
 
 
 def summary(manifest: Manifest, table: str, seconds: float) -> str:

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.logs import JoinConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.features.arrow_types import normal
 from pipeline.features.values import IdArray, Kind, as_ids, value_kind
-from pipeline.preprocess.discover import UNREADABLE, one_line
+from pipeline.preprocess.discover import UNREADABLE
 from pipeline.preprocess.named_columns import INT96_UNIT, named_columns, named_schema
 from pipeline.section import nearest
 

@@ -4,8 +4,7 @@ import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from pipeline.errors import UserError
-from pipeline.preprocess.discover import one_line
+from pipeline.errors import UserError, one_line
 
 LAST_COLUMN: ContextVar[str | None] = ContextVar("LAST_COLUMN", default=None)
 """The column that the running task has used last."""

@@ -9,9 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.preprocess.child import KILLED, Crash, call_in_child
-from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.task_errors import LAST_COLUMN, Unexpected
 from pipeline.preprocess.units import Unreadable, part_of_log
 from pipeline.ray_machines import is_alone, room_for

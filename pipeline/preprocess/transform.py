@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.features.base import EncodedColumn
 from pipeline.features.encoders import Encoder
 from pipeline.preprocess.chains import labels_after_zero
 from pipeline.preprocess.content import count_content
-from pipeline.preprocess.discover import one_line
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.rows import judge, labels, scenario_codes

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.errors import one_line
 from pipeline.features.arrow_types import normal
 from pipeline.features.values import Column, Kind, as_ids
-from pipeline.preprocess.discover import UNREADABLE, PartitionFiles, one_line
+from pipeline.preprocess.discover import UNREADABLE, PartitionFiles
 from pipeline.preprocess.named_columns import INT96_UNIT, NamedColumn, named_columns
 from pipeline.preprocess.path_columns import repeated
 from pipeline.preprocess.preprocess_plan import PreprocessPlan

@@ -6,6 +6,7 @@ from pipeline.checkpoint.format import Checkpoint
 from pipeline.metrics.formatting import format_value
 from pipeline.sizes import in_bytes
 from pipeline.table.content_text import describe_content
+from pipeline.table.entry_counts import describe_entries
 from pipeline.table.manifest import Manifest, Partition, read_manifest
 from pipeline.table.settings import read_settings
 
@@ -44,6 +45,7 @@ def describe_table(path: str) -> str:
     blocks = [
         [f"Feature table {path}", f"  fingerprint {manifest.fingerprint[:12]}, format {manifest.version}"],
         describe_splits(manifest),
+        describe_entries(manifest.log_entries),
         describe_quarantine(manifest),
         _content(path, manifest),
         describe_lanes(manifest),

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.documents import KNOWN_KEYS_ONLY, RelativePath, read_document
 from pipeline.errors import UserError
 from pipeline.table.content import Content
+from pipeline.table.entry_counts import EntryClass, EntryCount
 from pipeline.table_folder import MANIFEST, NamePart, SplitName
 
 FORMAT_VERSION = 1
@@ -95,6 +96,8 @@ class Manifest:
     partitions: list[Partition]
     ignored_partitions: list[str] = field(default_factory=list)  # in the logs, but in no split
     lineage: str = ""  # of the encoders: in all tables of one lineage, equal ids mean equal values
+    log_entries: dict[EntryClass, EntryCount] = field(default_factory=dict, compare=False)
+    """What was below the log folder, by class. It says nothing of the table; empty if an earlier version made it."""
     version: int = FORMAT_VERSION
 
     def split(self, name: str) -> list[Partition]:
