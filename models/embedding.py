@@ -14,7 +14,7 @@ from torchrec import (
 )
 
 from models.inputs import Embedded, Feature, ModelInputs
-from models.layers.pooling import divide_by_length
+from models.layers.pooling import divide_by_length, divide_by_weight
 
 
 class SharedEmbedding(nn.Module):
@@ -35,7 +35,7 @@ class SharedEmbedding(nn.Module):
         """Takes the ids of the pooled features, the ids of the jagged features, and numerics ``(batch, numerics)``."""
         pooled = self.pooled(ids) if self.pooled is not None else None
         jagged = self.jagged(sequences) if self.jagged is not None else None
-        return self.assemble(ids, pooled, jagged, numerics)
+        return self.assemble(ids, sequences, pooled, jagged, numerics)
 
 
 class Assemble(nn.Module):
@@ -49,6 +49,7 @@ class Assemble(nn.Module):
     def forward(
         self,
         ids: KeyedJaggedTensor | None,
+        sequences: KeyedJaggedTensor | None,
         pooled: KeyedTensor | None,
         jagged: dict[str, JaggedTensor] | None,
         numerics: Tensor,
@@ -58,32 +59,42 @@ class Assemble(nn.Module):
         for feature in self._features:
             if feature.name not in self._jagged:
                 total = columns[feature.name]
-                if is_mean(feature):
-                    assert ids is not None
-                    total = divide_by_length(total, ids[feature.name].lengths())
-                out.features[feature.name] = total
+                assert ids is not None
+                out.features[feature.name] = averaged(total, ids[feature.name], feature) if is_mean(feature) else total
                 continue
-            assert jagged is not None
+            assert jagged is not None and sequences is not None
             rows = jagged[feature.name]
             if feature.kind == "sequence":
                 out.sequences[feature.name] = rows.to_padded_dense(feature.max_length)
                 out.lengths[feature.name] = rows.lengths()
             else:
-                out.features[feature.name] = pool(rows, feature)
+                out.features[feature.name] = pool(rows, sequences[feature.name], feature)
         return out
 
 
-def pool(rows: JaggedTensor, feature: Feature) -> Tensor:
-    """Pools the rows of a jagged feature to one vector per sample, ``(batch, dim)``; zeros for a sample without ids."""
+def pool(rows: JaggedTensor, ids: JaggedTensor, feature: Feature) -> Tensor:
+    """Pools the rows of a jagged feature to one vector per sample, ``(batch, dim)``; zeros for a sample without ids.
+
+    Args:
+        rows: of the ids, in their order.
+        ids: with their weights, if the feature has any.
+    """
     if feature.kind == "categorical":
         return rows.values()
-    lengths = rows.lengths()
-    total = torch.segment_reduce(rows.values(), "sum", lengths=lengths.long(), axis=0, initial=0.0)
-    return divide_by_length(total, lengths) if is_mean(feature) else total
+    values = rows.values() * ids.weights().unsqueeze(1) if feature.is_weighted else rows.values()
+    total = torch.segment_reduce(values, "sum", lengths=rows.lengths().long(), axis=0, initial=0.0)
+    return averaged(total, ids, feature) if is_mean(feature) else total
+
+
+def averaged(total: Tensor, ids: JaggedTensor, feature: Feature) -> Tensor:
+    """The mean of the rows of each sample from their sum: each row counts by its weight, if ids have weights."""
+    if feature.is_weighted:
+        return divide_by_weight(total, ids.weights(), ids.lengths())
+    return divide_by_length(total, ids.lengths())
 
 
 def is_mean(feature: Feature) -> bool:
-    """Whether the sum must be divided by the number of ids.
+    """Whether the sum must be divided by the number of ids, or by the sum of their weights.
 
     Collections always sum, because TorchRec 1.8 does not divide a mean under grid_shard.
     """
@@ -104,7 +115,9 @@ def _pooled_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingBa
                     pooling=PoolingType.SUM,
                 )
             )
-    return EmbeddingBagCollection(tables=configs, device=device)
+    # Ids of a collection have weights if ids of any of its features do; the others have the weight 1.
+    is_weighted = any(feature.is_weighted for feature in inputs.pooled_features)
+    return EmbeddingBagCollection(tables=configs, is_weighted=is_weighted, device=device)
 
 
 def _jagged_collection(inputs: ModelInputs, device: torch.device) -> EmbeddingCollection:

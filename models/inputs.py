@@ -31,6 +31,7 @@ class Feature:
     table: str
     kind: FeatureKind
     pooling: Literal["mean", "sum"] = "mean"  # only for kind multivalued
+    is_weighted: bool = False  # whether each id has a weight; only for kind multivalued
     max_length: int = 1  # only for kind sequence
 
 

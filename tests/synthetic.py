@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
 from pipeline.table.manifest import (
+    ID_WEIGHTS,
     KEY,
     LABEL,
     SCENARIO,
@@ -146,7 +147,7 @@ def _rows(
 
 
 def _with_weights(table: pa.Table, of: Experiment) -> pa.Table:
-    """Labels that are missing, and weights that are 0 or fractions, where the experiment has such labels or weights."""
+    """Labels that are missing, and weights of rows and ids that are 0 or fractions, where the experiment has them."""
     rng = np.random.default_rng([1, table[KEY + "row"][0].as_py()])
     tab = table[SCENARIO + "tab"].to_numpy()
     for task in of.tasks:
@@ -161,6 +162,12 @@ def _with_weights(table: pa.Table, of: Experiment) -> pa.Table:
     for task in of.tasks if of.has_weights else ():
         weights = rng.choice([0.0, 0.05, 0.3, 1.0, 2.5], len(table))
         table = table.append_column(WEIGHT + task.name, pa.array(weights, pa.float32()))
+    for feature in of.features:
+        if feature.has_weights:
+            lists = table[feature.name].combine_chunks()
+            weights = rng.choice([0.0, 0.25, 1.0, 3.7], len(lists.flatten()))
+            column = pa.ListArray.from_arrays(lists.offsets, pa.array(weights, pa.float32()))
+            table = table.append_column(ID_WEIGHTS + feature.name, column)
     return table
 
 

@@ -33,6 +33,7 @@ class EncodedColumn:
     ids: int  # all values, including missing ones
     missing: int  # nulls: single values that are null, or nulls dropped from lists
     unknown: int | None  # ids outside the vocabulary; None for numbers, which have no vocabulary
+    weights: pa.Array | None = None  # of the ids in lists: a second column, only if the feature `has_weights`
 
     @classmethod
     def of_ids(cls, values: pa.Array, ids: NDArray[Any], missing: int, dropped: int = 0) -> "EncodedColumn":
@@ -133,6 +134,13 @@ class BaseFeature(Section):
         """Numbers for the summary in some rows, and how often each occurs; called only if there is a summary."""
         raise NotImplementedError(f"features of kind {type(self).__name__} have no summary")
 
+    def weighted_parts(self, rows: Rows) -> tuple[int, int]:
+        """Number of parts of texts in some rows that are whole ids, and how many of these look like `id:weight`.
+
+        Both are 0 if the feature is not a list of such parts.
+        """
+        return 0, 0
+
     # The encoder
 
     @property
@@ -163,6 +171,11 @@ class BaseFeature(Section):
     @abstractmethod
     def column_type(self) -> pa.DataType:
         """Type of the feature's column in lane files, which has no nulls."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the ids in lists have weights, which are a second column of lane files."""
+        return False
 
     @abstractmethod
     def encode_rows(self, encoder: Encoder, rows: Rows, order: NDArray[np.int64]) -> EncodedColumn:

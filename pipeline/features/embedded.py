@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -152,8 +153,13 @@ class ListFeature(EmbeddedFeature):
                 f"feature {self.name!r}: its lists have more than {MOST_ITEMS:,} items in one unit of rows. "
                 "Write the log with smaller row groups, or make the lists shorter."
             )
-        offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
-        ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(encoder.encode(lists.items)))
+        offsets = pa.array(np.append(0, np.cumsum(lists.lengths)).astype(np.int32))
+        ids = pa.ListArray.from_arrays(offsets, pa.array(encoder.encode(lists.items)))
         ordered = ids.take(pa.array(at))
         dropped = int(lists.dropped[at].sum())
-        return EncodedColumn.of_ids(ordered, ordered.flatten().to_numpy(), missing=0, dropped=dropped)
+        encoded = EncodedColumn.of_ids(ordered, ordered.flatten().to_numpy(), missing=0, dropped=dropped)
+        if lists.weights is None:
+            return encoded
+        with np.errstate(over="ignore"):  # in rows that are quarantined
+            weights = pa.ListArray.from_arrays(offsets, pa.array(lists.weights.astype(np.float32)))
+        return replace(encoded, weights=weights.take(pa.array(at)))

@@ -63,9 +63,8 @@ class Lists:
 
     lengths: NDArray[np.int64]  # (lists,)
     items: IdArray  # (sum of lengths,)
-    dropped: NDArray[
-        np.int64
-    ]  # (lists,) number of nulls, or of parts of a text that are no ids, removed from each list
+    dropped: NDArray[np.int64]  # (lists,) number of nulls, or parts of a text that are no ids, removed from each list
+    weights: NDArray[np.float64] | None = None  # (sum of lengths,) of the items, as in the log; None: all count alike
 
     def last(self, length: int) -> "Lists":
         """The last `length` items of each list."""
@@ -178,21 +177,26 @@ def as_lists(values: pa.Array, kind: Kind, separator: str | None) -> Lists:
     lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
     items = values.flatten()
     if separator is not None:
-        items = _trimmed(items)
+        items = trimmed(items)
         filled = pc.not_equal(items, "").to_numpy(zero_copy_only=False)
-        lengths, items = _sums(filled, lengths), items.filter(pa.array(filled))
-    items = _whole_numbers(items) if separator is not None and kind == "int" else as_ids(items, kind)[0]
+        parts = Lists(sums(filled, lengths), items.filter(pa.array(filled)), np.zeros_like(lengths))
+        return parts if kind == "text" else with_whole_numbers(parts)
+    items, _ = as_ids(items, kind)
     if not items.null_count:
         return Lists(lengths, items, np.zeros_like(lengths))
-    kept = _sums(items.is_valid().to_numpy(zero_copy_only=False), lengths)
+    kept = sums(items.is_valid().to_numpy(zero_copy_only=False), lengths)
     return Lists(kept, items.drop_null(), lengths - kept)
 
 
-def _whole_numbers(texts: pa.Array) -> IdArray:
-    """Whole numbers from texts, in the form of `as_ids`; null for other texts."""
-    codes, distinct = factorize(texts)
+def with_whole_numbers(lists: Lists) -> Lists:
+    """Lists whose items are whole numbers, in the form of `as_ids`, instead of texts. Other texts are left out."""
+    codes, distinct = factorize(lists.items)
     numbers = [_whole_number(value) for value in distinct.cast(pa.large_binary()).to_pylist()]
-    return pa.array(numbers, pa.uint64()).view(pa.int64()).take(pa.array(codes))
+    items = pa.array(numbers, pa.uint64()).view(pa.int64()).take(pa.array(codes))
+    valid = items.is_valid().to_numpy(zero_copy_only=False)
+    lengths = sums(valid, lists.lengths)
+    weights = None if lists.weights is None else lists.weights[valid]
+    return Lists(lengths, items.drop_null(), lists.dropped + lists.lengths - lengths, weights)
 
 
 def _whole_number(text: bytes) -> int | None:
@@ -200,7 +204,8 @@ def _whole_number(text: bytes) -> int | None:
     return number % 2**64 if number is not None and -(2**63) <= number < 2**64 else None
 
 
-def _trimmed(texts: pa.Array) -> pa.Array:
+def trimmed(texts: pa.Array) -> pa.Array:
+    """Texts without the spaces around them."""
     wrong = not_utf8(texts)
     if not wrong.any():
         return pc.utf8_trim_whitespace(texts)
@@ -209,7 +214,7 @@ def _trimmed(texts: pa.Array) -> pa.Array:
     return pc.if_else(pa.array(wrong), pc.ascii_trim_whitespace(texts), trimmed)
 
 
-def _sums(flags: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def sums(flags: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many flags are set in each list."""
     running = np.concatenate([[0], np.cumsum(flags)])
     ends = np.cumsum(lengths)

@@ -8,7 +8,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from pipeline.loading.lane import WindowRows
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, WEIGHT
+from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, SCENARIO, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class BatchColumns:
     keys: tuple[str, ...] = ()
     has_weights: bool = False  # whether there is a column of weights for each task
     may_lack_labels: bool = False  # whether a label may be NaN: the row has no label of the task
+    weighted: frozenset[str] = frozenset()  # features in `ids` and `sequences` whose ids have weights
 
     @property
     def weights(self) -> list[str]:
@@ -34,6 +35,7 @@ class BatchColumns:
         return [
             *self.ids,
             *self.sequences,
+            *(ID_WEIGHTS + name for name in (*self.ids, *self.sequences) if name in self.weighted),
             *self.numerics,
             *(LABEL + task for task in self.tasks),
             *self.weights,
@@ -91,7 +93,7 @@ class LaneRows:
 
 @dataclass(frozen=True)
 class LaneLists:
-    """Lists of ids of one lane, end to end."""
+    """Lists of ids, or of their weights, of one lane, end to end."""
 
     values: np.ndarray
     offsets: np.ndarray  # (rows + 1,)
@@ -110,9 +112,12 @@ class LaneLists:
 
 
 class KeyedColumns:
-    """Columns of single ids and of lists of ids, as the KeyedJaggedTensors of batches."""
+    """Columns of single ids and of lists of ids, as the KeyedJaggedTensors of batches.
 
-    def __init__(self, names: tuple[str, ...], lists: frozenset[str], rows: LaneRows) -> None:
+    They have weights only if ids of at least one column do; ids of all others then have the weight 1.
+    """
+
+    def __init__(self, names: tuple[str, ...], lists: frozenset[str], weighted: frozenset[str], rows: LaneRows) -> None:
         self._names = list(names)
         self._rows = rows
         singles = [name for name in names if name not in lists]
@@ -121,6 +126,7 @@ class KeyedColumns:
         for name, place in self._place.items():
             rows.gather(name, self._singles[:, place])
         self._lists = {name: rows.gather_lists(name) for name in names if name in lists}
+        self._weights = {name: rows.gather_lists(ID_WEIGHTS + name) for name in names if name in weighted}
         # Padding rows also hold one id for single-valued features. Without lists, all batches have the same lengths.
         self._lengths = np.ones((rows.steps if self._lists else 1, len(names), rows.batch_rows), np.int32)
         for name, lanes in self._lists.items():
@@ -134,25 +140,39 @@ class KeyedColumns:
         if not self._names:
             return None
         lengths = self._lengths[step if self._lists else 0]
+        per_key = lengths.sum(1).tolist() if self._lists else [self._rows.batch_rows] * len(self._names)
         return KeyedJaggedTensor(
             keys=self._names,
             values=torch.from_numpy(self._values(step)),
             lengths=torch.from_numpy(lengths.reshape(-1)),
             stride=self._rows.batch_rows,
-            length_per_key=lengths.sum(1).tolist() if self._lists else [self._rows.batch_rows] * len(self._names),
+            length_per_key=per_key,
+            weights=torch.from_numpy(self._id_weights(step, per_key)) if self._weights else None,
         )
 
     def _values(self, step: int) -> np.ndarray:
         if not self._lists:
             return self._singles[step].reshape(-1)  # already in the right order
-        start, stop = step * self._rows.rows_per_lane, (step + 1) * self._rows.rows_per_lane
         parts: list[np.ndarray] = []
         for name in self._names:
             if name in self._place:
                 parts.append(self._singles[step, self._place[name]])
             else:
-                parts += [lane.values[lane.offsets[start] : lane.offsets[stop]] for lane in self._lists[name]]
+                parts += self._step_of(self._lists[name], step)
         return np.concatenate(parts, dtype=np.int32)
+
+    def _id_weights(self, step: int, per_key: list[int]) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for name, count in zip(self._names, per_key, strict=True):
+            if name in self._weights:
+                parts += self._step_of(self._weights[name], step)
+            else:
+                parts.append(np.ones(count, np.float32))
+        return np.concatenate(parts, dtype=np.float32)
+
+    def _step_of(self, lanes: list[LaneLists], step: int) -> list[np.ndarray]:
+        start, stop = step * self._rows.rows_per_lane, (step + 1) * self._rows.rows_per_lane
+        return [lane.values[lane.offsets[start] : lane.offsets[stop]] for lane in lanes]
 
 
 class ColumnBlock:
@@ -168,8 +188,8 @@ class ColumnBlock:
             no_keys: one row of nulls in the key columns, used for padding rows.
         """
         self.is_real = rows.is_real()
-        self._ids = KeyedColumns(columns.ids, lists, rows)
-        self._sequences = KeyedColumns(columns.sequences, lists, rows)
+        self._ids = KeyedColumns(columns.ids, lists, columns.weighted, rows)
+        self._sequences = KeyedColumns(columns.sequences, lists, columns.weighted, rows)
         self._numerics = _matrix(list(columns.numerics), rows, np.float32)
         self._labels = _matrix([LABEL + name for name in columns.tasks], rows, np.float32)
         self._task_weights = _task_weights(columns, rows, self._labels, self.is_real)

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
 from pipeline.preprocess.sources import Sources, find_sources
-from pipeline.table.manifest import KEY, LABEL, SCENARIO, WEIGHT, TableColumn
+from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, SCENARIO, WEIGHT, TableColumn
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[Si
 def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.Schema:
     """Columns of lane files: features, labels, weights, scenarios, keys.
 
-    Only the keys are nullable: null in padding rows.
+    A feature whose ids have weights is followed by their column. Only the keys are nullable: null in padding rows.
     """
-    columns = {feature.name: feature.column_type for feature in sections.features}
+    columns = {}
+    for feature in sections.features:
+        columns[feature.name] = feature.column_type
+        if feature.has_weights:
+            columns[ID_WEIGHTS + feature.name] = pa.list_(pa.field("element", pa.float32()))
     columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
     if sections.has_weights:
         columns |= {WEIGHT + task.name: pa.float32() for task in sections.tasks}

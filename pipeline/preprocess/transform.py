@@ -17,6 +17,7 @@ from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.rows import judge, labels, scenario_codes
 from pipeline.preprocess.sampling import dropped_negatives, lane_weights
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
+from pipeline.preprocess.weighted_parts import count_weighted_parts
 from pipeline.preprocess.write import deal, unit_generator, write_lanes
 from pipeline.table.manifest import KEY
 
@@ -52,7 +53,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 
     Returns:
         Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`, `after_zero` by
-        `labels_after_zero`, and `lost_columns` by `write_quarantine`.
+        `labels_after_zero`, `weighted_parts` by `count_weighted_parts`, and `lost_columns` by `write_quarantine`.
 
     Raises:
         Unreadable: the file is damaged.
@@ -81,6 +82,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
         "unknown": counts.unknown,
         "missing": counts.missing,
         "after_zero": labels_after_zero(plan.sections, plan.sources, rows, verdict.kept),
+        "weighted_parts": count_weighted_parts(plan.sections, rows),
         "content": count_content(plan, rows, verdict, table),
     }
 
@@ -92,6 +94,8 @@ def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> 
     for feature in plan.sections.features:
         encoded = feature.encode_rows(shared.encoders[feature.encoder_name], rows, order)
         columns.append(encoded.values)
+        if encoded.weights is not None:
+            columns.append(encoded.weights)
         counts.add(feature.name, encoded)
     for task in plan.sections.tasks:
         columns.append(pa.array(labels(plan.sections, task, plan.sources, rows)[order]))

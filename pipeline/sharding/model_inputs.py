@@ -42,6 +42,7 @@ def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, 
         keys=keys,
         has_weights=experiment.has_weights,
         may_lack_labels=any(task.may_lack_labels for task in experiment.tasks),
+        weighted=frozenset(feature.name for feature in inputs.features if feature.is_weighted),
     )
 
 

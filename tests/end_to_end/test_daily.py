@@ -46,7 +46,10 @@ def test_the_same_commands_every_day(file: Path) -> None:
     extended = pq.read_table(folder / "table/encoders/generation-00002/video.parquet")["value"].to_pylist()
     assert extended[: len(videos)] == videos and len(extended) > len(videos)
     printed = manygate("train", str(file), check=0).err
-    assert "Continuing with the new partitions of the train split: 20220426; the schedule starts again." in printed and "step 8/8" in printed
+    assert (
+        "Continuing with the new partitions of the train split: 20220426; the schedule starts again." in printed
+        and "step 8/8" in printed
+    )
     assert f"the embedding table video: {len(videos) + 2:,} -> {len(extended) + 2:,} rows" in printed
 
     data = yaml.safe_load(file.read_text())
@@ -57,7 +60,10 @@ def test_the_same_commands_every_day(file: Path) -> None:
     assert "does not contain tab=8, task like" in manygate("evaluate", str(file), check=2).err
     printed = manygate("train", str(file), check=0).err
     assert "grown by tab=8, task like." in printed and "dense.model.head.towers.like.1.weight: new" in printed
-    assert "Continuing with the new partitions of the train split: 20220425, 20220426; the schedule starts again." in printed
+    assert (
+        "Continuing with the new partitions of the train split: 20220425, 20220426; the schedule starts again."
+        in printed
+    )
     assert "step 12/12" in printed
     manygate("evaluate", str(file), check=0)
     evaluation = json.loads((folder / "evaluation-test.json").read_text())

@@ -66,6 +66,14 @@ SAMPLES = [
         missing=0,
     ),
     Sample(
+        {"kind": "multivalued", "separator": ",", "weights": ":", "ids": {"vocabulary": {}}, "dim": 4},
+        pa.array(["x:2, y", "y:0.5", None, "", "y:1,z : 3", "x:.25"]),
+        [[3, 2], [2], [], [], [2, 4], [3]],
+        rows=5,
+        missing=0,
+        fault=("x:1,y:-1", "a weight is negative"),
+    ),
+    Sample(
         {"kind": "sequence", "ids": {"vocabulary": {}}, "dim": 4, "max_length": 2},
         pa.array([[1, 2, 3], [3], None, [], [None, 3, 2], [1]]),
         [[3, 2], [2], [], [], [2, 3], [4]],
