@@ -126,3 +126,14 @@ def test_settings_without_weights_are_those_of_earlier_versions(tmp_path: Path) 
     (feature,) = settings().document["features"]
     assert feature.keys() == {"name", "column", "ids", "shares", "kind", "separator"}
     assert settings(weights=None).fingerprint == settings().fingerprint != settings(weights=":").fingerprint
+
+
+def test_ids_with_weights_that_share_a_table_of_whole_numbers_are_whole_numbers() -> None:
+    """A part whose id is no whole number is left out with its weight, and its row is quarantined."""
+    feature = MultivaluedFeature(
+        name="tags", column="tags", kind="multivalued", shares="item", separator="|", weights=":"
+    )
+    lists = feature.read(pa.array(["3:0.5|-7:2", "x:4|5", None]), "int")
+    assert lists.items.to_pylist() == [3, -7, 5] and lists.lengths.tolist() == [2, 1, 0]
+    assert lists.weights is not None and lists.weights.tolist() == [0.5, 2.0, 1.0]
+    assert lists.dropped.tolist() == [0, 1, 0]

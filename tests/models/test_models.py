@@ -52,8 +52,9 @@ def test_one_table_serves_all_features_that_share_it() -> None:
 )
 def test_pooling_of_jagged_rows(pooling: str, expected: list[list[float]]) -> None:
     rows = JaggedTensor(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), lengths=torch.tensor([2, 0, 1]))
+    ids = JaggedTensor(torch.tensor([1, 2, 3]), lengths=rows.lengths())
     feature = Feature("f", "t", "multivalued", pooling=pooling)  # type: ignore[arg-type]
-    assert pool(rows, feature).tolist() == expected
+    assert pool(rows, ids, feature).tolist() == expected
 
 
 def test_features_of_one_table_may_pool_differently() -> None:

@@ -82,6 +82,8 @@ PATHS = {
     ("pipeline/preprocess/discover.py", "folder"),
     ("pipeline/preprocess/discover.py", "root"),
     ("pipeline/preprocess/links.py", "root"),
+    ("pipeline/preprocess/listing.py", "folder"),
+    ("pipeline/preprocess/listing.py", "path"),
     ("pipeline/preprocess/units.py", "root"),
     ("pipeline/preprocess/write.py", "folder"),
 }
