@@ -45,7 +45,6 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
             f"logs.path: there is no folder {storage.absolute(logs.path)}. Expected Parquet files in folders "
             f"{logs.folders_in_words} below it; correct logs.path, which is relative to the working directory."
         )
-    _check_no_table(logs)
     in_table = {partition.value: partition.split for partition in committed}
     values = _list_values(logs)
     if not values and not in_table:
@@ -71,10 +70,10 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     return DiscoveredPartitions(sorted(partitions, key=lambda p: (splits.index(p.split), place(p.value))), ignored)
 
 
-def _check_no_table(logs: LogsConfig) -> None:
-    """Raises UserError if the log folder itself is a table of another format."""
-    names = list(list_below(logs.path, recursive=False))
-    if "metadata" in names:
+def _check_no_table(logs: LogsConfig, entries: dict[str, fs.FileInfo]) -> None:
+    """Raises UserError if the log folder, which contains these entries, is a table of another format."""
+    names = list(entries)
+    if "metadata" in entries and entries["metadata"].type == fs.FileType.Directory:
         names += [f"metadata/{name}" for name in list_below(storage.join(logs.path, "metadata"), recursive=False)]
     check_plain(storage.absolute(logs.path), names, logs.folders_in_words)
 
@@ -85,6 +84,8 @@ def _list_values(logs: LogsConfig) -> list[str]:
     for level, name in enumerate(logs.levels):
         with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
             listed = list(pool.map(lambda parts: list_below(_folder(logs, parts), recursive=False), found))
+        if not level:
+            _check_no_table(logs, listed[0])
         inner = []
         for parts, entries in zip(found, listed, strict=True):
             below = [

@@ -51,6 +51,12 @@ def test_a_cut_off_file_is_unreadable_under_any_name(folder: Path) -> None:
     assert read(folder, unreadable_files="skip")[0].unreadable == ["day=1/000000_0"]
 
 
+def test_a_file_that_is_called_metadata_is_no_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "log/metadata").write_text("about this log")
+    assert [len(partition.files) for partition in read(folder)] == [1, 1]
+    assert "not in a folder day=VALUE, so not read: metadata" in caplog.text
+
+
 @pytest.mark.parametrize("place", [".", "day=1", "day=1/deep"])
 @pytest.mark.parametrize(
     ("mark", "name"),
