@@ -154,6 +154,14 @@ def _decodes(value: bytes) -> bool:
     return True
 
 
+def printable(value: pa.Scalar) -> str:
+    """An id for a message or a document; a text may not be valid UTF-8."""
+    if pa.types.is_integer(value.type):
+        return str(value.as_py())
+    text: str = value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace")
+    return text
+
+
 def as_numbers(values: pa.Array) -> NDArray[np.float64]:
     """Numbers as float64, NaN for null."""
     if values.null_count == len(values):

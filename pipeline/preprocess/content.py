@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
-from pipeline.features.values import as_ids, count_values, ids_of
+from pipeline.features.values import as_ids, count_values, ids_of, printable
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import Verdict
 from pipeline.preprocess.units import UnitRows
@@ -56,15 +56,13 @@ def _unlisted(plan: PreprocessPlan, level: ScenarioConfig, rows: UnitRows, used:
         values = values.view(pa.uint64())
     found: dict[str, int] = {}
     for value, count in zip(values, counted["count"].to_pylist(), strict=True):
-        text = _printable(value)
+        text = _shown(value)
         found[text] = found.get(text, 0) + count
     return found
 
 
-def _printable(value: pa.Scalar) -> str:
-    if pa.types.is_integer(value.type):
-        return str(value.as_py())
-    text: str = value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace")
+def _shown(value: pa.Scalar) -> str:
+    text = printable(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.config.logs import JoinConfig
 from pipeline.errors import UserError, one_line
 from pipeline.features.arrow_types import normal
-from pipeline.features.values import IdArray, Kind, as_ids, value_kind
+from pipeline.features.values import IdArray, Kind, as_ids, printable, value_kind
 from pipeline.preprocess.discover import UNREADABLE
 from pipeline.preprocess.named_columns import INT96_UNIT, named_columns, named_schema
 from pipeline.section import nearest
@@ -80,19 +80,13 @@ def load_side_table(join: JoinConfig, where: str, columns: list[str]) -> SideTab
     counts = pc.value_counts(keys)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
-        example = _printable(repeated[0]["values"])
+        key = repeated[0]["values"]
+        example = printable(key) if kind == "int" else f"'{printable(key)}'"
         raise UserError(
             f"{where}: {len(repeated)} values of the key {join.key!r} appear more than once in {join.path}, "
             f"for example {example}. A side table has one row per key: remove the duplicates."
         )
     return SideTable(join.key, kind, keys, {c: table[c].filter(known) for c in columns})
-
-
-def _printable(value: pa.Scalar) -> str:
-    """A key for a message; the key may not be valid UTF-8."""
-    if pa.types.is_integer(value.type):
-        return str(value.as_py())
-    return "'" + value.cast(pa.large_binary()).as_py().decode(errors="backslashreplace") + "'"
 
 
 def _read(join: JoinConfig, where: str, columns: list[str]) -> dict[str, pa.Array]:
