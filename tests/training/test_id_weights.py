@@ -14,8 +14,11 @@ from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.table.manifest import ID_WEIGHTS, read_manifest
 from tests import synthetic
 from tests.sharding.test_shard import PLANS, interleaved, predictions_of
-from tests.training.runs import assert_identical, continued, metrics, new_run, run_on, tensors
-from tests.training.test_models import after_a_step
+from tests.training.runs import new_run
+from tests.training.test_models import (
+    assert_a_resume_in_the_middle_is_exact,
+    assert_a_step_of_two_workers_equals_a_step_of_one,
+)
 from tests.training.test_step import SGD, batches, plain_step, sharded_step
 from tests.workers import WorkerPool, one_worker
 
@@ -81,16 +84,7 @@ def test_a_step_of_two_workers_equals_a_step_of_one(
     tmp_path: Path, two_workers: WorkerPool, tags: dict[str, Any]
 ) -> None:
     experiment = new_run(tmp_path, training=SGD, features=features(tags))
-    with one_worker() as worker:
-        alone, _ = after_a_step(worker, experiment)
-    results = two_workers.run(after_a_step, experiment)
-    together = {name: value for result in results for name, value in result[0].items()}
-    assert alone.keys() == together.keys()
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    for loop in two_workers.run(after_a_step, experiment, True):
-        for name, value in loop[0].items():
-            assert torch.equal(value, together[name]), name
+    assert_a_step_of_two_workers_equals_a_step_of_one(experiment, two_workers)
 
 
 @pytest.mark.parametrize("tags", CASES.values(), ids=CASES)
@@ -113,13 +107,4 @@ def test_predictions_do_not_depend_on_the_plan(tmp_path: Path, two_workers: Work
 
 
 def test_a_resume_in_the_middle_is_exact(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"features": features(OWN), "checkpoint": {"every_steps": 5, "keep_last": 10}}
-    whole = new_run(tmp_path / "whole", **settings)
-    with one_worker() as worker:
-        run_on(worker, whole)
-    resumed = continued(whole, tmp_path / "resumed", 10, **settings)
-    with one_worker() as worker:
-        run_on(worker, resumed)
-    last = max(record["step"] for record in metrics(whole))
-    assert_identical(tensors(whole, last, tmp_path), tensors(resumed, last, tmp_path))
-    assert metrics(whole) == metrics(resumed)
+    assert_a_resume_in_the_middle_is_exact(tmp_path, features=features(OWN))

@@ -26,8 +26,8 @@ from pipeline.workers.worker import Worker
 from tests import synthetic
 from tests.models.parts import BOTTOMS, SMALL
 from tests.training.runs import Tensors, assert_identical, continued, metrics, new_run, run_on, tensors
-from tests.training.test_models import CORE, after_a_step, model, steps
-from tests.training.test_step import RATE, SGD, batches, weights
+from tests.training.test_models import CORE, assert_a_step_of_two_workers_equals_a_step_of_one, model, steps
+from tests.training.test_step import RATE, SGD, TABLE_WISE, batches, weights
 from tests.training.test_windows import train, with_days
 from tests.workers import WorkerPool, one_worker
 
@@ -38,13 +38,6 @@ TASKS: list[dict[str, Any]] = [
 ]
 LABELS: dict[str, Any] = {"tasks": [{k: v for k, v in task.items() if k != "sample_weight"} for task in TASKS]}
 BOTH: dict[str, Any] = {"tasks": TASKS, "logs": {"weight": "y", "negatives": {"task": "click", "keep": 0.5}}}
-TABLE_WISE = [
-    {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": 8, "sharding": "table_wise"},
-    {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": "table_wise"},
-    {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": 4, "sharding": "table_wise"},
-    {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
-    {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
-]
 
 
 @pytest.mark.parametrize("sections", [LABELS, BOTH], ids=["labels", "labels and weights"])
@@ -154,18 +147,7 @@ def test_a_step_of_two_workers_equals_a_step_of_one(
     if sections["trunk"]["kind"] == "aesm":
         sections["trunk"]["noise"] = 0.0
     experiment = new_run(tmp_path, model=sections, training=SGD, features=TABLE_WISE, **BOTH)
-    with one_worker() as worker:
-        alone, diagnostics = after_a_step(worker, experiment)
-    results = two_workers.run(after_a_step, experiment)
-    together = {name: value for result in results for name, value in result[0].items()}
-    assert alone.keys() == together.keys()
-    for name, value in alone.items():
-        assert value.isfinite().all()
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert results[0][1] == results[1][1] == pytest.approx(diagnostics, rel=1e-3, abs=1e-6)
-    for loop in two_workers.run(after_a_step, experiment, True):
-        for name, value in loop[0].items():
-            assert torch.equal(value, together[name]), name
+    assert_a_step_of_two_workers_equals_a_step_of_one(experiment, two_workers)
 
 
 def test_every_bottom_with_every_trunk_on_two_workers(tmp_path: Path, two_workers: WorkerPool) -> None:

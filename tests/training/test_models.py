@@ -63,6 +63,37 @@ def after_a_step(worker: Worker, experiment: Experiment, pipelined: bool = False
     return weights(sharded.module), (worker.sum(output.diagnostics.clone()) / worker.workers).tolist()
 
 
+def assert_a_step_of_two_workers_equals_a_step_of_one(experiment: Experiment, two_workers: WorkerPool) -> None:
+    """Up to rounding, in both loops; the second loop of two workers equals the first bit by bit."""
+    with one_worker() as worker:
+        alone, diagnostics = after_a_step(worker, experiment)
+    results = two_workers.run(after_a_step, experiment)
+    together = {name: value for result in results for name, value in result[0].items()}
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        assert value.isfinite().all(), name
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert results[0][1] == results[1][1] == pytest.approx(diagnostics, rel=1e-3, abs=1e-6)
+    for loop in two_workers.run(after_a_step, experiment, True):
+        for name, value in loop[0].items():
+            assert torch.equal(value, together[name]), name
+
+
+def assert_a_resume_in_the_middle_is_exact(folder: Path, **settings: Any) -> Experiment:
+    """Returns the run that was not interrupted."""
+    settings |= {"checkpoint": {"every_steps": 5, "keep_last": 10}}
+    whole = new_run(folder / "whole", **settings)
+    with one_worker() as worker:
+        run_on(worker, whole)
+    resumed = continued(whole, folder / "resumed", 10, **settings)
+    with one_worker() as worker:
+        run_on(worker, resumed)
+    last = max(record["step"] for record in metrics(whole))
+    assert_identical(tensors(whole, last, folder), tensors(resumed, last, folder))
+    assert metrics(whole) == metrics(resumed)
+    return whole
+
+
 CORE = {"gradients": {"kind": "core", "gamma": 0.7}}
 
 
@@ -89,17 +120,7 @@ def test_a_step_of_two_workers_equals_a_step_of_one(
         for f in synthetic.experiment(tmp_path).model_dump(mode="json", exclude_defaults=True)["features"]
     ]
     experiment = new_run(tmp_path, model=sections, training=SGD, features=features)
-    with one_worker() as worker:
-        alone, diagnostics = after_a_step(worker, experiment)
-    results = two_workers.run(after_a_step, experiment)
-    together = {name: value for result in results for name, value in result[0].items()}
-    assert alone.keys() == together.keys()
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert results[0][1] == results[1][1] == pytest.approx(diagnostics, rel=1e-3, abs=1e-6)
-    for loop in two_workers.run(after_a_step, experiment, True):
-        for name, value in loop[0].items():
-            assert torch.equal(value, together[name]), name
+    assert_a_step_of_two_workers_equals_a_step_of_one(experiment, two_workers)
 
 
 @pytest.mark.parametrize(
@@ -109,16 +130,7 @@ def test_a_step_of_two_workers_equals_a_step_of_one(
 )
 def test_a_resume_in_the_middle_is_exact(tmp_path: Path, sections: dict[str, Any]) -> None:
     """Gate noise and its schedule, moving moments, learned task weights, drawn labels, sums of diagnostics."""
-    settings: dict[str, Any] = {"model": sections, "checkpoint": {"every_steps": 5, "keep_last": 10}}
-    whole = new_run(tmp_path / "whole", **settings)
-    with one_worker() as worker:
-        run_on(worker, whole)
-    resumed = continued(whole, tmp_path / "resumed", 10, **settings)
-    with one_worker() as worker:
-        run_on(worker, resumed)
-    last = max(record["step"] for record in metrics(whole))
-    assert_identical(tensors(whole, last, tmp_path), tensors(resumed, last, tmp_path))
-    assert metrics(whole) == metrics(resumed)
+    whole = assert_a_resume_in_the_middle_is_exact(tmp_path, model=sections)
     names = {name for record in metrics(whole) for name in record.get("diagnostics", {})}
     assert names, "the models have diagnostics whose sums must be restored"
 

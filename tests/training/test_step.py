@@ -24,6 +24,13 @@ from tests.workers import WorkerPool, one_worker
 
 RATE = 0.1
 SGD = {"sparse_optimizer": {"kind": "sgd", "lr": RATE}, "dense_optimizer": {"kind": "sgd", "lr": RATE}}
+TABLE_WISE = [
+    {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": 8, "sharding": "table_wise"},
+    {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": "table_wise"},
+    {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": 4, "sharding": "table_wise"},
+    {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
+    {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
+]
 
 
 def batches(experiment: Experiment, rank: int, workers: int) -> list[Batch]:
@@ -83,14 +90,7 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_step_equals_that_of_plain_pytorch(tmp_path: Path, two_workers: WorkerPool, workers: int) -> None:
     """Gradients are of the mean over the global batch's real rows: padding and the number of workers change nothing."""
-    features = [
-        {"name": "user", "column": "u", "kind": "categorical", "ids": {"hash": 48}, "dim": 8, "sharding": "table_wise"},
-        {"name": "item", "column": "i", "kind": "categorical", "ids": {"hash": 28}, "dim": 8, "sharding": "table_wise"},
-        {"name": "tags", "column": "t", "kind": "multivalued", "ids": {"hash": 10}, "dim": 4, "sharding": "table_wise"},
-        {"name": "watched", "column": "w", "kind": "sequence", "shares": "item", "max_length": 6},
-        {"name": "age", "column": "a", "kind": "numeric", "encode": {"standardize": "identity"}},
-    ]
-    experiment = new_run(tmp_path, training=SGD, features=features)
+    experiment = new_run(tmp_path, training=SGD, features=TABLE_WISE)
     if workers == 1:
         with one_worker() as worker:
             results = [sharded_step(worker, experiment)]
