@@ -123,7 +123,7 @@ class BaseFeature(Section):
 
     def seen_ids(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[IdArray, NDArray[np.int64]]:
         """Values for the vocabulary in some rows, and how often each occurs; called only if there is a vocabulary."""
-        raise NotImplementedError(f"features of kind {type(self).__name__} have no vocabulary")
+        raise AssertionError(f"features of kind {type(self).__name__} have no vocabulary")
 
     @property
     def summary(self) -> Summary | None:
@@ -132,7 +132,7 @@ class BaseFeature(Section):
 
     def seen_numbers(self, rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Numbers for the summary in some rows, and how often each occurs; called only if there is a summary."""
-        raise NotImplementedError(f"features of kind {type(self).__name__} have no summary")
+        raise AssertionError(f"features of kind {type(self).__name__} have no summary")
 
     def weighted_parts(self, rows: Rows) -> tuple[int, int]:
         """Number of parts of texts in some rows that are whole ids, and how many of these look like `id:weight`.
