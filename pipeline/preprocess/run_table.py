@@ -8,10 +8,9 @@ from pipeline import storage
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import dump_experiment
 from pipeline.preprocess.job import preprocess
-from pipeline.table.content_text import describe_content
+from pipeline.table.content_report import report_content
 from pipeline.table.entry_counts import describe_entries
 from pipeline.table.manifest import Manifest, rows_left_out
-from pipeline.table.remarks import remarks
 from pipeline.table.settings import check_may_overwrite
 
 logger = logging.getLogger(__name__)
@@ -39,10 +38,10 @@ def make_run_table(experiment: Experiment, overwrite: bool, connect: Callable[[]
     text = dump_experiment(experiment)
     if not storage.exists(experiment.file) or storage.read_text(experiment.file) != text:  # else it stays old
         storage.write_text(experiment.file, text)
-    for remark in remarks(experiment.table_experiment, manifest):
+    content = report_content(experiment.table_experiment, manifest, SHOWN_VALUES)
+    for remark in content.remarks:
         logger.warning("%s", remark)
-    lines = describe_content(experiment.table_experiment, manifest, SHOWN_VALUES)
-    lines += describe_entries(manifest.log_entries)
+    lines = content.lines + describe_entries(manifest.log_entries)
     return "\n".join([summary(manifest, table, time.monotonic() - start), *(f"  {line}" for line in lines)])
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.metrics.formatting import format_value
 from pipeline.sizes import in_bytes
-from pipeline.table.content_text import describe_content
+from pipeline.table.content_report import report_content
 from pipeline.table.entry_counts import describe_entries
 from pipeline.table.manifest import Manifest, Partition, read_manifest
 from pipeline.table.settings import read_settings
@@ -47,7 +47,7 @@ def describe_table(path: str) -> str:
         describe_splits(manifest),
         describe_entries(manifest.log_entries),
         describe_quarantine(manifest),
-        _content(path, manifest),
+        *_content(path, manifest),
         describe_lanes(manifest),
         [f"Embedding tables: {len(manifest.table_rows)}"]
         + [f"  {name}: {rows:,} rows" for name, rows in manifest.table_rows.items()],
@@ -57,11 +57,14 @@ def describe_table(path: str) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def _content(path: str, manifest: Manifest) -> list[str]:
-    if all(partition.content is None for partition in manifest.partitions):
+def _content(path: str, manifest: Manifest) -> list[list[str]]:
+    """The content of the table and, as `preprocess` warns of it, what a person should look at."""
+    is_counted = any(partition.content is not None for partition in manifest.partitions)
+    settings = read_settings(path) if is_counted else None
+    if settings is None:
         return []
-    settings = read_settings(path)
-    return [] if settings is None else describe_content(settings.meaning, manifest, most=None)
+    content = report_content(settings.meaning, manifest)
+    return [content.lines, ["To look at", *(f"  {remark}" for remark in content.remarks)] if content.remarks else []]
 
 
 def splits_of(manifest: Manifest) -> dict[str, list[Partition]]:

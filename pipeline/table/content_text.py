@@ -1,48 +1,24 @@
 """What the rows of a table contain, as lines for a terminal: one column per split."""
 
-from dataclasses import dataclass
-
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
-from pipeline.table.content import OTHER, Content, merged
+from pipeline.table.content import OTHER
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import DecidingSections
+from pipeline.table.split_content import SplitContent
 
 GAP = "  "
 
 
-@dataclass(frozen=True)
-class SplitContent:
-    """A split, without its partitions that have no counts."""
-
-    name: str
-    rows: int
-    filtered: int
-    is_whole: bool  # whether every partition with rows has counts
-    content: Content
-
-
-def split_contents(manifest: Manifest) -> list[SplitContent]:
-    """The content of each split that has counts."""
-    found = []
-    for split in dict.fromkeys(partition.split for partition in manifest.partitions):
-        partitions = manifest.split(split)
-        counted = [partition for partition in partitions if partition.content is not None]
-        parts = [partition.content for partition in counted if partition.content is not None]
-        if parts:
-            rows, filtered = sum(p.kept for p in counted), sum(p.filtered for p in counted)
-            is_whole = rows == sum(p.kept for p in partitions)
-            found.append(SplitContent(split, rows, filtered, is_whole, merged(parts)))
-    return found
-
-
-def describe_content(sections: TableExperiment | DecidingSections, manifest: Manifest, most: int | None) -> list[str]:
+def describe_content(
+    sections: TableExperiment | DecidingSections, manifest: Manifest, splits: list[SplitContent], most: int | None
+) -> list[str]:
     """Rows per scenario value, label rates, and matches in side tables.
 
     Args:
+        splits: of the manifest.
         most: number of values of a level that are shown; None: all.
     """
-    splits = split_contents(manifest)
     if not splits:
         return []
     table = [["Rows by scenario", *(split.name for split in splits)]]

@@ -2,21 +2,29 @@
 
 from difflib import get_close_matches
 
-from models.loss_config import LOSSES
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.table.content import OTHER, LevelContent, merged
-from pipeline.table.content_text import SplitContent, number, percent, split_contents
+from pipeline.table.content_text import number, percent
 from pipeline.table.manifest import Manifest
+from pipeline.table.negative_labels import describe_negative_labels
+from pipeline.table.settings import DecidingSections
+from pipeline.table.split_content import SplitContent
 
 FEW_ROWS = 64
 """A lane file with fewer rows costs more than its rows."""
 _MOST = 5
 
 
-def remarks(sections: TableExperiment, manifest: Manifest) -> list[str]:
-    """One sentence for each thing that is probably not what the experiment intends."""
-    splits = split_contents(manifest)
+def remarks(
+    sections: TableExperiment | DecidingSections, manifest: Manifest, splits: list[SplitContent]
+) -> list[str]:
+    """One sentence for each thing that is probably not what the experiment intends.
+
+    Args:
+        sections: those of a table have no losses, so that nothing is said about negative labels.
+        splits: of the manifest.
+    """
     lines = []
     for i, level in enumerate(sections.scenarios):
         lines += _about_level(f"scenarios.{i} ({level.name})", level, splits)
@@ -82,14 +90,8 @@ def _about_task(task: TaskConfig, splits: list[SplitContent]) -> list[str]:
             lines.append(f"task {task.name}: no row of {split.name} has a label.")
         elif split.is_whole and found.lowest is not None and found.lowest == found.highest:
             lines.append(f"task {task.name}: every label of {split.name} is {number(found.lowest)}.")
-    negative = [f"{n:,} of {s.name}" for s in splits if (n := s.content.tasks[task.name].negative)]
-    if negative and task.loss_facts.of_amounts:
-        others = " or ".join(name for name, facts in LOSSES.items() if not facts.of_amounts)
-        lines.append(
-            f"task {task.name}: labels are negative ({', '.join(negative)}), and the loss {task.loss} takes only 0 or "
-            f"more, so training will stop at them. Remove these rows from the log, or use the loss {others}."
-        )
-    return lines
+    negative = describe_negative_labels(task, splits)
+    return [*lines, negative] if negative else lines
 
 
 def _about_lanes(manifest: Manifest) -> list[str]:

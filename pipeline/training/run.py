@@ -21,6 +21,7 @@ from pipeline.log_records import log_fields
 from pipeline.sharding.model_inputs import model_inputs
 from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import Manifest, read_manifest
+from pipeline.table.negative_labels import check_labels, tasks_to_suspect
 from pipeline.table.settings import read_table
 from pipeline.training.criterion import criterion_of
 from pipeline.training.metrics_log import RunLog
@@ -39,10 +40,10 @@ def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) 
     """Trains on the launcher's workers.
 
     Raises:
-        UserError: before workers are started, if there is no matching feature table or no such checkpoint; later for
-            errors of `train_on_worker`.
+        UserError: before workers are started, if there is no matching feature table, if its labels do not fit a loss,
+            or if there is no such checkpoint; later for errors of `train_on_worker`.
     """
-    read_table(experiment)
+    check_labels(experiment, read_table(experiment))
     choose_checkpoint(experiment, resume)
     return launcher.run(partial(train_on_worker, resume=resume), experiment)
 
@@ -119,7 +120,8 @@ def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> R
             log.info("  table %s", line)
     binary = [i for i, task in enumerate(inputs.tasks) if task.kind == "binary"]
     names = [task.name for task in inputs.tasks]
-    running = RunningMetrics(names, binary, model.diagnostics, worker, experiment.has_task_weights)
+    suspects = tasks_to_suspect(experiment, manifest)
+    running = RunningMetrics(names, binary, model.diagnostics, worker, experiment.has_task_weights, suspects)
     check_division(manifest.lanes, worker.workers, experiment.training.global_batch_size)
     progress = Progress(make_training_window(experiment, manifest, manifest.digests("train"), first_step=0))
     return RunState(model, running, progress, worker)

@@ -1,9 +1,10 @@
 """Losses and AUC of the steps since the last log line, without waiting for the device in a step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from models.loss_config import LOSSES
 from pipeline.errors import UserError
 from pipeline.sharding.module import StepOutput
 from pipeline.training.binned_auc import BinnedAuc
@@ -20,6 +21,7 @@ class RunningMetrics:
         diagnostics: tuple[str, ...],
         worker: Worker,
         has_task_weights: bool = False,
+        suspects: Sequence[str] = (),
     ) -> None:
         """Begins with empty sums.
 
@@ -29,9 +31,11 @@ class RunningMetrics:
             diagnostics: names of the model's diagnostics.
             worker: this worker.
             has_task_weights: whether the outputs have `task_weights`: steps then count by the weight of their rows.
+            suspects: tasks with a loss of amounts that may have negative labels, for the error about their loss.
         """
         self._names = names
         self._binary = binary
+        self._suspects = suspects
         self._diagnostics = diagnostics
         self._worker = worker
         self._auc = BinnedAuc(binary, worker.device)
@@ -87,10 +91,11 @@ class RunningMetrics:
     def _check_finite(self, sums: Tensor) -> None:
         if sums.isfinite().all():
             return
-        of_amounts = [loss for loss, facts in LOSSES.items() if facts.of_amounts]
         wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
+        suspects = [name for name in wrong if name in self._suspects]
+        or_negative = f", or a label of {' or '.join(suspects)} is below zero, which the loss does not allow"
         raise UserError(
-            f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged, or a "
-            f"label of the losses {' or '.join(of_amounts)} is below zero. Use a lower learning rate, a longer "
-            "training.schedule.warmup_steps or training.clip_norm, and resume from the last checkpoint or start over."
+            f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged"
+            f"{or_negative if suspects else ''}. Use a lower learning rate, a longer training.schedule.warmup_steps or "
+            "training.clip_norm, and resume from the last checkpoint or start over."
         )

@@ -19,9 +19,9 @@ from pipeline.preprocess.rows import judge
 from pipeline.preprocess.transform import Transform, encode_rows
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.table.content import Content, merged
-from pipeline.table.content_text import describe_content, percent
+from pipeline.table.content_report import report_content
+from pipeline.table.content_text import percent
 from pipeline.table.manifest import LaneFile, Manifest, Partition, read_manifest, write_manifest
-from pipeline.table.remarks import remarks
 
 PLACES = ["home", "home", "home", "search", "feed", None]
 MADE: dict[str, list[Any]] = {
@@ -124,11 +124,11 @@ def test_the_remarks_name_what_the_experiment_does_not_intend(tmp_path: Path) ->
     of = make(tmp_path, MADE)
     parts, kept = contents(of)
     manifest = manifest_of(of, merged(parts), kept)
-    text = "\n".join(remarks(of.table_experiment, manifest))
+    text = "\n".join(report_content(of.table_experiment, manifest).remarks)
     assert "(scene): no row has the value 'homme'. Did you mean 'home' (3 rows, now in scene=other)?" in text
     assert "fall into scene=other: 80.0% of train" in text
-    assert "task spent: labels are negative (1 of train), and the loss ziln takes only 0 or more" in text
-    assert "use the loss mse or huber" in text
+    assert "task spent: the column 'spent' has negative labels (1 in train), and the loss ziln takes only 0 or" in text
+    assert "Set tasks.spent.loss to mse or huber" in text
     assert "2 lanes are too many" in text and "table.lanes=1" in text and "few rows have a row" not in text
 
 
@@ -137,13 +137,13 @@ def test_remarks_follow_their_advice(tmp_path: Path) -> None:
     parts, kept = contents(of)
     tasks = [of.tasks[0], of.tasks[1].model_copy(update={"loss": "huber"})]
     followed = of.table_experiment.model_copy(update={"tasks": tasks})
-    assert remarks(followed, replace(manifest_of(of, merged(parts), kept), lanes=1)) == []
+    assert report_content(followed, replace(manifest_of(of, merged(parts), kept), lanes=1)).remarks == []
 
 
 def test_constant_labels_and_few_matches_are_reported(tmp_path: Path) -> None:
     of = make(tmp_path, {**MADE, "user": [5] * 6, "click": [0] * 6}, values=["home", "search"])
     parts, kept = contents(of)
-    text = "\n".join(remarks(of.table_experiment, manifest_of(of, merged(parts), kept)))
+    text = "\n".join(report_content(of.table_experiment, manifest_of(of, merged(parts), kept)).remarks)
     assert "task click: every label of train is 0." in text and "(0% of train)" in text
 
 
@@ -153,13 +153,13 @@ def test_the_lines_and_the_manifest(tmp_path: Path) -> None:
     manifest = manifest_of(of, merged(parts), kept)
     write_manifest(str(tmp_path), manifest)
     assert read_manifest(str(tmp_path)) == manifest
-    lines = [" ".join(line.split()) for line in describe_content(of.table_experiment, manifest, None)]
+    lines = [" ".join(line.split()) for line in report_content(of.table_experiment, manifest).lines]
     for line in ("scene=homme 0 0%", "scene=other 4 80.0%", "click, share of 1 60.0%", "spent, mean 1.8",
                  "spent, negative labels 1", "side.parquet by user 60.0%"):  # fmt: skip
         assert line in lines
     sampled = replace(manifest, partitions=[replace(manifest.partitions[0], sampled_out=7)])
-    note = describe_content(of.table_experiment, sampled, None)[-1]
+    note = report_content(of.table_experiment, sampled).lines[-1]
     assert note.startswith("The 7 negatives of train that logs.negatives left out are not counted")
     old = replace(manifest, partitions=[replace(manifest.partitions[0], content=None)])
-    assert describe_content(of.table_experiment, old, None) == []
+    assert report_content(of.table_experiment, old).lines == []
     assert [percent(0, 9), percent(1, 9999), percent(9998, 9999), percent(9, 9)] == ["0%", "<0.1%", ">99.9%", "100%"]
