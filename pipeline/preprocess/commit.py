@@ -10,14 +10,8 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.chains import report_conditional_tasks
-from pipeline.preprocess.discover import (
-    LogPartition,
-    PartitionFiles,
-    compact,
-    list_all_files,
-    looks_like_parquet,
-    report_unreadable,
-)
+from pipeline.preprocess.discover import PartitionFiles, compact, report_unreadable
+from pipeline.preprocess.entries import ClassifiedEntry
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import LABEL_MISSING
 from pipeline.preprocess.tasks import Done, run_tasks
@@ -34,20 +28,30 @@ from pipeline.table_folder import QUARANTINE
 logger = logging.getLogger(__name__)
 
 
-def warn_of_late_files(logs: LogsConfig, table: str, records: list[PartitionRecord]) -> None:
-    """Warns about partitions whose log files have changed since they were read. Partitions may leave the log."""
-    watched = [record for record in records if record.log_files is not None]
-    partitions = [LogPartition(record.partition.split, record.partition.value) for record in watched]
-    for record, now in zip(watched, list_all_files(logs, partitions), strict=True):
-        before = record.log_files or {}
-        now = {path: size for path, size in now.items() if path in before or looks_like_parquet(logs.path, path)}
+def warn_of_late_files(
+    logs: LogsConfig, table: str, records: list[PartitionRecord], entries: dict[str, ClassifiedEntry]
+) -> None:
+    """Warns about partitions whose log files have changed since they were read. Partitions may leave the log.
+
+    Args:
+        entries: what is in the log now, see `classify_entries`.
+    """
+    in_folder: dict[str, dict[str, int]] = defaultdict(dict)
+    for path, entry in entries.items():
+        if entry.kind in ("read", "unreadable", "late"):
+            in_folder["/".join(path.split("/")[: len(logs.levels)])][path] = entry.bytes
+    for record in records:
+        folder = logs.folder_of(record.partition.value)
+        before, now = record.log_files, in_folder[folder]
+        if before is None or not now:
+            continue
         changes = _file_changes(before, now)
-        if now and changes:
+        if changes:
             logger.warning(
                 "%s: its files in the log have changed since they were read (%s), and the feature table does not "
                 "contain the change. To include it, delete %s and run again, or rebuild the whole table with "
                 "--overwrite%s.",
-                logs.folder_of(record.partition.value),
+                folder,
                 changes,
                 storage.join(table, record.file),
                 "; the rows of files that are gone will then leave the table" if before.keys() - now else "",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -63,15 +64,24 @@ def compact(values: list[str]) -> str:
     return f"{', '.join(values[:3])}, ..., {values[-1]} ({len(values)} in total)"
 
 
-def read_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[PartitionFiles]:
+def read_files(
+    logs: LogsConfig,
+    partitions: list[LogPartition],
+    current: Collection[str] | None = None,
+    read_before: Collection[str] = (),
+) -> list[PartitionFiles]:
     """Reads the footers of all files of the given partitions.
 
     A partition folder without Parquet files is left out with a warning: its data may still arrive.
 
+    Args:
+        current: the current files of a Delta table; no others are read.
+        read_before: files that the feature table already contains; no other path to them is read.
+
     Raises:
         UserError: a file cannot be read (unless `unreadable_files: skip`), or no partition has a readable file.
     """
-    listed = list_all_files(logs, partitions)
+    listed = _list_files(logs, partitions, current, read_before)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         footers = [[pool.submit(_read_footer, logs.path, path) for path in paths] for paths in listed]
     found = []
@@ -116,13 +126,18 @@ def report_unreadable(logs: LogsConfig, path: str, error: str) -> None:
     )
 
 
-def list_all_files(logs: LogsConfig, partitions: list[LogPartition]) -> list[dict[str, int]]:
+def _list_files(
+    logs: LogsConfig, partitions: list[LogPartition], current: Collection[str] | None, read_before: Collection[str]
+) -> list[dict[str, int]]:
     """The files of each partition with their sizes in bytes, sorted by path; paths are relative to the log folder."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         listed = list(pool.map(lambda partition: _list_entries(logs, partition), partitions))
     folders = [logs.folder_of(partition.value) for partition in partitions]
     files = [data_files(folder, entries) for folder, entries in zip(folders, listed, strict=True)]
-    left_out = set(repeated_files(logs.path, [list(paths) for paths in files]))
+    if current is not None:
+        _check_current(logs, folders, current, {path for paths in files for path in paths})
+        files = [{path: size for path, size in paths.items() if path in current} for paths in files]
+    left_out = set(repeated_files(logs.path, [list(paths) for paths in files], read_before))
     links = {
         path
         for folder, entries in zip(folders, listed, strict=True)
@@ -143,6 +158,16 @@ def data_files(folder: str, entries: dict[str, Entry]) -> dict[str, int]:
     return {p: entry.size for p, entry in sorted(entries.items()) if entry.kind == "file" and not is_hidden(folder, p)}
 
 
+def _check_current(logs: LogsConfig, folders: list[str], current: Collection[str], found: set[str]) -> None:
+    """Raises UserError if a current file of a Delta table is not among the files of its partition."""
+    for path in sorted(set(current) - found):
+        if "/".join(path.split("/")[: len(logs.levels)]) in folders:
+            raise UserError(
+                f"{storage.join(storage.absolute(logs.path), path)} is a current file of the Delta table, but it is "
+                "not there, or it is hidden or a link into the log. Restore it, or remove it from the table."
+            )
+
+
 def _list_entries(logs: LogsConfig, partition: LogPartition) -> dict[str, Entry]:
     """Everything below a partition folder.
 
@@ -151,14 +176,19 @@ def _list_entries(logs: LogsConfig, partition: LogPartition) -> dict[str, Entry]
     """
     folder = logs.folder_of(partition.value)
     entries = list_entries(logs.path, folder)
-    for path, entry in entries.items():
-        if entry.kind == "closed":
-            raise not_listed(storage.join(logs.path, path), entry.reason)
-        if not path.isascii() and os.fsencode(path) != path.encode(errors="surrogatepass"):
-            raise not_utf8(storage.join(logs.path, folder), os.fsencode(path))
+    check_listed(logs.path, folder, entries)
     names = [path.removeprefix(f"{folder}/") for path in entries]
     check_plain(storage.join(storage.absolute(logs.path), folder), names, logs.folders_in_words)
     return entries
+
+
+def check_listed(log: str, folder: str, entries: dict[str, Entry]) -> None:
+    """Raises UserError if a folder in a partition folder cannot be listed, or if a name is not UTF-8."""
+    for path, entry in entries.items():
+        if entry.kind == "closed":
+            raise not_listed(storage.join(log, path), entry.reason)
+        if not path.isascii() and os.fsencode(path) != path.encode(errors="surrogatepass"):
+            raise not_utf8(storage.join(log, folder), os.fsencode(path))
 
 
 def _read_footer(log: str, path: str) -> LogFile | str | None:

@@ -18,7 +18,7 @@ from pipeline.features.encoder_files import generation_folder
 from pipeline.preprocess.commit import delete_superseded_partitions, transform_partitions, warn_of_late_files
 from pipeline.preprocess.discover import LogPartition, PartitionFiles, compact, read_files
 from pipeline.preprocess.encode import delete_superseded_encoders, load_encoders
-from pipeline.preprocess.entries import classify_entries, count_entries
+from pipeline.preprocess.entries import Listed, classify_entries, count_entries, list_log
 from pipeline.preprocess.fit import extend_encoders, fit_encoders
 from pipeline.preprocess.id_kinds import with_fitted_kinds
 from pipeline.preprocess.partitions import DiscoveredPartitions, find_partitions
@@ -111,12 +111,14 @@ def preprocess(
     committed = [record.partition for record in existing.committed]
     found = find_partitions(sections.logs, [LogPartition(p.split, p.value) for p in committed])
     known = {partition.value for partition in committed}
-    files = read_files(sections.logs, [partition for partition in found.partitions if partition.value not in known])
+    read_before = {file for record in existing.committed for file in record.log_files or ()}
+    new = [partition for partition in found.partitions if partition.value not in known]
+    files = read_files(sections.logs, new, found.current, read_before)
     _check_moves(existing, files)
     _check_damaged_records(existing, found)
     _report_left_out(existing, found, files)
-    in_log = {partition.value for partition in found.partitions}
-    warn_of_late_files(sections.logs, path, [r for r in existing.committed if r.partition.value in in_log])
+    listed = list_log(sections.logs, found, [experiment.folder, path])
+    _warn_of_late_files(existing, found, listed)
     if files:
         to_read = [file for partition in files for file in partition.files]
         earlier = set() if existing.earlier is None else {use.column for use in uses(existing.earlier.meaning)}
@@ -124,7 +126,7 @@ def preprocess(
         connect()
         _run(plan, existing, files)
     made = _find_table(sections, path, existing.settings)
-    manifest = _make_manifest(made, found)
+    manifest = _make_manifest(made, found, listed)
     before = _finished(path)
     if before == manifest and before.log_entries in ({}, manifest.log_entries):
         logger.info("the feature table is complete: nothing to do")
@@ -186,6 +188,13 @@ def _report_left_out(table: ExistingTable, found: DiscoveredPartitions, files: l
     if rows:
         lost_rows = ", ".join(rows)
         logger.warning("removed from the feature table, because the logs to rebuild them are gone: %s", lost_rows)
+
+
+def _warn_of_late_files(table: ExistingTable, found: DiscoveredPartitions, listed: Listed) -> None:
+    logs, records = table.sections.logs, table.committed
+    folders = [logs.folder_of(record.partition.value) for record in records]
+    in_log = {folder: listed[folder] for folder in folders if folder in listed}
+    warn_of_late_files(logs, table.path, records, classify_entries(logs, found, records, in_log))
 
 
 def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]) -> None:
@@ -327,7 +336,7 @@ def _fits(old: pa.Field, new: pa.Field) -> bool:
     return bool(both.field(0).type == old.type)
 
 
-def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifest:
+def _make_manifest(table: ExistingTable, found: DiscoveredPartitions, listed: Listed) -> Manifest:
     filesystem, path = storage.resolve(storage.join(table.path, COLUMNS))
     index, layout, logs = _committed_index(table), table.sections.table, table.sections.logs
     splits, partitions = list(logs.splits), [record.partition for record in table.committed]
@@ -345,5 +354,5 @@ def _make_manifest(table: ExistingTable, found: DiscoveredPartitions) -> Manifes
         partitions=sorted(partitions, key=place),
         ignored_partitions=found.ignored,
         lineage=index.lineage,
-        log_entries=count_entries(classify_entries(logs, found, table.committed)),
+        log_entries=count_entries(classify_entries(logs, found, table.committed, listed)),
     )

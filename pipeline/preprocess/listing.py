@@ -53,6 +53,15 @@ def is_on_local_disk(log: str) -> bool:
     return isinstance(storage.resolve(log)[0], fs.LocalFileSystem)
 
 
+def path_in_log(log: str, folder: str) -> str | None:
+    """The path of a folder relative to the log folder, if it is below it."""
+    (filesystem, top), (other, path) = storage.resolve(log), storage.resolve(folder)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        top, path = os.path.realpath(top), os.path.realpath(path)
+    start = f"{top.rstrip('/')}/"
+    return path[len(start) :] if filesystem.type_name == other.type_name and path.startswith(start) else None
+
+
 def is_hidden(folder: str, path: str) -> bool:
     """Whether a path has a hidden part below a folder that contains it, such as the `_temporary` of a running job."""
     return any(part.startswith(("_", ".")) for part in path.removeprefix(folder).lstrip("/").split("/"))

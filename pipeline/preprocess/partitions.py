@@ -12,9 +12,10 @@ from pipeline import storage
 from pipeline.config.logs import LogsConfig
 from pipeline.config.partition_values import PartitionOrder, has_value
 from pipeline.errors import UserError
+from pipeline.preprocess.delta import current_files
 from pipeline.preprocess.discover import LogPartition, compact
 from pipeline.preprocess.listing import list_below
-from pipeline.preprocess.table_formats import check_plain
+from pipeline.preprocess.table_formats import DELTA_LOG, check_plain
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class DiscoveredPartitions:
 
     partitions: list[LogPartition]
     ignored: list[str]
+    current: frozenset[str] | None = None  # of a Delta table: its current files, relative to the log
 
 
 def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) -> DiscoveredPartitions:
@@ -38,7 +40,7 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
 
     Raises:
         UserError: the folder is missing, it has no partition folders, a partition cannot be compared with the
-            split bounds, or a split has no partition.
+            split bounds, a split has no partition, or the log is a table of another format.
     """
     if not storage.is_folder(logs.path):
         raise UserError(
@@ -46,6 +48,7 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
             f"{logs.folders_in_words} below it; correct logs.path, which is relative to the working directory."
         )
     in_table = {partition.value: partition.split for partition in committed}
+    current = current_files(logs)
     values = _list_values(logs)
     if not values and not in_table:
         raise _no_folders(logs)
@@ -67,12 +70,13 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     _warn_of_spellings(logs, order, [value for value in values if value not in ignored])
     splits = list(logs.splits)
     partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
-    return DiscoveredPartitions(sorted(partitions, key=lambda p: (splits.index(p.split), place(p.value))), ignored)
+    partitions.sort(key=lambda p: (splits.index(p.split), place(p.value)))
+    return DiscoveredPartitions(partitions, ignored, current)
 
 
 def _check_no_table(logs: LogsConfig, entries: dict[str, fs.FileInfo]) -> None:
-    """Raises UserError if the log folder, which contains these entries, is a table of another format."""
-    names = list(entries)
+    """Raises UserError if the log folder, which contains these entries, is an Iceberg or a Hudi table."""
+    names = [name for name in entries if name != DELTA_LOG]
     if "metadata" in entries and entries["metadata"].type == fs.FileType.Directory:
         names += [f"metadata/{name}" for name in list_below(storage.join(logs.path, "metadata"), recursive=False)]
     check_plain(storage.absolute(logs.path), names, logs.folders_in_words)

@@ -137,7 +137,17 @@ def scenario_codes(scenario: ScenarioConfig, sources: Sources, rows: UnitRows) -
 
 
 def rows_with_label(sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows) -> NDArray[np.bool_]:
-    """Which rows have a label of a task. All other rows are left to the other tasks."""
+    """Which rows have a label of a task. All other rows are left to the other tasks. Found once per unit and task."""
+    if task.name not in rows.with_label:
+        found = _find_rows_with_label(sections, task, sources, rows)
+        found.setflags(write=False)  # several callers share it
+        rows.with_label[task.name] = found
+    return rows.with_label[task.name]
+
+
+def _find_rows_with_label(
+    sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows
+) -> NDArray[np.bool_]:
     has_label = np.ones(rows.count, dtype=bool)
     for level, values in task.only.items():
         scenario = next(scenario for scenario in sections.scenarios if scenario.name == level)

@@ -53,11 +53,7 @@ def find_sources(
         UserError: a column is missing, exists in two places, or has a type that does not fit its use.
     """
     in_paths = columns_in_paths(sections.logs, files)
-    log_columns = list(dict.fromkeys(name for file in files for name in file.schema.names))
-    from_paths = {name for values in in_paths.values() for name in values}.difference(log_columns)
-    if sections.logs.missing_columns == "null":
-        elsewhere = {name for schema in sides for name in schema.names} - {join.key for join in sections.logs.joins}
-        log_columns += sorted({*earlier_columns} - {*log_columns, *from_paths, *elsewhere})
+    log_columns, from_paths = _columns_of_log(sections, files, in_paths, sides, earlier_columns)
     files = [with_columns(file, in_paths[file.path]) for file in files]
     side: dict[str, int] = {}
     kinds: dict[str, Kind] = {}
@@ -85,10 +81,6 @@ def find_sources(
             keys[use.column] = _widest(use, schemas)
     undecided.difference_update(kinds)
     _decide_kinds(sections, sides, kinds, undecided)
-    split = {use.column for use in uses(sections) if use.types is SEPARATED_TEXTS}
-    kinds |= dict.fromkeys(undecided & split, "text")
-    _spread_kinds(sections, kinds, undecided)
-    kinds |= dict.fromkeys(undecided - kinds.keys(), "int")
     features = {feature.name: feature for feature in sections.features}
     for i, feature in enumerate(sections.features):
         feature.check_id_kinds(f"features.{i}", features, kinds)
@@ -97,6 +89,22 @@ def find_sources(
     taken = {path: values.keys() - side.keys() for path, values in in_paths.items()}
     warn_of_unused(sections.logs, files, {use.column for use in uses(sections)}, taken)
     return Sources(side, kinds, undecided, fractional, keys, dict(lacking), in_paths)
+
+
+def _columns_of_log(
+    sections: TableExperiment,
+    files: list[LogFile],
+    in_paths: dict[str, Values],
+    sides: list[pa.Schema],
+    earlier_columns: Collection[str],
+) -> tuple[list[str], set[str]]:
+    """The columns that files of the log have, or that all of them may lack, and the columns of their paths alone."""
+    columns = list(dict.fromkeys(name for file in files for name in file.schema.names))
+    from_paths = {name for values in in_paths.values() for name in values}.difference(columns)
+    if sections.logs.missing_columns == "null":
+        elsewhere = {name for schema in sides for name in schema.names} - {join.key for join in sections.logs.joins}
+        columns += sorted({*earlier_columns} - {*columns, *from_paths, *elsewhere})
+    return columns, from_paths
 
 
 def uses(sections: TableExperiment | DecidingSections) -> Iterator[Use]:
@@ -230,7 +238,10 @@ def _other_column(column: str, type_: pa.DataType) -> str:
 def _decide_kinds(
     sections: TableExperiment, sides: list[pa.Schema], kinds: dict[str, Kind], undecided: set[str]
 ) -> None:
-    """Moves columns without a value from `undecided` to `kinds` if the experiment or another column says their kind."""
+    """Gives every column without a value a kind, and keeps those in `undecided` whose kind nothing says.
+
+    The experiment, a side table, or a column with the same encoder may say it. All other kinds are provisional.
+    """
     wanted: dict[str, Kind] = {}
     for scenario in sections.scenarios:
         wanted[scenario.column] = "int" if isinstance(scenario.values[0], int) else "text"
@@ -241,6 +252,10 @@ def _decide_kinds(
         kinds[column] = wanted[column]
     _spread_kinds(sections, kinds, undecided)
     undecided.difference_update(kinds)
+    split = {use.column for use in uses(sections) if use.types is SEPARATED_TEXTS}
+    kinds |= dict.fromkeys(undecided & split, "text")
+    _spread_kinds(sections, kinds, undecided)
+    kinds |= dict.fromkeys(undecided - kinds.keys(), "int")
 
 
 def _spread_kinds(sections: TableExperiment, kinds: dict[str, Kind], undecided: set[str]) -> None:

@@ -1,10 +1,11 @@
-"""Table formats whose folder contains more files than the table has: Delta, Iceberg and Hudi are refused."""
+"""Table formats whose folder contains more files than the table has: Iceberg and Hudi are refused, Delta is read."""
 
 from collections.abc import Iterable
 
 from pipeline.errors import UserError
 
-_MARKS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+DELTA_LOG = "_delta_log"
+_MARKS = {DELTA_LOG: "Delta", ".hoodie": "Hudi"}
 
 
 def check_plain(folder: str, paths: Iterable[str], folders: str) -> None:
@@ -20,12 +21,24 @@ def check_plain(folder: str, paths: Iterable[str], folders: str) -> None:
     for path in paths:
         found = _format(path)
         if found is not None:
-            raise UserError(
-                f"{folder} contains {found} table ({path}). Such a table lists its current files itself, and its "
-                "folder also keeps files that were replaced or deleted, whose rows would count twice. Export the "
-                f"current rows as plain Parquet into folders {folders} of another folder, and set logs.path to "
-                "that folder."
-            )
+            raise refused(folder, found, path, folders, "Such a table lists its current files itself.")
+
+
+def refused(folder: str, found: str, path: str, folders: str, why: str) -> UserError:
+    """The error for a table of another format.
+
+    Args:
+        folder: that contains the table.
+        found: the format, with its article.
+        path: by which it is known.
+        folders: how partition folders are named, in words.
+        why: a sentence that says why its files cannot be read.
+    """
+    return UserError(
+        f"{folder} contains {found} table ({path}). {why} Its folder also keeps files that were replaced or deleted, "
+        f"whose rows would count twice. Export the current rows as plain Parquet into folders {folders} of another "
+        "folder, and set logs.path to that folder."
+    )
 
 
 def _format(path: str) -> str | None:

@@ -103,6 +103,7 @@ class UnitRows:
         self.first_row = unit.first_row
         self.split = unit.split
         self._log = _read(plan, unit, columns)
+        self.with_label: dict[str, NDArray[np.bool_]] = {}  # task -> which rows have its label, see `rows_with_label`
 
     def column(self, name: str) -> Column:
         """A column of the log or of a side table; null where the side table lacks the row's key."""

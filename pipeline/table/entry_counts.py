@@ -6,7 +6,9 @@ from typing import Literal
 from pipeline.documents import KNOWN_KEYS_ONLY
 from pipeline.sizes import in_bytes
 
-EntryClass = Literal["read", "unreadable", "late", "in_no_split", "hidden", "not_parquet", "link", "beside"]
+EntryClass = Literal[
+    "read", "unreadable", "late", "in_no_split", "hidden", "not_parquet", "not_current", "link", "beside"
+]
 
 _IN_WORDS: dict[EntryClass, str] = {
     "read": "read",
@@ -15,6 +17,7 @@ _IN_WORDS: dict[EntryClass, str] = {
     "in_no_split": "in no split",
     "hidden": "hidden, because a name begins with _ or .",
     "not_parquet": "not Parquet",
+    "not_current": "not read, because the Delta table has replaced or deleted them",
     "link": "links that are not followed",
     "beside": "beside the partition folders",
 }

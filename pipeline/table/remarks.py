@@ -16,9 +16,7 @@ FEW_ROWS = 64
 _MOST = 5
 
 
-def remarks(
-    sections: TableExperiment | DecidingSections, manifest: Manifest, splits: list[SplitContent]
-) -> list[str]:
+def remarks(sections: TableExperiment | DecidingSections, manifest: Manifest, splits: list[SplitContent]) -> list[str]:
     """One sentence for each thing that is probably not what the experiment intends.
 
     Args:

@@ -1,9 +1,7 @@
 """Which files of a log are data: Parquet under any name; table formats are refused."""
 
-import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
@@ -68,25 +66,6 @@ def test_table_formats_are_refused(folder: Path, place: str, mark: str, name: st
     file.write_text("{}")
     with pytest.raises(UserError, match=rf"contains {name} table .*Export the current rows as plain Parquet"):
         read(folder)
-
-
-def test_the_advice_for_a_delta_table_gives_each_row_once(folder: Path) -> None:
-    """A file of day 1 was rewritten: the folder contains its rows twice, the table only once."""
-    log, first = folder / "log", "day=1/good.parquet"
-    write(good(), log / "day=1/rewritten.parquet")
-    commits = [
-        [{"add": {"path": first}}, {"add": {"path": "day=2/good.parquet"}}],
-        [{"remove": {"path": first}}, {"add": {"path": "day=1/rewritten.parquet"}}],
-    ]
-    (log / "_delta_log").mkdir()
-    for number, actions in enumerate(commits):
-        (log / f"_delta_log/{number:020}.json").write_text("\n".join(map(json.dumps, actions)))
-    with pytest.raises(UserError, match=r"whose rows would count twice\. Export .* into folders day=VALUE of another"):
-        read(folder)
-    for path in ("day=1/rewritten.parquet", "day=2/good.parquet"):
-        write(pq.read_table(log / path, partitioning=None), folder / "export" / path)
-    days = read(folder, path=str(folder / "export"))
-    assert [sum(file.group_rows[0] for file in day.files) for day in days] == [good().num_rows, good().num_rows]
 
 
 def test_links_lead_to_each_real_file_once_and_never_up(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.preprocess import commit, fit
 from pipeline.preprocess.discover import PartitionFiles, read_files
-from pipeline.preprocess.entries import classify_entries, count_entries
+from pipeline.preprocess.entries import classify_entries, count_entries, list_log
 from pipeline.preprocess.partitions import find_partitions
 from pipeline.preprocess.run_table import make_run_table
 from pipeline.report.folders import describe_table
 from pipeline.table.entry_counts import describe_entries
-from pipeline.table.manifest import Partition
+from pipeline.table.manifest import Partition, read_manifest
 from pipeline.table.partition_record import PartitionRecord
 from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import experiment
@@ -109,7 +110,7 @@ def test_every_entry_is_in_one_class_and_every_file_is_read_once(tree: list[tupl
         logs = experiment(folder, logs={"splits": SPLITS, "unreadable_files": "skip"}).logs
         partitions = find_partitions(logs)
         found = read_files(logs, partitions.partitions)
-        classes = classify_entries(logs, partitions, records_of(found))
+        classes = classify_entries(logs, partitions, records_of(found), list_log(logs, partitions))
 
         read = [file.path for partition in found for file in partition.files]
         real = Counter(str((folder / "log" / path).resolve().relative_to(folder)) for path in read)
@@ -168,7 +169,7 @@ def test_each_class_on_a_disk_and_in_a_store(tmp_path: Path, where: str) -> None
     partitions = find_partitions(logs)
     records = records_of(read_files(logs, partitions.partitions))
     parquet(tmp_path / "log/day=1/late")
-    classes = classify_entries(logs, partitions, records)
+    classes = classify_entries(logs, partitions, records, list_log(logs, partitions))
     for kind, expected in SMALL.items():
         assert {path for path, entry in classes.items() if entry.kind == kind} == expected
     assert classes["day=2/notes.txt"].bytes == 4
@@ -202,3 +203,77 @@ def test_the_classes_are_in_the_manifest_and_shown(tmp_path: Path, monkeypatch: 
     file.write_text(json.dumps(document))  # as an earlier version wrote it
     assert all(line in make_run_table(made, False, lambda: None) for line in shown)
     assert json.loads(file.read_text()) == document and "logs.path" not in describe_table(made.table_folder)
+
+
+@pytest.mark.parametrize("first", ["day=1", "day=2"])
+def test_a_file_that_a_later_partition_links_to_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: str
+) -> None:
+    """The second partition comes in a later run, before or after the first in the order of partitions."""
+    for stage in (fit, commit):
+        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
+    second = {"day=1": "day=2", "day=2": "day=1"}[first]
+    write(good(), tmp_path / "disk/shared")
+    for day in DAYS:
+        write(good(), tmp_path / "log" / day / "own")
+    (tmp_path / "log" / first / "link").symlink_to(tmp_path / "disk/shared")
+    (tmp_path / "log" / second).rename(tmp_path / "to come")
+    sections = {
+        "features": FEATURES,
+        "tasks": TASKS,
+        "scenarios": [TAB],
+        "logs": {"joins": [], "splits": {"train": [1, 2]}},
+    }
+    made = experiment(tmp_path, **sections)
+    make_run_table(made, False, lambda: None)
+
+    (tmp_path / "to come").rename(tmp_path / "log" / second)
+    (tmp_path / "log" / second / "link").symlink_to("../../disk/shared")
+    printed = make_run_table(made, False, lambda: None)
+    assert {p.value: p.rows_read for p in read_manifest(made.table_folder).partitions} == {
+        first[-1]: 2 * good().num_rows,
+        second[-1]: good().num_rows,
+    }
+    assert f"to what is read under another name, or to nothing: not read: {second}/link" in caplog.text
+    for _ in range(2):
+        assert "  read: 3 files" in printed and "  links that are not followed: 1 files" in printed
+        printed = make_run_table(made, False, lambda: None)
+    assert "have changed since they were read" not in caplog.text
+
+
+@pytest.mark.parametrize("inside", ["log", "log/day=1", "log/archive/deep"])
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_what_the_run_itself_writes_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, where: str
+) -> None:
+    for stage in (fit, commit):
+        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
+    for path in ("day=1/a", "day=2/b", "archive/stray"):
+        write(good(), tmp_path / "log" / path)
+    start = str(tmp_path) if where == "disk" else f"local://{tmp_path}"
+    logs = {"path": f"{start}/log", "joins": [], "splits": SPLITS}
+    sections = {"features": FEATURES, "tasks": TASKS, "scenarios": [TAB], "logs": logs}
+    made = experiment(tmp_path, output=f"{start}/{inside}/runs", **sections)
+    for _ in range(3):
+        make_run_table(made, False, lambda: None)
+        counts = read_manifest(made.table_folder).log_entries
+        assert {kind: count.entries for kind, count in counts.items()} == {"beside": 1, "read": 2}
+        parquet(tmp_path / inside / "runs/test/predictions/p.parquet")
+
+
+def test_a_name_that_is_not_utf8_is_refused_also_in_a_partition_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in (fit, commit):
+        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
+    for path in ("day=1/a", "day=2/b"):
+        write(good(), tmp_path / "log" / path)
+    sections = {"features": FEATURES, "tasks": TASKS, "scenarios": [TAB]}
+    made = experiment(tmp_path, logs={"joins": [], "splits": SPLITS}, **sections)
+    make_run_table(made, False, lambda: None)
+    bad = os.fsencode(tmp_path / "log/day=1") + b"/\xff"
+    Path(os.fsdecode(bad)).touch()
+    with pytest.raises(UserError, match=r"contains something whose name is not UTF-8: b'.*\\xff'\. Rename it"):
+        make_run_table(made, False, lambda: None)
+    Path(os.fsdecode(bad)).unlink()
+    assert "read: 2 files" in make_run_table(made, False, lambda: None)

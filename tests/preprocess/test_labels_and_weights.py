@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.preprocess import commit, fit, units
+from pipeline.preprocess import commit, fit, rows, units
 from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.run_table import summary
 from pipeline.report.folders import describe_table
@@ -173,6 +174,28 @@ def test_a_task_exists_only_for_the_named_scenarios(tmp_path: Path) -> None:
     assert all(np.isfinite(row["weight:spent"]) and row["weight:spent"] >= 0 for row in found.values())
     assert [found[row]["weight:spent"] for row in (100, 104)] == [1, 2]
     assert only_partition(manifest).reasons == {"task spent: weight is missing": 1}
+
+
+def test_the_rows_with_a_label_are_found_once_per_unit_and_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks, sampling, weights and labels use them, and so does the task that comes after."""
+    found = Counter[tuple[int, str]]()
+    find = rows._find_rows_with_label
+
+    def counted(sections: Any, task: Any, sources: Any, unit: Any) -> Any:
+        found[id(unit.with_label), task.name] += 1
+        kept.append(unit)  # so that no other unit gets the same id
+        return find(sections, task, sources, unit)
+
+    kept: list[Any] = []
+    monkeypatch.setattr(rows, "_find_rows_with_label", counted)
+    for day in (1, 2):
+        write(tmp_path, day, {"click": [1, 0, 0, 1], "buy": [1, None, 0, 0], "w": [1.0, 2.0, 0.5, 1.0]})
+    click = {**CLICK, "only": {"tab": [0]}}
+    buy = {"name": "buy", "column": "buy", "kind": "binary", "after": "click", "missing": "skip"}
+    make(tmp_path, tasks=[click, buy], logs={"negatives": {"task": "click", "keep": 0.5}, "weight": "w"})
+    assert {task for _, task in found} == {"click", "buy"} and set(found.values()) == {1}
 
 
 def test_weights_multiply_and_unusable_weights_are_quarantined(tmp_path: Path) -> None:
