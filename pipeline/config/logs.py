@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from models.inputs import TaskKind
 from models.loss_config import LossConfig
 from pipeline import storage
-from pipeline.config.partition_values import MixedKinds, PartitionOrder, PartitionValue, has_value, unescape
+from pipeline.config.partition_values import MixedKinds, PartitionOrder, PartitionValue, has_value, kinds_of, unescape
 from pipeline.errors import UserError
 from pipeline.section import Section
 from pipeline.table_folder import check_name_part, check_split
@@ -82,13 +82,14 @@ class LogsConfig(Section):
             order = PartitionOrder(self._bounds(), [], is_whole_log=False)
         except MixedKinds as error:
             raise ValueError(f"the bounds of `splits` are of different kinds: {error}; write all of one kind") from None
+        about_texts = f". {texts}" if (texts := order.describe_texts()) else ""
         for name, (first, last) in self.splits.items():
             if order.ranges[name].first > order.ranges[name].last:
-                raise ValueError(f"split `{name}` ends ({last}) before it begins ({first})")
+                raise ValueError(f"split `{name}` ends ({last}) before it begins ({first}){about_texts}")
         ranges = sorted(order.ranges.items(), key=lambda item: item[1].first)
         for (one, before), (two, after) in zip(ranges, ranges[1:], strict=False):
             if before.last >= after.first:
-                raise ValueError(f"splits `{one}` and `{two}` overlap: a partition belongs to one split")
+                raise ValueError(f"splits `{one}` and `{two}` overlap: a partition belongs to one split{about_texts}")
         return self
 
     @property
@@ -149,11 +150,12 @@ class LogsConfig(Section):
     def _advice(self, parts: list[list[str]], error: MixedKinds) -> str:
         """What to do about values that cannot be compared with the bounds."""
         ends = [part for part in parts if all(map(has_value, part))]
-        try:
-            PartitionOrder({"": (ends[0], ends[0])}, parts)
-        except MixedKinds as among_folders:
-            odd = self._folder_with(parts, error.examples[1]) or self._folder_with(parts, among_folders.examples[1])
-            return f"Rename the folder {odd}, or move it out of the log."
+        for end in {tuple(kinds_of(unescape(value)) for value in part): part for part in reversed(ends)}.values():
+            try:  # bounds like each kind of folder, since it is not known which of them are wanted
+                PartitionOrder({"": (end, end)}, parts)
+            except MixedKinds as among_folders:
+                odd = self._folder_with(parts, error.examples[1]) or self._folder_with(parts, among_folders.examples[1])
+                return f"Rename the folder {odd}, or move it out of the log."
         like = "/".join(ends[0])  # as they are spelled, which a bound may be too
         return f"Write the bounds of all splits like the folders, in quotes, such as '{like}'."
 

@@ -13,12 +13,13 @@ from typing import Any
 from urllib.parse import unquote
 
 PartitionValue = int | str
-Moment = int | datetime | str
+Moment = int | datetime | str | tuple[int | str, ...]
 
 WITHOUT_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 """Values of the folders in which Hive and Spark put rows whose partition column is null or empty."""
 
 _NUMBER = re.compile(r"[-+]?[0-9]+")
+_DIGITS = re.compile(r"[0-9]+")
 _TIME = r"([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,6}))?)?)?"
 _DATES = [
     re.compile(rf"([0-9]{{4}})-([0-9]{{1,2}})(?:-([0-9]{{1,2}})(?:[ T-]{_TIME}Z?)?)?"),
@@ -104,7 +105,33 @@ def _as_text(text: str) -> Meaning:
     return Meaning(text, text)
 
 
+def _as_shape(text: str) -> Meaning | None:
+    """The year, month and day of a date, also if it is not in the calendar, such as 2026-02-31."""
+    match = re.fullmatch(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[^0-9].*)?", text)
+    if match is None:
+        return None
+    year, month, day = map(int, match.groups())
+    shape = (year, month, day, text[match.end(3) :])
+    return Meaning(shape, shape)
+
+
+def _as_numbers_in_text(text: str) -> Meaning:
+    numbers = tuple(map(int, _DIGITS.findall(text)))
+    return Meaning(numbers, numbers)
+
+
+def _have_one_pattern(texts: Sequence[str]) -> bool:
+    """Whether texts differ only in numbers inside of them, such as v2 and v10."""
+    patterns = {_DIGITS.sub("#", text) for text in texts}
+    return len(patterns) == 1 and "#" in patterns.pop()
+
+
 _KINDS: dict[str, Read] = {"whole numbers": as_number, "dates": as_date, "times": as_time}
+
+
+def kinds_of(text: str) -> tuple[str, ...]:
+    """All kinds of an unescaped value except text."""
+    return tuple(kind for kind, read in _KINDS.items() if read(text) is not None)
 
 
 def find_kind(bounds: Sequence[PartitionValue], values: Sequence[str], is_whole_log: bool) -> Read:
@@ -121,7 +148,9 @@ def find_kind(bounds: Sequence[PartitionValue], values: Sequence[str], is_whole_
     """
     ends = [unescape(str(bound)) for bound in bounds]
     texts = [*ends, *values]
-    for read in _KINDS.values():
+    # Digits such as 20260109 and 2026010910 are a day and its hour: as numbers, no bound would include it.
+    are_dates = len(set(map(len, texts))) > 1 and all(len(text) >= 8 and as_date(text) is not None for text in texts)
+    for read in [as_date] if are_dates else _KINDS.values():
         if all(read(text) is not None for text in texts):
             if read is as_date:
                 _check_precision(ends, values)
@@ -131,7 +160,8 @@ def find_kind(bounds: Sequence[PartitionValue], values: Sequence[str], is_whole_
     may_be_texts = written_as_texts and (not bounds_are or "whole numbers" in bounds_are)
     has_plain_text = any(all(read(text) is None for read in _KINDS.values()) for text in texts)
     may_be_texts = may_be_texts and (has_plain_text or not is_whole_log)
-    if may_be_texts and all(_agrees_with_texts(read, texts) for read in _KINDS.values()):
+    readings = [*_KINDS.values(), *([_as_shape] if any(as_date(text) is not None for text in texts) else [])]
+    if may_be_texts and all(_agrees_with_texts(read, texts) for read in readings):
         return _as_text
     raise _mixed_kinds(texts)
 
@@ -168,8 +198,7 @@ def _mixed_kinds(texts: list[str]) -> MixedKinds:
     """The first two texts, in the given order, without a common kind."""
     examples: dict[tuple[str, ...], str] = {}
     for text in texts:
-        kinds = tuple(kind for kind, read in _KINDS.items() if read(text) is not None)
-        examples.setdefault(kinds, text)
+        examples.setdefault(kinds_of(text), text)
     for kinds, text in examples.items():
         for others, other in examples.items():
             if not set(kinds) & set(others) and kinds != others:
@@ -210,35 +239,70 @@ class PartitionOrder:
         """
         ends = [end for pair in bounds.values() for end in pair]
         known = [list(map(unescape, value)) for value in values if all(map(has_value, value))]
-        self._read = [
-            find_kind(level, [value[i] for value in known], is_whole_log)
-            for i, level in enumerate(zip(*ends, strict=True))
-        ]
-        self.ranges = {
-            split: Range(
-                tuple(meaning.first for meaning in self._meanings(list(map(str, first)))),
-                tuple(meaning.last for meaning in self._meanings(list(map(str, last)))),
-            )
-            for split, (first, last) in bounds.items()
-        }
+        self._read: list[Read] = []
+        self._read_numbers: list[Read] = []  # the same, except that numbers in texts are numbers
+        self._texts: list[str] = []  # of the levels that have numbers in texts
+        for i, level in enumerate(zip(*ends, strict=True)):
+            read = find_kind(level, [value[i] for value in known], is_whole_log)
+            texts = [*(unescape(str(end)) for end in level), *(value[i] for value in known)]
+            has_numbers = read is _as_text and _have_one_pattern(texts)
+            self._read.append(read)
+            self._read_numbers.append(_as_numbers_in_text if has_numbers else read)
+            self._texts += texts if has_numbers else []
+        self.ranges = {split: _range(*pair, self._read) for split, pair in bounds.items()}
+        self._number_ranges = {split: _range(*pair, self._read_numbers) for split, pair in bounds.items()}
 
     def key(self, parts: Sequence[str]) -> Key:
         """Sort key of a partition: by meaning, then by spelling; a partition without a value comes last."""
         if not all(map(has_value, parts)):
             return (True, (), tuple(parts))
-        return (False, tuple(meaning.first for meaning in self._meanings(parts)), tuple(parts))
+        return (False, tuple(meaning.first for meaning in _meanings(parts, self._read)), tuple(parts))
 
     def split_of(self, parts: Sequence[str]) -> str | None:
         """The split that contains a partition; None if no split does, or if the partition has no value."""
+        return self._find(parts, self._read, self.ranges)
+
+    def is_misplaced(self, parts: Sequence[str]) -> bool:
+        """Whether a partition would be in another split if the numbers in texts were compared as numbers."""
+        return self._find(parts, self._read_numbers, self._number_ranges) != self.split_of(parts)
+
+    def describe_texts(self) -> str:
+        """How texts with numbers inside are compared, and what to do; empty if the numbers have the same order."""
+        texts = sorted(set(self._texts))
+        for one, other in zip(texts, texts[1:], strict=False):
+            if _as_numbers_in_text(one).first > _as_numbers_in_text(other).first:  # type: ignore[operator]
+                return (
+                    f"Texts are compared character by character, so that {one!r} is before {other!r}: write the "
+                    "numbers in all folders and bounds with the same number of digits, such as "
+                    f"{_with_digits(other, one)!r}"
+                )
+        return ""
+
+    @staticmethod
+    def _find(parts: Sequence[str], reads: Sequence[Read], ranges: Mapping[str, Range]) -> str | None:
         if not all(map(has_value, parts)):
             return None
-        first = tuple(meaning.first for meaning in self._meanings(parts))
-        return next((name for name, of in self.ranges.items() if of.first <= first <= of.last), None)
+        first = tuple(meaning.first for meaning in _meanings(parts, reads))
+        return next((name for name, of in ranges.items() if of.first <= first <= of.last), None)
 
-    def _meanings(self, parts: Sequence[str]) -> list[Meaning]:
-        meanings = []
-        for read, part in zip(self._read, parts, strict=True):
-            meaning = read(unescape(part))
-            assert meaning is not None, "the kind was chosen for these values"
-            meanings.append(meaning)
-        return meanings
+
+def _range(first: Sequence[PartitionValue], last: Sequence[PartitionValue], reads: Sequence[Read]) -> Range:
+    return Range(
+        tuple(meaning.first for meaning in _meanings(list(map(str, first)), reads)),
+        tuple(meaning.last for meaning in _meanings(list(map(str, last)), reads)),
+    )
+
+
+def _meanings(parts: Sequence[str], reads: Sequence[Read]) -> list[Meaning]:
+    meanings = []
+    for read, part in zip(reads, parts, strict=True):
+        meaning = read(unescape(part))
+        assert meaning is not None, "the kind was chosen for these values"
+        meanings.append(meaning)
+    return meanings
+
+
+def _with_digits(text: str, like: str) -> str:
+    """A text whose numbers have at least as many digits as those of another text of its pattern."""
+    widths = iter([len(number) for number in _DIGITS.findall(like)])
+    return _DIGITS.sub(lambda number: number[0].zfill(next(widths)), text)

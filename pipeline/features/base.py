@@ -47,6 +47,16 @@ class EncodedColumn:
         return cls(values, len(ids) + dropped, missing + dropped, int(np.count_nonzero(ids == UNKNOWN_ID)))
 
 
+@dataclass(frozen=True)
+class TextCounts:
+    """Texts and ids of a list feature, and how many of them are probably not meant as they are read."""
+
+    parts: int = 0  # ids
+    weighted: int = 0  # ids that look like `id:weight`
+    texts: int = 0  # that are split at a separator
+    in_brackets: int = 0  # such texts that are lists in brackets
+
+
 class BaseFeature(Section):
     """A feature of any kind. The defaults fit a feature that needs no fitting and shares nothing."""
 
@@ -134,12 +144,13 @@ class BaseFeature(Section):
         """Numbers for the summary in some rows, and how often each occurs; called only if there is a summary."""
         raise AssertionError(f"features of kind {type(self).__name__} have no summary")
 
-    def weighted_parts(self, rows: Rows) -> tuple[int, int]:
-        """Number of parts of texts in some rows that are whole ids, and how many of these look like `id:weight`.
+    def count_texts(self, rows: Rows) -> TextCounts | None:
+        """What ids in lists look like, in some rows; None if the feature is no list of texts without weights."""
+        return None
 
-        Both are 0 if the feature is not a list of such parts.
-        """
-        return 0, 0
+    def weights_advice(self, path: str) -> str:
+        """What to do if the texts of its lists look like `id:weight`; `path` is its path in the experiment file."""
+        raise AssertionError(f"features of kind {type(self).__name__} have no lists")
 
     # The encoder
 

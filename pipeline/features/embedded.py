@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.features.base import BaseFeature, EncodedColumn, ShardingType
+from pipeline.features.base import BaseFeature, EncodedColumn, ShardingType, TextCounts
 from pipeline.features.column_use import ColumnTypes, Rows, id_lists
 from pipeline.features.encoder_files import read_encoder
 from pipeline.features.encoders import Encoder, HashEncoder, VocabularyEncoder
-from pipeline.features.values import KIND_IN_WORDS, IdArray, Kind, Lists
+from pipeline.features.item_weights import looks_bracketed, looks_weighted
+from pipeline.features.values import KIND_IN_WORDS, IdArray, Kind, Lists, as_texts
 from pipeline.features.vocabulary import VocabularyConfig
 from pipeline.section import Section, nearest
 
 MOST_ITEMS = 2**31 - 1
 """Maximum number of items in a list column of one unit: offsets are int32."""
+
+_SAMPLED_TEXTS = 10_000  # per unit: enough to recognise weights and brackets
 
 
 class IdsConfig(Section):
@@ -129,6 +132,18 @@ class ListFeature(EmbeddedFeature):
             column = rows.column(self.column)
             dropped = self.read(column.values, "int").dropped
             yield (dropped > 0)[column.rows], "a part of the text is not a whole number"
+
+    def count_texts(self, rows: Rows) -> TextCounts | None:
+        if rows.id_kind(self.column) != "text":
+            return None
+        values = rows.column(self.column).values.slice(0, _SAMPLED_TEXTS)
+        parts = self.read(values, "text").items
+        texts = as_texts(values).drop_null() if self.separator is not None else values.slice(0, 0)
+        in_brackets = looks_bracketed(texts) if len(texts) else 0
+        return TextCounts(len(parts), looks_weighted(parts), len(texts), in_brackets)
+
+    def weights_advice(self, path: str) -> str:
+        return "This kind of feature has no weights: write the ids alone into the log"
 
     @abstractmethod
     def read(self, values: pa.Array, kind: Kind) -> Lists:

@@ -21,6 +21,12 @@ def looks_weighted(parts: pa.Array) -> int:
     return int(pc.sum(found, min_count=0).as_py())
 
 
+def looks_bracketed(texts: pa.Array) -> int:
+    """How many texts are a list in brackets, as Python and JSON write it."""
+    found = pc.match_substring_regex(texts.cast(pa.large_binary()), r"(?s)^\s*(\[.*\]|\(.*\)|\{.*\})\s*$")
+    return int(pc.sum(found, min_count=0).as_py())
+
+
 def split_weights(lists: Lists, mark: str) -> Lists:
     """Splits each item at the last `mark` into an id and a weight. An item without `mark` has weight 1.
 
@@ -46,5 +52,9 @@ def weight_faults(lists: Lists) -> Iterable[tuple[NDArray[np.bool_], str]]:
     yield sums(np.isinf(weights), lengths) > 0, "a weight is infinite"
     total = np.bincount(owner, weights, minlength=len(lengths))
     yield total > np.finfo(np.float32).max, "the sum of the weights is too large for float32"
+    with np.errstate(over="ignore"):
+        stored = weights.astype(np.float32)
+    kept = np.bincount(owner, stored, minlength=len(lengths))
+    yield (total > 0) & (kept == 0), "all weights above 0 are too small for float32"
     empty = pc.equal(lists.items, "").to_numpy(zero_copy_only=False)
     yield sums(empty, lengths) > 0, "an id before a weight is empty"

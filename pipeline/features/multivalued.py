@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from models.inputs import Feature
+from pipeline.features.base import TextCounts
 from pipeline.features.column_use import Rows
 from pipeline.features.embedded import EmbeddedFeature, ListFeature
-from pipeline.features.item_weights import looks_weighted, split_weights, weight_faults
+from pipeline.features.item_weights import split_weights, weight_faults
 from pipeline.features.values import Kind, Lists, as_lists, with_whole_numbers
-
-_SAMPLED_TEXTS = 10_000  # per unit: enough to recognise weights
 
 
 class MultivaluedFeature(ListFeature):
@@ -60,11 +59,12 @@ class MultivaluedFeature(ListFeature):
             for wrong, reason in weight_faults(self.read(column.values, "text")):
                 yield wrong[column.rows], reason
 
-    def weighted_parts(self, rows: Rows) -> tuple[int, int]:
-        if self.separator is None or self.has_weights:
-            return 0, 0
-        parts = self.read(rows.column(self.column).values.slice(0, _SAMPLED_TEXTS), "text").items
-        return len(parts), looks_weighted(parts)
+    def count_texts(self, rows: Rows) -> TextCounts | None:
+        return None if self.has_weights else super().count_texts(rows)
+
+    def weights_advice(self, path: str) -> str:
+        again = f"Set {path}.weights to ':' and rebuild the table with --overwrite"
+        return again if self.separator is not None else f"Write each list as one text with a `separator`. {again}"
 
     @property
     def model_feature(self) -> Feature:

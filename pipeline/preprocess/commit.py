@@ -15,9 +15,9 @@ from pipeline.preprocess.entries import ClassifiedEntry
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import LABEL_MISSING
 from pipeline.preprocess.tasks import Done, run_tasks
+from pipeline.preprocess.text_hints import report_texts
 from pipeline.preprocess.transform import Transform, transform_unit
 from pipeline.preprocess.units import Unit, cut_units
-from pipeline.preprocess.weighted_parts import report_weighted_parts
 from pipeline.preprocess.write import lane_folder, quarantine_folder
 from pipeline.progress_bar import ProgressBar
 from pipeline.table.content import UNLISTED_VALUES, merged
@@ -109,7 +109,7 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
         units += partition.units
         if not partition.units:
             partition.commit()
-    after_zero, weighted_parts = [], []
+    after_zero, texts = [], []
     lost: dict[str, list[str]] = defaultdict(list)
     with _warning_of_lost_columns(lost), ProgressBar("transform", sum(unit.rows for unit in units)) as progress:
         for done in run_tasks(transform_unit, [unit.item for unit in units], shared, plan.task_memory):
@@ -121,11 +121,11 @@ def transform_partitions(shared: Transform, found: list[PartitionFiles], made_wi
             progress.add(unit.rows)
             if done.unreadable is None:
                 after_zero.append(done.result["after_zero"])
-                weighted_parts.append(done.result["weighted_parts"])
+                texts.append(done.result["texts"])
             if partition.complete:
                 partition.commit()
     report_conditional_tasks(plan.sections, after_zero)
-    report_weighted_parts(plan.sections, weighted_parts)
+    report_texts(plan.sections, texts)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import Verdict
 from pipeline.preprocess.units import UnitRows
 from pipeline.table.content import OTHER, Content, LevelContent, TaskContent, most_frequent
-from pipeline.table.manifest import LABEL, SCENARIO
+from pipeline.table.manifest import LABEL, SCENARIO, WEIGHT
 
 _UNIT_VALUES = 200  # counted per unit, so that the most frequent values of a partition are known
 _LONGEST = 60  # characters of a value that is only shown
@@ -27,7 +27,7 @@ def count_content(plan: PreprocessPlan, rows: UnitRows, verdict: Verdict, table:
     kept, levels = verdict.kept, plan.sections.scenarios
     return Content(
         {level.name: _count_level(plan, level, rows, verdict, table) for level in levels},
-        {task.name: _count_labels(task, table[LABEL + task.name]) for task in plan.sections.tasks},
+        {task.name: _count_labels(task, table) for task in plan.sections.tasks},
         [int(np.count_nonzero(rows.has_match(i)[kept])) for i in range(len(plan.sides))],
     )
 
@@ -66,9 +66,10 @@ def _shown(value: pa.Scalar) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _count_labels(task: TaskConfig, column: pa.ChunkedArray) -> TaskContent:
-    labels = column.to_numpy()
-    known = labels[~np.isnan(labels)]
+def _count_labels(task: TaskConfig, table: pa.Table) -> TaskContent:
+    labels = table[LABEL + task.name].to_numpy()
+    has_label = ~np.isnan(labels)
+    known, weights = labels[has_label], WEIGHT + task.name
     with np.errstate(over="ignore"):
         values = task.to_log_unit(known).astype(np.float64)
         total = float(values.sum())
@@ -79,4 +80,7 @@ def _count_labels(task: TaskConfig, column: pa.ChunkedArray) -> TaskContent:
         sum=total,
         lowest=float(values.min()) if len(values) else None,
         highest=float(values.max()) if len(values) else None,
+        weightless=int(np.count_nonzero(table[weights].to_numpy()[has_label] == 0))
+        if weights in table.schema.names
+        else 0,
     )

@@ -27,7 +27,7 @@ from pipeline.preprocess.sources import uses
 from pipeline.preprocess.transform import Transform
 from pipeline.preprocess.units import cut_units
 from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
-from pipeline.table.manifest import Manifest, Partition, read_manifest, rows_left_out, write_manifest
+from pipeline.table.manifest import KEY, Manifest, Partition, read_manifest, rows_left_out, write_manifest
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table.settings import TableSettings, check_may_continue, read_settings
 from pipeline.table_folder import COLUMNS, ENCODERS, MANIFEST, RECORDS, SETTINGS, WORK
@@ -300,12 +300,14 @@ def check_no_split_is_empty(logs: LogsConfig, manifest: Manifest) -> None:
         partitions = [partition for partition in manifest.partitions if partition.split == split]
         if sum(partition.kept for partition in partitions) == 0:
             records = [f"{RECORDS}/{split}-{partition.value}.json" for partition in partitions]
+            sampled = any(partition.sampled_out for partition in partitions)
+            keep = ", or raise logs.negatives.keep and rebuild the table with --overwrite" if sampled else ""
             redo = f", delete {compact(records)} in the feature table" if records else ""
             raise UserError(
                 f"logs.splits.{split}: no row is left of its {sum(p.rows_read for p in partitions):,} rows in "
                 f"{len(partitions)} partitions ({rows_left_out(partitions)}, "
                 f"{sum(len(p.skipped_files) for p in partitions)} files skipped): change the range, or fix the log"
-                f"{redo} and run again."
+                f"{redo} and run again{keep}."
             )
 
 
@@ -317,7 +319,10 @@ def _with_earlier_columns(plan: PreprocessPlan, records: list[PartitionRecord]) 
     filesystem, path = storage.resolve(storage.join(plan.table, COLUMNS))
     earlier = pq.read_schema(path, filesystem=filesystem)
     for old, new in zip(earlier, plan.schema, strict=True):
-        if not _fits(old, new):
+        key = old.name.removeprefix(KEY)
+        # In paths, numbers are texts if other values of the column are texts.
+        in_paths = all(key in values for values in plan.sources.in_paths.values())
+        if not _fits(old, new) and not (in_paths and is_text(old.type) and pa.types.is_int64(new.type)):
             raise UserError(
                 f"{old.name!r} is {new.type} in the new partitions, but {old.type} in the feature table {plan.table}. "
                 "Convert the new partitions, or rebuild the table with --overwrite."

@@ -59,6 +59,11 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
     def place(value: str) -> tuple[object, ...]:
         return order.key(logs.parts_of(value))
 
+    if not known and not any(all(map(has_value, logs.parts_of(value))) for value in values):
+        raise UserError(
+            f"logs.path: no partition in {storage.absolute(logs.path)} has a value: "
+            f"{compact([logs.folder_of(value) for value in values])}. To use their rows, rename the folders."
+        )
     for split, (first, last) in logs.splits.items():
         if split not in known.values():
             raise UserError(
@@ -67,6 +72,7 @@ def find_partitions(logs: LogsConfig, committed: Iterable[LogPartition] = ()) ->
             )
     ignored = sorted((value for value, split in split_of.items() if split is None), key=place)
     _warn_of_ignored(logs, order, list(known), ignored)
+    _warn_of_texts(logs, order, values)
     _warn_of_spellings(logs, order, [value for value in values if value not in ignored])
     splits = list(logs.splits)
     partitions = [LogPartition(split, value) for value, split in split_of.items() if split is not None]
@@ -97,7 +103,8 @@ def _list_values(logs: LogsConfig) -> list[str]:
                 for entry, info in sorted(entries.items())
                 if entry.startswith(f"{name}=") and info.type == fs.FileType.Directory
             ]
-            others = sorted(entry for entry in entries if not entry.startswith((f"{name}=", "_", ".")))
+            folders = {f"{name}={parts[-1]}" for parts in below}
+            others = sorted(entry for entry in entries if entry not in folders and not entry.startswith(("_", ".")))
             if not level and below and others:
                 logger.warning("logs.path: not in a folder %s=VALUE, so not read: %s", name, compact(others))
             if level and (others or not below):
@@ -162,6 +169,17 @@ def _warn_of_ignored(logs: LogsConfig, order: PartitionOrder, taken: list[str], 
         logger.warning(
             "in no split, because the partition has no value: %s. To use their rows, rename the folders.",
             compact([logs.folder_of(value) for value in unnamed]),
+        )
+
+
+def _warn_of_texts(logs: LogsConfig, order: PartitionOrder, values: list[str]) -> None:
+    """Warns of partitions whose split is another one than that of the numbers in their values, such as v10."""
+    misplaced = [logs.folder_of(value) for value in values if order.is_misplaced(logs.parts_of(value))]
+    if misplaced:
+        logger.warning(
+            "in a split, or in none, only because of their spelling: %s. %s.",
+            compact(misplaced),
+            order.describe_texts(),
         )
 
 

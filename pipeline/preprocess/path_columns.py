@@ -61,6 +61,15 @@ def check_once(use: Use, files: list[LogFile]) -> None:
             )
 
 
+def text_in_path(column: str, in_paths: dict[str, Values]) -> str | None:
+    """The path of a file because of which the values of a column in paths are texts; None if there is none."""
+    for path, values in in_paths.items():
+        value = values[column].as_py() if column in values else None
+        if isinstance(value, str) and not _PLAIN_NUMBER.fullmatch(value):
+            return path
+    return None
+
+
 def warn_of_unused(logs: LogsConfig, files: list[LogFile], used: set[str], taken: dict[str, set[str]]) -> None:
     """Warns once per column below the partition folders whose values are not used, because others are.
 

@@ -13,7 +13,7 @@ from pipeline.config.table_experiment import TableExperiment
 from pipeline.features.values import INDISTINCT, as_ids, as_numbers, ids_of, indistinct, not_utf8
 from pipeline.preprocess.sources import Sources
 from pipeline.preprocess.units import UnitRows
-from pipeline.preprocess.weights import largest_weights, weight_columns, weights_in
+from pipeline.preprocess.weights import too_large, weight_columns, weights_in
 
 LABEL_MISSING = "label is missing"
 _KEPT, _FILTERED, _UNLABELLED, _SAMPLED_OUT = 0, -1, -2, -3
@@ -82,25 +82,16 @@ def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdic
     predictions.
     """
     verdict = Verdict(np.zeros(rows.count, dtype=np.int16))
-    labelled = np.zeros(rows.count, dtype=bool)
-    for task in sections.tasks:
-        has_label = rows_with_label(sections, task, sources, rows)
-        _judge_label(verdict, task, rows, has_label)
-        labelled |= has_label
+    has_label = [rows_with_label(sections, task, sources, rows) for task in sections.tasks]
+    for task, labelled in zip(sections.tasks, has_label, strict=True):
+        _judge_label(verdict, task, rows, labelled)
         if task.sample_weight is not None:
-            _judge_weight(verdict, f"task {task.name}: weight", task.sample_weight, rows, has_label)
-    if sections.logs.weight is not None:
-        _judge_weight(
-            verdict,
-            f"weight {sections.logs.weight}: value",
-            sections.logs.weight,
-            rows,
-            np.ones(rows.count, dtype=bool),
-        )
-    if weight_columns(sections):
-        for task in sections.tasks:
-            too_large = largest_weights(sections, task, rows) > np.finfo(np.float32).max
-            verdict.reject(too_large, f"task {task.name}: weight is too large for float32")
+            _judge_weight(verdict, f"task {task.name}: weight", task.sample_weight, rows, labelled)
+    if (weight := sections.logs.weight) is not None:
+        _judge_weight(verdict, f"weight {weight}: value", weight, rows, np.ones(rows.count, dtype=bool))
+    for task, labelled in zip(sections.tasks, has_label, strict=True) if weight_columns(sections) else []:
+        large = too_large(sections, task, rows, labelled)
+        verdict.reject(large, f"task {task.name}: weight is too large for float32")
     for key in sections.logs.keys:
         column = rows.column(key)
         # NaN counts as missing, as in ids and labels that are floats.
@@ -120,7 +111,7 @@ def judge(sections: TableExperiment, sources: Sources, rows: UnitRows) -> Verdic
         if scenario.other == "drop":
             verdict.filter(scenario_codes(scenario, sources, rows) == len(scenario.values))
     if rows.split == "train":
-        verdict.filter_unlabelled(~labelled)
+        verdict.filter_unlabelled(~np.logical_or.reduce(has_label))
     return verdict
 
 

@@ -7,8 +7,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.table_experiment import TableExperiment
-from pipeline.features.values import as_numbers, hash_values
-from pipeline.preprocess.rows import labels
+from pipeline.features.arrow_types import is_bytes, is_text
+from pipeline.features.values import as_numbers, as_texts, hash_values
+from pipeline.preprocess.rows import labels, rows_with_label
 from pipeline.preprocess.sources import Sources
 from pipeline.preprocess.units import UnitRows
 from pipeline.preprocess.weights import task_weights
@@ -44,7 +45,12 @@ def lane_weights(sections: TableExperiment, sources: Sources, rows: UnitRows) ->
     keep = 1.0 if sections.logs.negatives is None else sections.logs.negatives.keep
     correction = np.where(is_sampled(sections, sources, rows), 1 / keep, 1)
     with np.errstate(over="ignore"):  # in rows that are quarantined
-        return [(task_weights(sections, task, rows) * correction).astype(np.float32) for task in sections.tasks]
+        return [
+            (task_weights(sections, task, rows, rows_with_label(sections, task, sources, rows)) * correction).astype(
+                np.float32
+            )
+            for task in sections.tasks
+        ]
 
 
 def _uniform(sections: TableExperiment, rows: UnitRows, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -66,11 +72,11 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Any odd factor: the same keys in another order then have another hash."""
 
 
-_BYTES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+_IN_MICROSECONDS = {"s": 10**6, "ms": 10**3, "us": 1}
 
 
 def _hashable(values: pa.Array) -> pa.Array:
-    """Values as int64 or as bytes: equal for equal numbers and texts, whatever the width of their type."""
+    """Values as int64 or as bytes: equal for equal numbers, moments and texts, whatever their width, unit or scale."""
     type_ = values.type
     if pa.types.is_dictionary(type_):
         return _hashable(values.cast(type_.value_type))
@@ -82,10 +88,23 @@ def _hashable(values: pa.Array) -> pa.Array:
         numbers = as_numbers(values)
         whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < 2.0**63)
         return pa.array(np.where(whole, np.where(whole, numbers, 0).astype(np.int64), numbers.view(np.int64)))
-    if pa.types.is_date32(type_) or pa.types.is_time32(type_):
-        return values.cast(pa.int32()).cast(pa.int64())
-    if pa.types.is_timestamp(type_) or pa.types.is_date64(type_) or pa.types.is_time64(type_):
-        return values.cast(pa.int64())
-    if any(is_kind(type_) for is_kind in _BYTES):
-        return values.cast(pa.large_binary())
+    if pa.types.is_temporal(type_) and not pa.types.is_interval(type_):
+        return _in_microseconds(values)
+    if is_text(type_) or is_bytes(type_):
+        return as_texts(values)
+    if pa.types.is_decimal(type_):
+        return pa.array([str(value.normalize()).encode() for value in values.to_pylist()], pa.large_binary())
     return pa.array([repr(value).encode() for value in values.to_pylist()], pa.large_binary())
+
+
+def _in_microseconds(values: pa.Array) -> pa.Array:
+    """Dates, moments, times of day and durations as int64; the rest of nanoseconds is mixed into their bits."""
+    type_ = values.type
+    if pa.types.is_date32(type_):
+        return pa.array(values.cast(pa.int32()).to_numpy().astype(np.int64) * 86_400 * 10**6)
+    numbers = values.view(pa.int32() if pa.types.is_time32(type_) else pa.int64()).to_numpy().astype(np.int64)
+    unit = "ms" if pa.types.is_date64(type_) else type_.unit
+    if unit != "ns":
+        return pa.array(numbers * _IN_MICROSECONDS[unit])
+    whole, rest = np.divmod(numbers, 1000)
+    return pa.array(whole ^ (rest.astype(np.uint64) * _ODD).view(np.int64))

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.config.logs import LogsConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.errors import UserError
 from pipeline.features.arrow_types import has_views, is_float, is_list, plain_type
 from pipeline.features.column_use import ANY_TYPE, IDS, NUMBERS, SEPARATED_TEXTS, Use
 from pipeline.features.values import KIND_IN_WORDS, Kind, value_kind
 from pipeline.preprocess.discover import LogFile
-from pipeline.preprocess.path_columns import Values, check_once, columns_in_paths, warn_of_unused, with_columns
+from pipeline.preprocess.path_columns import (
+    Values,
+    check_once,
+    columns_in_paths,
+    text_in_path,
+    warn_of_unused,
+    with_columns,
+)
 from pipeline.section import nearest
 from pipeline.table.settings import DecidingSections
 
@@ -52,6 +60,7 @@ def find_sources(
     Raises:
         UserError: a column is missing, exists in two places, or has a type that does not fit its use.
     """
+    files = [file for file in files if any(file.group_rows)] or files  # without rows, no column has a wrong type
     in_paths = columns_in_paths(sections.logs, files)
     log_columns, from_paths = _columns_of_log(sections, files, in_paths, sides, earlier_columns)
     files = [with_columns(file, in_paths[file.path]) for file in files]
@@ -84,8 +93,8 @@ def find_sources(
     features = {feature.name: feature for feature in sections.features}
     for i, feature in enumerate(sections.features):
         feature.check_id_kinds(f"features.{i}", features, kinds)
-    _check_scenario_values(sections, kinds)
-    _warn_of_lacking(files, lacking)
+    _check_scenario_values(sections, kinds, in_paths)
+    _warn_of_lacking(sections.logs, files, lacking)
     taken = {path: values.keys() - side.keys() for path, values in in_paths.items()}
     warn_of_unused(sections.logs, files, {use.column for use in uses(sections)}, taken)
     return Sources(side, kinds, undecided, fractional, keys, dict(lacking), in_paths)
@@ -181,21 +190,27 @@ def _in_log(
     for file in without:
         if use.column not in lacking[file.path]:
             lacking[file.path].append(use.column)
-    return [(f"the log file {file.path}", file.schema) for file in having]
+    return [
+        (f"the {'path of the ' if use.column in in_paths[file.path] else ''}log file {file.path}", file.schema)
+        for file in having
+    ]
 
 
-def _warn_of_lacking(files: list[LogFile], lacking: dict[str, list[str]]) -> None:
+def _warn_of_lacking(logs: LogsConfig, files: list[LogFile], lacking: dict[str, list[str]]) -> None:
+    """Warns once per column that files lack; it may be one that a side table had when the existing table was made."""
     for column in dict.fromkeys(column for columns in lacking.values() for column in columns):
         without = [file for file in files if column in lacking.get(file.path, ())]
         rows = sum(sum(file.group_rows) for file in without)
+        if len(without) == len(files) and logs.joins:
+            sides = ", ".join(join.path for join in logs.joins)
+            reason = (
+                f"neither the {len(files):,} files to read, such as {files[0].path}, nor the side tables ({sides}) "
+            )
+            reason += "have it"
+        else:
+            reason = f"{len(without):,} of the {len(files):,} files to read lack it, such as {without[0].path}"
         logger.warning(
-            "The column %r is null in %s rows, because %s of the %s files to read lack it, such as %s "
-            "(logs.missing_columns: null).",
-            column,
-            f"{rows:,}",
-            f"{len(without):,}",
-            f"{len(files):,}",
-            without[0].path,
+            "The column %r is null in %s rows, because %s (logs.missing_columns: null).", column, f"{rows:,}", reason
         )
 
 
@@ -291,10 +306,17 @@ def _decoded(type_: pa.DataType) -> pa.DataType:
     return plain_type(decoded) if has_views(decoded) else decoded
 
 
-def _check_scenario_values(sections: TableExperiment, kinds: dict[str, Kind]) -> None:
+def _check_scenario_values(sections: TableExperiment, kinds: dict[str, Kind], in_paths: dict[str, Values]) -> None:
     for i, scenario in enumerate(sections.scenarios):
         kind = kinds[scenario.column]
         wrong = [value for value in scenario.values if isinstance(value, int) != (kind == "int")]
+        if wrong and (path := text_in_path(scenario.column, in_paths)):
+            raise UserError(
+                f"scenarios.{i}.values: {wrong[0]} is a number, but the values of {scenario.column!r} in the paths of "
+                f"the log are texts, because of {path}: only 0, 17 or -3 are numbers there, and not a or 07. Rename "
+                "this folder, or write all values in quotes as the folders spell them; an existing table is then "
+                "rebuilt with --overwrite."
+            )
         if wrong:
             raise UserError(
                 f"scenarios.{i}.values: the column {scenario.column!r} contains {KIND_IN_WORDS[kind]}, but "

@@ -16,8 +16,8 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.rows import judge, labels, scenario_codes
 from pipeline.preprocess.sampling import dropped_negatives, lane_weights
+from pipeline.preprocess.text_hints import count_texts
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
-from pipeline.preprocess.weighted_parts import count_weighted_parts
 from pipeline.preprocess.write import deal, unit_generator, write_lanes
 from pipeline.table.manifest import KEY
 
@@ -53,7 +53,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
 
     Returns:
         Fields of `Partition`, for this unit only; `lanes` as returned by `write_lanes`, `after_zero` by
-        `labels_after_zero`, `weighted_parts` by `count_weighted_parts`, and `lost_columns` by `write_quarantine`.
+        `labels_after_zero`, `texts` by `count_texts`, and `lost_columns` by `write_quarantine`.
 
     Raises:
         Unreadable: the file is damaged.
@@ -82,7 +82,7 @@ def transform_unit(item: dict[str, Any], shared: Transform) -> dict[str, Any]:
         "unknown": counts.unknown,
         "missing": counts.missing,
         "after_zero": labels_after_zero(plan.sections, plan.sources, rows, verdict.kept),
-        "weighted_parts": count_weighted_parts(plan.sections, rows),
+        "texts": count_texts(plan.sections, rows),
         "content": count_content(plan, rows, verdict, table),
     }
 

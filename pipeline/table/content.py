@@ -34,6 +34,7 @@ class TaskContent:
     sum: float
     lowest: float | None  # None without labels
     highest: float | None
+    weightless: int = 0  # labels whose weight is 0
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,6 @@ def _merged_task(parts: list[TaskContent]) -> TaskContent:
         negative=sum(part.negative for part in parts),
         sum=sum(part.sum for part in parts),
         lowest=min((part.lowest for part in parts if part.lowest is not None), default=None),
+        weightless=sum(part.weightless for part in parts),
         highest=max((part.highest for part in parts if part.highest is not None), default=None),
     )

@@ -28,17 +28,18 @@ def describe_negative_labels(task: TaskConfig, splits: list[SplitContent]) -> st
 def check_labels(sections: TableExperiment, manifest: Manifest) -> None:
     """Checks the labels of tasks under a loss of amounts. Partitions of earlier versions have no counts: they pass.
 
-    In other splits than train, where negative labels only affect metrics, and where a row may have the weight 0 and is
-    then not trained on, there is a warning instead.
+    There is a warning instead for other splits than train, where negative labels only affect metrics, and if all
+    negative labels may be in rows of weight 0, which are not trained on.
 
     Raises:
         UserError: labels of the train split are negative.
     """
     splits = split_contents(manifest)
     for task in sections.tasks:
-        has_weights = sections.logs.weight is not None or task.sample_weight is not None
-        in_train = describe_negative_labels(task, [split for split in splits if split.name == "train"])
-        if in_train and not has_weights:
+        train = [split for split in splits if split.name == "train"]
+        in_train = describe_negative_labels(task, train)
+        labels = [split.content.tasks[task.name] for split in train]
+        if in_train and any(found.negative > found.weightless for found in labels):
             raise UserError(in_train)
         anywhere = describe_negative_labels(task, splits)
         if anywhere:

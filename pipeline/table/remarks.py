@@ -86,6 +86,11 @@ def _about_task(task: TaskConfig, splits: list[SplitContent]) -> list[str]:
         found = split.content.tasks[task.name]
         if split.is_whole and split.rows and not found.labels:
             lines.append(f"task {task.name}: no row of {split.name} has a label.")
+        elif split.is_whole and found.labels and found.weightless == found.labels:
+            lines.append(
+                f"task {task.name}: every label of {split.name} has the weight 0, so none counts. Check the columns "
+                "of logs.weight and sample_weight."
+            )
         elif split.is_whole and found.lowest is not None and found.lowest == found.highest:
             lines.append(f"task {task.name}: every label of {split.name} is {number(found.lowest)}.")
     negative = describe_negative_labels(task, splits)

@@ -131,6 +131,8 @@ def test_the_advice_of_a_refusal_works(bounds: list[str], values: list[str]) -> 
         (["1", "9"], ["5", "2026-01-01"]),
         (["1", "2026-01-01"], ["5"]),
         (["1", "9"], ["5", "7:30", "2026-01-01"]),
+        ([20260101, 20260109], ["20260101", "2026010200"]),  # a day and an hour
+        (["2026-02-01", "2026-2-31"], ["2026-02-27", "2026-05-01"]),  # as texts, May is before 2026-2-31
     ],
 )
 def test_mixtures_are_refused_with_two_examples(bounds: list[Any], values: list[str]) -> None:
@@ -146,6 +148,10 @@ def test_mixtures_are_refused_with_two_examples(bounds: list[Any], values: list[
         (["2026-01", "2026-02"], "2026-02-28", "train"),
         (["2026-01", "2026-02"], "20260301", None),
         ([20260101, 20260109], "2026-1-9", "train"),
+        ([20260101, 20260109], "2026010923", "train"),  # a day includes its hours in every spelling
+        ([20260101, 20260109], "202601092359", "train"),
+        ([20260101, 20260109], "2026011000", None),
+        (["2026-02-01", "2026-02-31"], "2026-02-28", "train"),
         (["2026-01-01", "20260109"], "20260110", None),
         (["0", "12"], "12:00", "train"),  # folders of hours
         (["a", "m"], "m", "train"),
@@ -158,6 +164,29 @@ def test_mixtures_are_refused_with_two_examples(bounds: list[Any], values: list[
 )
 def test_bounds_and_values(bounds: list[Any], value: str, expected: str | None) -> None:
     assert split_of(logs(bounds), value) == [expected]
+
+
+@pytest.mark.parametrize("zero", ["0000-00-00", "0000-01-01", "1900-00-00"])
+def test_a_date_that_does_not_exist_is_named_also_if_it_comes_first(zero: str) -> None:
+    """Bounds like that folder would not select any other."""
+    with pytest.raises(UserError, match=rf"Rename the folder dt={zero}, or move it out of the log\.$"):
+        logs(["2026-01-01", "2026-01-09"]).order([zero, "2026-01-01", "2026-01-02"], is_whole_log=True)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [(["v1", "v2"], ["v10", "v11"]), (["v2", "v10"], None), (["1.5", "2.5"], ["10.5", "10.5"])],
+)
+def test_bounds_whose_numbers_have_another_order_are_refused_with_advice_that_holds(
+    train: list[str], test: list[str] | None
+) -> None:
+    with pytest.raises(ValidationError, match=r"compared character by character, so that .* with the same number of"):
+        logs(train, test)
+
+    def padded(bounds: list[str]) -> list[str]:
+        return [re.sub("[0-9]+", lambda number: number[0].zfill(2), bound) for bound in bounds]
+
+    logs(padded(train), None if test is None else padded(test))
 
 
 def test_nested_folders_have_a_value_per_level() -> None:

@@ -17,7 +17,7 @@ from pipeline.table.settings import TableSettings
 from tests.preprocess.logs import experiment
 
 IDS = st.text(st.characters(blacklist_characters="|", blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
-WEIGHTS = st.floats(0, 2**90)
+WEIGHTS = st.just(0.0) | st.floats(2**-90, 2**90)
 TAGS: dict[str, Any] = {"name": "tags", "column": "tags", "kind": "multivalued", "ids": {"hash": 1000}, "dim": 4}
 
 
@@ -73,6 +73,9 @@ def reasons(texts: list[Any]) -> list[str]:
         ("x:inf", "a weight is infinite"),
         ("x:+Infinity", "a weight is infinite"),
         ("x:1e400", "a weight is infinite"),
+        ("x:1e-46", "all weights above 0 are too small for float32"),
+        ("x:0|y:1e-300", "all weights above 0 are too small for float32"),
+        ("x:1|y:1e-300", ""),
         ("x:1e39", "the sum of the weights is too large for float32"),
         ("x:3e38|y:3e38", "the sum of the weights is too large for float32"),
         (":1", "an id before a weight is empty"),

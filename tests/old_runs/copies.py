@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.preprocess.tasks import Done
@@ -20,6 +22,13 @@ def copy_of_run(folder: Path) -> None:
     shutil.copytree(FIRST, folder, dirs_exist_ok=True)
     with tarfile.open(folder / "checkpoints.tar.xz") as packed:
         packed.extractall(folder, filter="data")
+
+
+def first_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first version's run without its tensors, copied into a folder that becomes the working directory."""
+    shutil.copytree(FIRST, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return folder / "run"
 
 
 def with_next_day(folder: Path) -> Experiment:

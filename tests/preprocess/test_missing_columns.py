@@ -178,3 +178,36 @@ def test_the_first_days_may_lack_a_feature(folder: Path, caplog: pytest.LogCaptu
         manifest = run(folder, logs=FILL)
     assert read_split(folder / "table", manifest, "train")["item"].tolist() == [0] * ROWS
     assert read_split(folder / "table", manifest, "test")["item"].tolist() == [1] * ROWS
+
+
+def test_a_column_that_leaves_the_side_table_is_named_with_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not only the files of the log: they have never had it."""
+    side = str(folder / "side.parquet")
+    sections: dict[str, Any] = {"features": [USER, ITEM, BRAND], "tasks": [CLICK]}
+    logs: dict[str, Any] = {
+        **FILL,
+        "joins": [{"path": side, "key": "item"}],
+        "splits": {"train": [1, 1], "test": [2, 3]},
+    }
+    make(folder, logs=logs, **sections)
+    pq.write_table(pa.table({"item": ["a", "b"]}), side)
+    write(folder, 3)
+    make(folder, logs=logs, **sections)
+    assert "'brand' is null in 4 rows, because neither the 1 files to read, such as day=3/a.parquet, nor" in caplog.text
+    assert f"nor the side tables ({side}) have it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"user": pa.array([], pa.string())}, {"scene": pa.array([], pa.list_(pa.int8()))}]
+)
+def test_a_file_without_rows_may_have_any_columns(
+    folder: Path, columns: dict[str, pa.Array], caplog: pytest.LogCaptureFixture
+) -> None:
+    sections: dict[str, Any] = {"features": [USER], "tasks": [CLICK]}
+    alone = make(folder, "alone", **sections)
+    pq.write_table(pa.table(columns), folder / "log/day=1/0.parquet")
+    for logs in ({}, FILL):
+        manifest = make(folder, f"table {len(logs)}", logs=logs, **sections)
+        assert [p.kept for p in manifest.partitions] == [p.kept for p in alone.partitions]
+        assert manifest.columns == alone.columns
+    assert "is null in" not in caplog.text

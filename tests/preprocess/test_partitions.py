@@ -87,6 +87,52 @@ def test_the_range_that_a_message_shows_works(tmp_path: Path) -> None:
     assert taken(find(tmp_path, "dt", [], train=[1, 5], test=[10, 10])) == {"01": "train", "2": "train", "10": "test"}
 
 
+@pytest.mark.parametrize(
+    ("partition", "folders", "file"),
+    [("dt", ["dt=1", "dt=2"], "dt=3"), (["year", "month"], ["year=1/month=1", "year=1/month=2"], "year=1/month=3")],
+)
+def test_a_file_that_is_called_like_a_partition_folder_is_named(
+    partition: Any, folders: list[str], file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_file(tmp_path / "log" / file, log_rows(3, 0))
+    bounds = [1, 9] if partition == "dt" else ["1/1", "1/9"]
+    assert len(find(tmp_path, partition, folders, train=bounds).partitions) == 2
+    assert file.rpartition("/")[2] in caplog.text
+
+
+def test_partitions_that_are_all_without_a_value_are_refused_with_advice_that_holds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has a value: dt=__HIVE_DEFAULT_PARTITION__\. To use .*, rename the folders"):
+        find(tmp_path, "dt", ["dt=__HIVE_DEFAULT_PARTITION__"], train=[1, 9])
+    (tmp_path / "log/dt=__HIVE_DEFAULT_PARTITION__").rename(tmp_path / "log/dt=1")
+    assert taken(find(tmp_path, "dt", [], train=[1, 9])) == {"1": "train"}
+
+
+@pytest.mark.parametrize(
+    ("names", "bounds", "odd", "right"),
+    [
+        (["v1", "v2", "v10"], ["v1", "v2"], "v10", ["v01", "v02", "v10"]),
+        (["2026-W1", "2026-W3", "2026-W20"], ["2026-W1", "2026-W3"], "2026-W20", ["2026-W01", "2026-W03", "2026-W20"]),
+        (["1.5", "2.5", "10.5"], ["2.5", "9.5"], None, ["01.5", "02.5", "10.5"]),
+        (["1.5", "2.5", "10.5"], ["1.5", "2.5"], "10.5", ["01.5", "02.5", "10.5"]),
+        (["07", "10", "1f"], ["07", "1f"], None, []),  # the first digits of a hash are no numbers in texts
+    ],
+)
+def test_texts_whose_numbers_have_another_order_are_named(
+    names: list[str], bounds: list[str], odd: str | None, right: list[str],
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """v10 is between v1 and v2 in the order of the characters; with the digits that the message wants, it is not."""
+    found = find(tmp_path, "dt", [f"dt={name}" for name in names], train=bounds)
+    if odd is None:
+        assert not caplog.records
+        return
+    assert taken(found)[odd] == "train"
+    assert f"only because of their spelling: dt={odd}. Texts are compared character by character" in caplog.text
+    caplog.clear()
+    found = find(tmp_path / "other", "dt", [f"dt={name}" for name in right], train=right[:2])
+    assert odd not in taken(found) and len(taken(found)) == 2 and not caplog.records
+
+
 def write_partitions(folder: Path, names: list[str]) -> None:
     write_side(folder / "side.parquet")
     for i, name in enumerate(names):

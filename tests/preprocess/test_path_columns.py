@@ -240,6 +240,39 @@ def test_a_later_day_continues_the_kind(tmp_path: Path) -> None:
     assert values_of(tmp_path, manifest, "test") == ["1"] * ROWS + ["a"] * ROWS + ["1"] * ROWS
 
 
+def test_a_later_day_continues_the_kind_of_a_key(tmp_path: Path) -> None:
+    two_days(tmp_path, "scene=1", "scene=a")
+    logs: dict[str, Any] = {"keys": ["row", "scene"]}
+    sections: dict[str, Any] = {"features": [USER], "scenarios": [{**SCENE, "column": "user"}]}
+    run(tmp_path, logs=logs, **sections)
+    write(tmp_path, "day=3/scene=1/a.parquet", 300)
+    manifest = run(tmp_path, logs={**logs, "splits": {"train": [1, 1], "test": [2, 3]}}, **sections)
+    assert read_split(tmp_path / "table", manifest, "test")["key:scene"].tolist() == ["1"] * 3 + ["a"] * 3 + ["1"] * 3
+
+
+@pytest.mark.parametrize("name", ["scene=a", "scene=01"])
+def test_a_later_day_with_a_text_is_refused_with_advice_that_holds(tmp_path: Path, name: str) -> None:
+    two_days(tmp_path, "scene=0", "scene=1")
+    run(tmp_path, features=[USER])
+    write(tmp_path, f"day=3/{name}/a.parquet", 300)
+    later: dict[str, Any] = {"features": [USER], "logs": {"splits": {"train": [1, 1], "test": [2, 3]}}}
+    with pytest.raises(UserError, match=rf"are texts, because of day=3/{name}/a.parquet: .* Rename this folder, or"):
+        run(tmp_path, **later)
+    texts = {**later, "scenarios": [{**SCENE, "values": ["0", "1"]}]}
+    manifest = run(tmp_path, "again", overwrite=True, **texts)
+    assert read_split(tmp_path / "again", manifest, "test")["scenario:scene"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    (tmp_path / f"log/day=3/{name}").rename(tmp_path / "log/day=3/scene=7")
+    manifest = run(tmp_path, **later)
+    assert read_split(tmp_path / "table", manifest, "test")["scenario:scene"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_a_value_that_is_no_number_is_named_by_its_path(tmp_path: Path) -> None:
+    two_days(tmp_path, "scene=1.5")
+    price = {"name": "price", "column": "scene", "kind": "numeric", "encode": {"standardize": "identity"}}
+    with pytest.raises(UserError, match=r"is large_string in the path of the log file day=1/scene=1\.5/a.parquet"):
+        run(tmp_path, features=[USER, price], scenarios=[{**SCENE, "column": "user"}])
+
+
 def test_nested_partitions_are_columns(tmp_path: Path) -> None:
     for month in (1, 2):
         write(tmp_path, f"year=2026/day={month}/scene=1/a.parquet", 100 * month)

@@ -81,7 +81,6 @@ PATHS = {
     ("pipeline/preprocess/commit.py", "folder"),
     ("pipeline/preprocess/discover.py", "folder"),
     ("pipeline/preprocess/discover.py", "root"),
-    ("pipeline/preprocess/links.py", "root"),
     ("pipeline/preprocess/listing.py", "folder"),
     ("pipeline/preprocess/listing.py", "path"),
     ("pipeline/preprocess/units.py", "root"),

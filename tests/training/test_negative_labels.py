@@ -31,11 +31,12 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
 
 
-def with_table(folder: Path, train: list[float], valid: list[float], **keys: Any) -> Experiment:
-    """An experiment with its table, whose days have these labels of the task `spent`."""
+def with_table(folder: Path, train: list[float], valid: list[float], negative: float = 0.0, **keys: Any) -> Experiment:
+    """An experiment with its table, whose days have these labels of the task `spent`; rows with a negative label have
+    the weight `negative`."""
     for day, spent in enumerate((train, valid), start=1):
         columns = {"user": [1, 2, 3, 1, 2, 3], "place": ["a", "b"] * 3, "click": [1, 0] * 3, "spent": spent}
-        columns["weight"] = [float(value >= 0) for value in spent]
+        columns["weight"] = [1.0 if value >= 0 else negative for value in spent]
         file = folder / f"log/day={day}/part.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), file)
@@ -116,6 +117,12 @@ def test_rows_of_weight_0_are_not_trained_on(tmp_path: Path, caplog: pytest.LogC
     check_labels(experiment, read_manifest(experiment.table_folder))
     assert "negative labels (2 in train)" in caplog.text
     assert train_here(experiment) == "finished"
+
+
+def test_negative_labels_that_have_a_weight_are_refused(tmp_path: Path) -> None:
+    experiment = with_table(tmp_path, NEGATIVE, AMOUNTS, negative=0.5, weight="weight")
+    with pytest.raises(UserError, match=r"negative labels \(2 in train\)"):
+        check_labels(experiment, read_manifest(experiment.table_folder))
 
 
 def test_without_counts_training_stops_and_names_the_task(tmp_path: Path) -> None:
