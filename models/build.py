@@ -51,7 +51,7 @@ class DenseModel(nn.Module):
 
     def forward(self, embedded: Embedded, context: Context) -> tuple[HeadOutput, TrunkOutput]:
         """Takes the embedded batch and the other information about its rows."""
-        output = self.trunk(self.bottom(embedded), replace(context, logit=self.head.logit))
+        output = self.trunk(self.bottom(embedded), replace(context, predict=self.head.predict))
         return self.head(output), output
 
 

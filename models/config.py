@@ -181,7 +181,7 @@ class STARConfig(TrunkSection):
     auxiliary: int = Field(default=32, ge=1)
     """Width of the auxiliary network's hidden layer."""
     momentum: float = Field(default=0.1, gt=0, le=1)
-    """Momentum of the moving moments that the normalisation uses in evaluation."""
+    """Momentum of a scenario's moving moments for a batch with many of its rows; few rows move them less."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     scenario_dim: int = Field(default=8, ge=1)
 

@@ -58,23 +58,37 @@ class TowersHead(nn.Module):
             }
         )
 
-    def logit(self, task: int, hidden: Tensor) -> Tensor:
-        """First output unit of a task, ``(batch,)``, for its hidden vectors ``(batch, in_dim)``."""
-        return self.towers[self._tasks[task].name](hidden)[:, 0]
+    def predict(self, task: int, hidden: Tensor, before: Tensor | None, addition: Tensor | None = None) -> Tensor:
+        """Predicts one task, in the form of `HeadOutput.parameters`.
+
+        Args:
+            task: its index.
+            hidden: its hidden vectors, ``(batch, in_dim)``.
+            before: the prediction of the task that it comes after; None if it does not come after another.
+            addition: ``(batch,)``, added to its first unit; None: nothing.
+        """
+        units = self.towers[self._tasks[task].name](hidden).float()
+        if addition is not None:
+            units = torch.cat([units[:, :1] + addition.unsqueeze(1), units[:, 1:]], dim=1)
+        if self._tasks[task].kind == "continuous":
+            return units
+        yes, no = logsigmoid(units[:, 0]), logsigmoid(-units[:, 0])
+        if before is not None and self._product:
+            before_yes, before_no = before[:, 0], before[:, 1]
+            yes, no = before_yes + yes, torch.logaddexp(before_no, before_yes + no)
+        return torch.stack([yes, no], dim=1)
 
     def forward(self, output: TrunkOutput) -> HeadOutput:
-        """Predicts from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and its additions to the first units."""
+        """Predicts from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and its additions to the first units.
+
+        A task that the trunk has already predicted with `predict` keeps that prediction.
+        """
         parameters: list[Tensor] = []
         for k, task in enumerate(self._tasks):
-            units = self.towers[task.name](output.hidden[k]).float()
-            if output.logits is not None:
-                units = torch.cat([units[:, :1] + output.logits[k].unsqueeze(1), units[:, 1:]], dim=1)
-            if task.kind == "continuous":
-                parameters.append(units)
+            if k in output.predictions:
+                parameters.append(output.predictions[k])
                 continue
-            yes, no = logsigmoid(units[:, 0]), logsigmoid(-units[:, 0])
-            if task.after is not None and self._product:
-                before, not_before = parameters[task.after].unbind(1)
-                yes, no = before + yes, torch.logaddexp(not_before, before + no)
-            parameters.append(torch.stack([yes, no], dim=1))
+            before = None if task.after is None else parameters[task.after]
+            addition = None if output.logits is None else output.logits[k]
+            parameters.append(self.predict(k, output.hidden[k], before, addition))
         return HeadOutput(self._tasks, tuple(parameters))

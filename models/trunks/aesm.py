@@ -28,7 +28,8 @@ class AESMTrunk(Trunk):
     N_1 + N_2 gates. The first task layer has the same input for all tasks, the output of the scenario layers, and a
     separate output for each task. The tasks share the experts of a layer but not its gates.
     `noise` falls linearly with the step, which the authors suggest (section 6). The step is a buffer, so that a resumed
-    run continues with the noise at which it stopped.
+    run continues with the noise at which it stopped. It starts again when a scenario or a task is added: the new gates
+    try the experts as those of a new run.
     The penalty is ``sum over layers( specific_weight L_sp + shared_weight L_sh )``. Each L is a mean over the rows of
     the global batch and, as in the authors' code, over the selected experts: it does not grow with their number. Where
     rows have weights for tasks, it is a weighted mean: of a task's own selection with the weights for that task.
@@ -36,6 +37,7 @@ class AESMTrunk(Trunk):
 
     has_experts = True
     keeps_predictions = frozenset()  # selection compares the gates of all scenarios and of all tasks
+    restarted = frozenset({"step"})
 
     def __init__(self, inputs: ModelInputs, config: AESMConfig, in_dim: int) -> None:
         super().__init__()

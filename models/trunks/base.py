@@ -27,7 +27,7 @@ class Context:
     weight_total: Tensor  # scalar: weight of the global batch / number of workers
     noise_keys: Tensor  # (batch,) int64, keys of the rows' random draws in this step
     total: Callable[[Tensor], Tensor] = this_worker_alone  # sum over all workers, differentiable
-    logit: Callable[[int, Tensor], Tensor] | None = None  # the head's logits (batch,), from a task index and (batch, h)
+    predict: Callable[[int, Tensor, Tensor | None], Tensor] | None = None  # the head, see TowersHead.predict
     task_weights: TaskWeights | None = None  # None: every row counts `weights` for every task
 
 
@@ -37,6 +37,7 @@ class TrunkOutput:
 
     hidden: Tensor  # (tasks, batch, h)
     logits: Tensor | None = None  # (tasks, batch), added to the first units of the head
+    predictions: dict[int, Tensor] = field(default_factory=dict)  # task -> what `Context.predict` returned for it
     penalty: Tensor | None = None  # scalar, weighted, this worker's share; added to the loss
     diagnostics: dict[str, Tensor] = field(default_factory=dict)  # name -> scalar, detached, this worker's share
     experts: dict[str, Tensor] = field(default_factory=dict)
@@ -58,6 +59,8 @@ class Trunk(nn.Module, ABC):
     A trunk leaves out "task" if tasks read other tasks, and "scenario" if rows use parts of other scenarios; a comment
     says why.
     """
+    restarted: ClassVar[frozenset[str]] = frozenset()
+    """Buffers that start again when a trained model grows, because its new parts start to learn then."""
     out_dim: int  # h
     diagnostics: tuple[str, ...] = ()  # names of TrunkOutput.diagnostics
 

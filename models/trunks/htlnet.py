@@ -23,7 +23,9 @@ class HTLNetTrunk(Trunk):
     tower's representation is its first hidden layer, as in the public re-implementation; the paper does not define it.
     Stop-gradient (equation 15): representations and predictions are detached before they are embedded and fused. The
     label tables and fusion units are therefore trained by the task that reads them, and a later task never changes an
-    earlier tower. The predictions come from the head; with its `product` they are P(task | after).
+    earlier tower. The predictions are those of the head, P(task), also with its `product`. A task that others read
+    is predicted here, once, and the head returns that prediction: a dropout mask is the same in both.
+    The drawn labels of the tasks are independent of each other given their probabilities, as in the paper.
     Scenarios: all rows train the same towers, and the scenario is an input of each tower.
     """
 
@@ -31,6 +33,7 @@ class HTLNetTrunk(Trunk):
         super().__init__()
         self.scenario = ScenarioEmbedding(inputs.scenarios, config.scenario_dim)
         names = inputs.task_names
+        self._after = [task.after for task in inputs.tasks]
         self._before = {name: _chain(inputs, k) for k, name in enumerate(names)}
         read = [name for name in names if any(name in chain for chain in self._before.values())]
         first, dim = config.hidden[0], config.fusion_dim
@@ -50,10 +53,11 @@ class HTLNetTrunk(Trunk):
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:
         """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
-        assert context.logit is not None, "htlnet reads the predictions of its head"
+        assert context.predict is not None, "htlnet reads the predictions of its head"
         x = self.scenario.append_to(representation, context.scenarios).expand(len(self._before), -1, -1)
         hidden: list[Tensor] = []
         representations: dict[str, Tensor] = {}
+        predictions: dict[int, Tensor] = {}
         labels: dict[str, Tensor] = {}
         for k, (name, chain) in enumerate(self._before.items()):
             inputs = x[k]
@@ -65,8 +69,10 @@ class HTLNetTrunk(Trunk):
             hidden.append(self.rests[name](first))
             representations[name] = first.detach()
             if name in self.labels:
-                labels[name] = self.labels[name](context.logit(k, hidden[k]).detach(), context.noise_keys, k)
-        return TrunkOutput(torch.stack(hidden))
+                after = self._after[k]
+                predictions[k] = context.predict(k, hidden[k], None if after is None else predictions[after])
+                labels[name] = self.labels[name](predictions[k][:, :2].detach(), context.noise_keys, k)
+        return TrunkOutput(torch.stack(hidden), predictions=predictions)
 
 
 def _chain(inputs: ModelInputs, task: int) -> list[str]:

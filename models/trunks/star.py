@@ -67,9 +67,9 @@ class STARTrunk(Trunk):
         """Takes a representation ``(batch, in_dim)`` or ``(tasks, batch, in_dim)``."""
         inputs = representation.unsqueeze(0) if representation.dim() == 2 else representation
         copies, batch, width = inputs.shape
-        scenario = self._finest(context.scenarios).repeat(copies)
-        x = self.norm(inputs.reshape(-1, width), scenario, context.weights.repeat(copies), context.total)
-        groups = Groups.of(scenario, self._finest.count)
+        scenario = self._finest(context.scenarios)
+        x = self.norm(inputs, scenario, context.weights, context.total).view(-1, width)
+        groups = Groups.of(scenario.repeat(copies), self._finest.count)
         x = groups.scatter(self.scenario_star.ragged(groups.gather(x), groups.sizes))
         hidden = self.task_star(x.view(copies, batch, -1).expand(self._tasks, -1, -1))
         units = self.auxiliary(self.scenario.append_to(inputs, context.scenarios))  # (copies, batch, tasks)

@@ -1,4 +1,7 @@
-"""Loads a checkpoint into a model with more scenarios or tasks: new parts stay as initialised, the rest is kept."""
+"""Loads a checkpoint into a model with more scenarios or tasks: new parts stay as initialised, the rest is kept.
+
+Counters that the trunk names in `Trunk.restarted` start again.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +31,7 @@ class DensePart:
 
     tensors: dict[str, Tensor]
     labels: Labels
+    restarted: frozenset[str]  # see `Trunk.restarted`
 
 
 def dense_part(experiment: Experiment, table_rows: dict[str, int]) -> DensePart:
@@ -35,7 +39,8 @@ def dense_part(experiment: Experiment, table_rows: dict[str, int]) -> DensePart:
     with torch.random.fork_rng(devices=[]):
         step = DenseStep(experiment.model, model_inputs(experiment, table_rows), bf16=False)
     tensors = {DENSE + name: tensor for name, tensor in step.state_dict().items()}
-    return DensePart(tensors, {DENSE + name: axes for name, axes in axis_labels(step).items()})
+    labels = {DENSE + name: axes for name, axes in axis_labels(step).items()}
+    return DensePart(tensors, labels, frozenset(f"{DENSE}model.trunk.{name}" for name in step.model.trunk.restarted))
 
 
 def load_grown(
@@ -51,7 +56,8 @@ def load_grown(
         worker: this one.
 
     Returns:
-        One line per tensor that is new or larger. Everything else is kept, the optimizer's moments included.
+        One line per tensor that is new or larger or that starts again. Everything else is kept, the moments of the
+        optimizer included.
 
     Raises:
         UserError: the checkpoint has something that does not fit into the model.
@@ -75,7 +81,8 @@ def load_grown(
     rows = grown_tables(saved, run)
     load_tensors(checkpoint, {"model": old_weights, "optimizer": {"state": old_moments}}, worker, rows)
     try:
-        carried = carry_over(dense(old_weights), before.labels, dense(weights), now.labels)
+        kept, current = (dense(part, but=now.restarted) for part in (old_weights, weights))
+        carried = carry_over(kept, before.labels, current, now.labels)
         flat_old, flat_new = flat(old_moments), flat(moments)
         carry_over(
             flat_old,
@@ -85,7 +92,7 @@ def load_grown(
         )
     except ValueError as error:
         raise UserError(f"The checkpoint {checkpoint.uri} cannot be loaded into this model: {error}.") from error
-    return carried_in_words(carried)
+    return [*carried_in_words(carried), *(f"{name}: starts again" for name in sorted(now.restarted))]
 
 
 def like(value: Tensor, old: Tensor) -> Tensor:
@@ -98,8 +105,8 @@ def copy_of(value: Any) -> Any:
     return value if isinstance(value, ShardedTensor) else torch.empty_like(value, device="cpu")
 
 
-def dense(weights: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in weights.items() if not isinstance(value, ShardedTensor)}
+def dense(weights: dict[str, Any], but: frozenset[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not isinstance(value, ShardedTensor) and name not in but}
 
 
 def flat(moments: dict[str, dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,15 +1,12 @@
 """The baselines: values calculated by hand, and the property that gives each its name."""
 
-import pytest
 import torch
 from torch import nn
 
 from models.inputs import ModelInputs, Task
 from models.labels import expert_names
 from models.layers.grouped import GroupedMLP, Groups
-from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario
-from models.trunks.base import this_worker_alone
 from tests.models.parts import SCENARIOS, TASKS, context, names, trunk
 
 
@@ -129,49 +126,6 @@ def test_ple_experts_of_a_task_are_trained_by_other_tasks_only_through_the_share
     first = deep.task_levels[0]
     assert first.shared_gate.weight.grad.abs().sum() > 0
     assert first.specific["buy"].layers[0].weight.grad.abs().sum() > 0, "through the shared stream"
-
-
-def test_partitioned_moments_leave_out_padding_and_other_scenarios() -> None:
-    norm = PartitionedNorm(names("tab", 3), 2, momentum=0.25).train()
-    z = torch.tensor([[1.0, 0.0], [10.0, 5.0], [3.0, 4.0], [99.0, 99.0], [20.0, 5.0]])
-    scenario, weights = torch.tensor([0, 2, 0, 0, 2]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
-    out = norm(z, scenario, weights, this_worker_alone)
-    torch.testing.assert_close(out[[0, 2]], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(out[[1, 4], 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
-    assert norm.mean.tolist() == [[0.5, 0.5], [0.0, 0.0], [3.75, 1.25]]
-    # Around the moving mean, which was 0: means of squares 5 and 8 in scenario 0, 250 and 25 in scenario 2.
-    assert norm.variance.tolist() == [[0.75 + 1.25, 0.75 + 2.0], [1.0, 1.0], [0.75 + 62.5, 0.75 + 6.25]]
-    norm.eval()
-    row = torch.tensor([[0.5 + 2**0.5, 0.5]]), torch.tensor([0]), torch.ones(1), this_worker_alone
-    torch.testing.assert_close(norm(*row), torch.tensor([[1.0, 0.0]]), atol=1e-4, rtol=0)
-    norm.scenario_gamma.data[0], norm.scenario_beta.data[0] = 3.0, 0.5
-    torch.testing.assert_close(norm(*row), torch.tensor([[3.5, 0.5]]), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 50])
-def test_moving_moments_are_right_with_any_number_of_rows_per_batch(rows: int) -> None:
-    torch.manual_seed(0)
-    norm = PartitionedNorm(names("tab", 1), 1, momentum=0.02).train()
-    group, weights = torch.zeros(rows, dtype=torch.long), torch.ones(rows)
-    for _ in range(1500):
-        norm(3 + 2 * torch.randn(rows, 1), group, weights, this_worker_alone)
-    assert norm.mean.item() == pytest.approx(3, abs=0.6)
-    assert norm.variance.item() == pytest.approx(4, rel=0.3)
-
-
-def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:
-    torch.manual_seed(0)
-    ours, theirs = PartitionedNorm(names("tab", 1), 3, momentum=0.1).train(), nn.BatchNorm1d(3, momentum=0.1)
-    one = torch.randn(6, 3, requires_grad=True)
-    two = one.detach().clone().requires_grad_()
-    mixing = torch.randn(6, 3)
-    out = ours(one, torch.zeros(6, dtype=torch.long), torch.ones(6), this_worker_alone)
-    expected = theirs(two)
-    torch.testing.assert_close(out, expected)
-    (out * mixing).sum().backward()
-    (expected * mixing).sum().backward()
-    torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(ours.mean[0], theirs.running_mean)
 
 
 def test_star_starts_from_the_shared_weights_and_multiplies() -> None:

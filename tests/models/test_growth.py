@@ -102,6 +102,13 @@ def test_old_values_are_copied_by_their_labels_and_new_values_stay_as_built(bott
     assert any("tab=0" in name for name in added), "the new scenario"
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_counters_of_steps_start_again_when_a_model_grows(kind: str) -> None:
+    """Every whole number in the state of a trunk counts steps."""
+    trunk = build("concat", kind, NEW).trunk
+    assert trunk.restarted == {name for name, value in trunk.state_dict().items() if not value.is_floating_point()}
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "positions"),
     [

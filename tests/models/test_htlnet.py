@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.special import expit
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from models.config import CoreGradients
+from models.build import DenseModel, build_dense
+from models.config import CoreGradients, ModelConfig
 from models.gradients import CoreRule, core_coefficients
 from models.layers.fusion import InformationFusion
-from models.layers.label_embedding import LabelEmbedding
-from models.trunks.base import this_worker_alone
-from tests.models.parts import SCENARIOS, context, trunk
+from models.layers.label_embedding import LabelEmbedding, mean_draw
+from models.trunks.base import TrunkOutput, this_worker_alone
+from tests.models.parts import INPUTS, SCENARIOS, SMALL, context, embedded, trunk
 
 RULE = CoreGradients(kind="core")
 
@@ -76,24 +80,49 @@ def test_the_rule_on_real_losses() -> None:
     assert "gradient_cosine/value" not in named
 
 
-def label_embedding(temperature: float) -> tuple[LabelEmbedding, Tensor]:
+def label_embedding(temperature: float, p: float) -> tuple[LabelEmbedding, Tensor]:
     unit = LabelEmbedding(2, temperature)
     with torch.no_grad():
         unit.table.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # so that the output is [p, 1 - p]
-    return unit, torch.tensor([math.log(0.25 / 0.75)])
+    return unit, torch.tensor([[math.log(p), math.log(1 - p)]])
 
 
-@pytest.mark.parametrize(
-    ("temperature", "p"), [(1.0, 0.25), (1e6, 0.5), (1e-3, 0.0), (0.5, 0.0625 / (0.0625 + 0.5625))]
-)
-def test_label_embedding_without_noise_by_hand(temperature: float, p: float) -> None:
-    unit, logit = label_embedding(temperature)
-    assert unit.eval()(logit, torch.arange(1), 0)[0].tolist() == pytest.approx([p, 1 - p], abs=1e-5)
+@pytest.mark.parametrize("p", [1e-6, 0.05, 0.3, 0.5, 0.9])
+def test_evaluation_embeds_the_mean_of_a_drawn_label_in_closed_form(p: float) -> None:
+    """At tau = 1, with odds r: ``P(z + L + L' > 0) = r (r - 1 - log r) / (r - 1)^2``, and 1 / 2 for r = 1."""
+    unit, prediction = label_embedding(1.0, p)
+    r = p / (1 - p)
+    mean = 0.5 if p == 0.5 else r * (r - 1 - math.log(r)) / (r - 1) ** 2
+    assert unit.eval()(prediction, torch.arange(1), 0)[0].tolist() == pytest.approx([mean, 1 - mean], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 10.0, 1e4])
+@pytest.mark.parametrize("log_odds", [-12.0, -3.0, 0.0, 0.4, 2.0, 40.0])
+def test_the_mean_of_a_drawn_label_is_the_integral(temperature: float, log_odds: float) -> None:
+    def weighted(u: float) -> float:
+        return float(expit((log_odds + u) / temperature) * expit(u) * expit(-u))
+
+    edges = [
+        edge for edge in (-log_odds - 20 * temperature, -log_odds, -log_odds + 20 * temperature) if -50 < edge < 50
+    ]
+    expected, _ = quad(weighted, -50, 50, points=[0.0, *edges], limit=1000)
+    assert mean_draw(torch.tensor([log_odds]), temperature).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("p", [0.02, 0.4, 0.9])
+def test_a_label_embedding_has_the_same_mean_in_training_and_in_evaluation(temperature: float, p: float) -> None:
+    unit, prediction = label_embedding(temperature, p)
+    keys = torch.arange(40_000)
+    drawn = unit.train()(prediction.expand(len(keys), 2), keys, 0)
+    error = drawn[:, 0].std().item() / len(keys) ** 0.5
+    evaluated = unit.eval()(prediction, keys[:1], 0)[0]
+    assert drawn.mean(0).tolist() == pytest.approx(evaluated.tolist(), abs=4 * error)
 
 
 def test_labels_are_drawn_from_the_predicted_distribution() -> None:
-    unit, logit = label_embedding(1e-4)  # at this temperature a draw is almost exactly 0 or 1
-    drawn = unit.train()(logit.expand(20_000), torch.arange(20_000), 0)[:, 0]
+    unit, prediction = label_embedding(1e-4, 0.25)  # at this temperature a draw is almost exactly 0 or 1
+    drawn = unit.train()(prediction.expand(20_000, 2), torch.arange(20_000), 0)[:, 0]
     assert ((drawn < 0.01) | (drawn > 0.99)).float().mean() > 0.99
     assert drawn.mean().item() == pytest.approx(0.25, abs=0.01)
 
@@ -116,7 +145,7 @@ def test_a_later_task_changes_no_earlier_tower_and_trains_its_label_table() -> N
     module = trunk("htlnet", 6)
     logits = torch.nn.Linear(module.out_dim, 1)
     rows = context(SCENARIOS)
-    rows.logit = lambda task, hidden: logits(hidden)[:, 0]
+    rows.predict = lambda task, hidden, before: logsigmoid(logits(hidden) * torch.tensor([1.0, -1.0]))
     x = torch.randn(5, 6, requires_grad=True)
     module(x, rows).hidden[2].sum().backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -136,7 +165,55 @@ def test_a_later_task_reads_earlier_predictions_and_representations() -> None:
     rows = context(SCENARIOS)
     x = torch.randn(5, 6)
     before = module(x, rows).hidden
-    rows.logit = lambda task, hidden: torch.full((len(hidden),), 3.0)
+    rows.predict = lambda task, hidden, before: torch.tensor([[0.9, 0.1]]).log().expand(len(hidden), 2)
     after = module(x, rows).hidden
     torch.testing.assert_close(after[0], before[0])
     assert not torch.allclose(after[1], before[1]) and not torch.allclose(after[2], before[2])
+
+
+def whole_model(conversion: str, dropout: float = 0.0) -> tuple[DenseModel, dict[str, Tensor]]:
+    """A model with weights far from zero, and the predictions that its label embeddings read in the last forward."""
+    torch.manual_seed(0)
+    head = {"kind": "towers", "hidden": [16], "conversion": conversion, "dropout": dropout}
+    trunk_section = {"kind": "htlnet", **SMALL["htlnet"]}
+    model = build_dense(ModelConfig.model_validate({"trunk": trunk_section, "head": head}), INPUTS)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -0.6, 0.6)
+    read: dict[str, Tensor] = {}
+    labels = model.trunk.labels
+    assert isinstance(labels, torch.nn.ModuleDict)
+    for name, unit in labels.items():
+
+        def keep(module: torch.nn.Module, arguments: tuple[Tensor, Tensor, int], name: str = name) -> None:
+            read[name] = arguments[0]
+
+        unit.register_forward_pre_hook(keep)
+    return model, read
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("conversion", ["product", "direct"])
+def test_label_embeddings_read_the_predictions_of_the_head(conversion: str, dropout: float) -> None:
+    """In training: with the same dropout masks, and with `product` the marginal probability."""
+    model, read = whole_model(conversion, dropout)
+    predictions, _ = model.train()(embedded(), context(SCENARIOS))
+    assert set(read) == {"click", "buy"}
+    for k, name in enumerate(["click", "buy"]):
+        assert torch.equal(read[name], predictions.parameters[k][:, :2]) and not read[name].requires_grad
+
+
+def test_under_product_a_label_embedding_reads_the_product_along_the_chain() -> None:
+    model, read = whole_model("product")
+    _, output = model.eval()(embedded(), context(SCENARIOS))
+    click, buy = (model.head.towers[name](output.hidden[k])[:, 0].sigmoid() for k, name in enumerate(["click", "buy"]))
+    torch.testing.assert_close(read["click"].exp(), torch.stack([click, 1 - click], dim=1))
+    torch.testing.assert_close(read["buy"].exp(), torch.stack([click * buy, 1 - click * buy], dim=1))
+
+
+@pytest.mark.parametrize("conversion", ["product", "direct"])
+def test_predictions_that_the_trunk_has_read_are_those_that_the_head_computes(conversion: str) -> None:
+    model, _ = whole_model(conversion)
+    predictions, output = model.train()(embedded(), context(SCENARIOS))
+    again = model.head(TrunkOutput(output.hidden))
+    for one, other in zip(predictions.parameters, again.parameters, strict=True):
+        assert torch.equal(one, other)

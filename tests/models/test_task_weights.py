@@ -13,7 +13,6 @@ from models.build import DenseModel
 from models.config import ObjectiveConfig
 from models.heads.towers import HeadOutput
 from models.inputs import Task
-from models.layers.partitioned_norm import EPSILON, PartitionedNorm
 from models.loss_config import LOSSES, LossConfig
 from models.losses import task_losses, weighted_task_losses
 from models.objective import Objective
@@ -115,18 +114,6 @@ def test_a_row_that_counts_for_no_task_changes_nothing(kind: str) -> None:
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_the_moments_of_a_scenario_are_weighted_by_hand() -> None:
-    """Scenario 0: rows 1 and 3 with weights 0.1 and 0.3; scenario 1 has no weight, and keeps its moving moments."""
-    norm = PartitionedNorm(("a", "b"), 1, momentum=0.5)
-    z, scenario = torch.tensor([[1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1])
-    out = norm(z, scenario, torch.tensor([0.1, 0.3, 0.0]), this_worker_alone)
-    mean, variance = 2.5, 0.25 * 1.5**2 + 0.75 * 0.5**2
-    expected = [(value - mean) / math.sqrt(variance + EPSILON) for value in (1.0, 3.0)]
-    assert out[:2, 0].tolist() == pytest.approx(expected, rel=1e-5)
-    assert norm.mean.flatten().tolist() == pytest.approx([1.25, 0.0])
-    assert norm.variance.flatten().tolist() == pytest.approx([0.5 + 0.5 * (0.25 + 0.75 * 9), 1.0])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

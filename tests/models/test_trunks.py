@@ -1,5 +1,6 @@
 """Properties of all trunks, with all bottoms."""
 
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -56,6 +57,15 @@ def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
     torch.testing.assert_close(together, alone)
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_only_row_of_a_scenario_trains_its_representation(kind: str) -> None:
+    """Five rows of five scenarios, in training."""
+    torch.manual_seed(0)
+    module, x = trunk(kind, 6, hidden=[64]).train(), torch.randn(5, 6, requires_grad=True)
+    module(x, context(SCENARIOS)).hidden.square().sum().backward()
+    assert x.grad is not None and (x.grad.norm(dim=1) > 1e-3).all()
+
+
 @pytest.mark.parametrize(("bottom", "kind"), product(BOTTOMS, SMALL))
 def test_every_parameter_gets_a_gradient_from_a_batch_of_one_scenario(bottom: str, kind: str) -> None:
     """DDP waits for all gradients, including those of experts and towers that no row uses."""
@@ -110,6 +120,15 @@ def test_a_row_of_weight_zero_has_no_effect(kind: str) -> None:
         gradients.append([p.grad for p in module.parameters()])
     for with_padding, without in zip(*gradients, strict=True):
         torch.testing.assert_close(with_padding, without)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_each_tower_of_the_head_is_computed_once(kind: str) -> None:
+    model, computed = dense("concat", kind).train(), Counter[str]()
+    for name, tower in model.head.towers.items():
+        tower.register_forward_hook(lambda *_, name=name: computed.update([name]))
+    model(embedded(), context(SCENARIOS))
+    assert computed == {task.name: 1 for task in TASKS}
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -201,6 +201,10 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     for name in dense:
         if old[name].shape == new[name].shape:
             torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-9, msg=name)
+    if trunk["kind"] == "aesm":  # so that the new gates try the experts
+        step = "model/dense.model.trunk.step/"
+        assert "dense.model.trunk.step: starts again" in caplog.text
+        assert (old[step].item(), new[step].item()) == (24, 1)
     moments = [name for name in old if "exp_avg_sq" in name and "towers/click" in name.replace(".", "/")]
     for name in moments:
         torch.testing.assert_close(new[name], old[name], rtol=0.1, atol=1e-3, msg=name)
