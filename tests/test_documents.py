@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pipeline.checkpoint.arithmetic import CHANGES, VERSION, changes_since
 from pipeline.checkpoint.checks import changes, check_resume
 from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.checkpoint.format import Checkpoint, find_checkpoint
+from pipeline.checkpoint.state_document import CheckpointState
 from pipeline.config.load import load_experiment, read_experiment
+from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import read_evaluation
 from pipeline.preprocess import commit, fit
 from pipeline.preprocess.job import preprocess
@@ -159,6 +163,24 @@ def test_a_checkpoint_made_before_a_key_existed_is_resumed_exactly(run: Path, pa
     train = read_manifest(str(TABLE)).digests("train")
     assert not check_resume(checkpoint(run), earlier, now, earlier.progress, train)
     assert changes(earlier, now) == [] and earlier == now
+
+
+def test_the_arithmetic_of_a_checkpoint_is_recorded(run: Path) -> None:
+    """A checkpoint that does not name the arithmetic that it was trained with has the first one."""
+    state = checkpoint(run).state()
+    assert "arithmetic" not in read_json(run / CHECKPOINT / "state.json") and state.arithmetic == 1
+    assert CheckpointState.of(state, state.progress).to_json()["arithmetic"] == VERSION
+    sentences = changes_since(1, state.experiment)
+    assert sentences and all(re.fullmatch(r"[A-Z].*\.", sentence) for sentence in sentences)
+    assert changes_since(VERSION, state.experiment) == []
+    assert max(change.since for change in CHANGES) <= VERSION
+
+
+def test_a_checkpoint_of_a_newer_arithmetic_is_refused(run: Path) -> None:
+    file = run / CHECKPOINT / "state.json"
+    file.write_text(json.dumps({**read_json(file), "arithmetic": VERSION + 1}))
+    with pytest.raises(UserError, match=r"state.json cannot be read .*arithmetic"):
+        checkpoint(run).state()
 
 
 def manifest() -> Manifest:

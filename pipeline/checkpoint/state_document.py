@@ -1,7 +1,11 @@
 """The document `state.json`: everything in a checkpoint that is not a tensor."""
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from pipeline.checkpoint.arithmetic import VERSION
 from pipeline.checkpoint.progress import Progress
 from pipeline.config.experiment import Experiment
 from pipeline.documents import KNOWN_KEYS_ONLY, Json
@@ -38,10 +42,11 @@ class CheckpointState(RunSettings):
     """`state.json`: the settings of a run and its progress."""
 
     progress: Progress
+    arithmetic: Annotated[int, Field(ge=1, le=VERSION)] = 1  # of the version that saved it, see arithmetic.py
 
     @staticmethod
     def of(run: RunSettings, progress: Progress) -> "CheckpointState":
-        return CheckpointState(**{**vars(run), "progress": progress})
+        return CheckpointState(**{**vars(run), "progress": progress, "arithmetic": VERSION})
 
     def to_json(self) -> Json:
         """The JSON, of all keys. Progress is copied, because the run changes it while a thread writes the file."""

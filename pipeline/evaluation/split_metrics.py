@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
-from pipeline.errors import UserError
+from pipeline.errors import DivergedError, UserError
 from pipeline.metrics import functions
 from pipeline.metrics.registry import (
     METRICS,
@@ -149,9 +149,10 @@ def _check_finite(rows: Predictions, tasks: list[TaskConfig]) -> None:
     wrong = np.count_nonzero(~np.isfinite(rows.predictions) & ~np.isnan(rows.labels), axis=0)
     for task, count in zip(tasks, wrong, strict=True):
         if count:
-            raise UserError(
+            raise DivergedError(
                 f"{count} of {len(rows.weights)} predictions of task {task.name!r} are not finite numbers: training "
-                "has probably diverged. Evaluate an earlier checkpoint, or train with a lower learning rate."
+                "has probably diverged.",
+                "Evaluate an earlier checkpoint, or train with a lower learning rate.",
             )
 
 

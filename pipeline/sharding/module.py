@@ -26,6 +26,7 @@ class StepOutput:
     scores: Tensor  # (batch, tasks)
     labels: Tensor  # (batch, tasks), NaN where a row has no label
     weights: Tensor  # (batch,), 1 for rows of the table, 0 for padding
+    fill: Tensor  # scalar: rows of the global batch / its size, below 1 if it has padding
     scenarios: Tensor  # (batch, levels)
     position: Position  # of the batch
     diagnostics: Tensor  # values of the names in DenseStep.diagnostics, this worker's share
@@ -85,18 +86,22 @@ class DenseStep(nn.Module):
                 )
                 gradients = [a + b for a, b in zip(gradients, of_penalty, strict=True)]
             loss = carry(loss, embedded.looked_up, gradients)
+        fill = batch.weight_total / batch.rows
         output = StepOutput(
             losses=losses.detach(),
             scores=predictions.scores().detach(),
             labels=batch.labels,
             weights=batch.weights,
+            fill=fill,
             scenarios=batch.scenarios,
             position=batch.position,
             diagnostics=torch.stack(diagnostics).float() if diagnostics else losses.new_empty(0),
             experts=trunk.experts,
             task_weights=weights,
         )
-        return loss, output
+        # Losses are means over rows. A batch with few rows, such as the last one of an epoch, must not count as a full
+        # one: the large gradients of its rows would lower the learning rate of Adagrad for these ids for ever.
+        return loss * fill, output
 
 
 def context_of(batch: Batch) -> Context:

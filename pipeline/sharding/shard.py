@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -83,10 +83,22 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
         wrapped = DistributedModelParallel(module, device=worker.device, plan=plan, sharders=sharders)
     initialise_tables(wrapped, inputs.tables, settings.seed)
     replicated = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+    lay_out_gradients(replicated.values())
     optimizer = CombinedOptimizer(
         [wrapped.fused_optimizer, dense_optimizer(replicated, settings.dense_optimizer, settings.clip_norm)]
     )
     return ShardedModel(wrapped, optimizer, plan, dense.diagnostics)
+
+
+def lay_out_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes gradients have the strides of their parameters, also in dimensions of size 1.
+
+    There, strides mean nothing, and matrix products return any; but DDP compares them, and prints a warning about slow
+    gradients. In other dimensions autograd itself sees to it.
+    """
+    for parameter in parameters:
+        if 1 in parameter.shape and parameter.dim() > 1:
+            parameter.register_hook(lambda gradient: gradient.reshape(-1).view(gradient.shape))
 
 
 def table_constraints(experiment: Experiment) -> dict[str, ParameterConstraints]:

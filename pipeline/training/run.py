@@ -133,11 +133,14 @@ def continue_from(saved: Checkpoint | None, state: RunState, settings: RunSettin
     if saved is not None:
         restored = state.restore(saved, settings, manifest.digests("train"))
         position, changed = state.progress.position, "; ".join(restored.changes)
-        how = f"with the same samples, but not bit by bit: {changed}." if changed else "exactly."
+        is_exact = not changed and not restored.arithmetic
+        how = "exactly." if is_exact else f"with the same samples, but not bit by bit{': ' * bool(changed)}{changed}."
         if restored.gained:
             how = f"grown by {restored.gained}."
         where = f"step {state.progress.step} (epoch {position.epoch}, batch {position.step})"
         lines, jump = [f"Resumed from {saved.uri}: continuing at {where}, {how}"], restored.jump
+        if restored.arithmetic:
+            lines.append(f"An earlier version made this checkpoint. {' '.join(restored.arithmetic)}")
         if restored.grown:
             lines += ["Everything in it is kept, moments included. New, and initialised:", *restored.grown]
     if state.worker.is_first:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import DivergedError
 from pipeline.sharding.module import StepOutput
 from pipeline.training.binned_auc import BinnedAuc
 from pipeline.workers.worker import Worker
@@ -30,7 +30,7 @@ class RunningMetrics:
             binary: indices of the binary tasks.
             diagnostics: names of the model's diagnostics.
             worker: this worker.
-            has_task_weights: whether the outputs have `task_weights`: steps then count by the weight of their rows.
+            has_task_weights: whether the outputs have `task_weights`: losses then count by the weight of their rows.
             suspects: tasks with a loss of amounts that may have negative labels, for the error about their loss.
         """
         self._names = names
@@ -39,26 +39,31 @@ class RunningMetrics:
         self._diagnostics = diagnostics
         self._worker = worker
         self._auc = BinnedAuc(binary, worker.device)
-        # Losses, then diagnostics, then steps; then, if rows have weights for tasks, the weight of each task's losses.
+        # Losses, then diagnostics, then steps, each step counted by how full its batch is; then, if rows have weights
+        # for tasks, the weight of each task's losses.
         self._sizes = [len(names), len(diagnostics), 1, len(names) if has_task_weights else 0]
+        self._finite_steps = torch.zeros((), dtype=torch.int64, device=worker.device)
         self._sums = torch.zeros(sum(self._sizes), dtype=torch.float64, device=worker.device)
 
     def update(self, output: StepOutput) -> None:
         # Divided by the number of workers: the sums over all workers are then those of the global batches, also after
         # the number of workers has changed.
-        weights, workers = output.task_weights, self._worker.workers
+        weights, part = output.task_weights, output.fill / self._worker.workers
         losses, diagnostics, steps, totals = self._sums.split(self._sizes)
-        losses += (output.losses if weights is None else output.losses * weights.totals) / workers
-        diagnostics += output.diagnostics / workers
-        steps += 1 / workers
-        if weights is not None:
-            totals += weights.totals / workers
+        diagnostics += output.diagnostics * part
+        steps += part
+        if weights is None:
+            losses += output.losses * part
+        else:
+            losses += output.losses * weights.totals / self._worker.workers
+            totals += weights.totals / self._worker.workers
+        self._finite_steps += self._sums.isfinite().all()  # no more of them after the first that is not finite
         self._auc.update(output.scores, output.labels, output.weights if weights is None else weights.values)
 
     def report(self) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
-        """Each task's mean loss over the steps and, if binary, AUC over their rows; mean diagnostics. Collective.
+        """Each task's mean loss over the rows of the steps and, if binary, their AUC; mean diagnostics. Collective.
 
-        Where rows have weights for tasks, the loss is the weighted mean over the rows; None without a label.
+        Where rows have weights for tasks, the mean is weighted; None without a label.
         """
         sums = self._worker.sum(self._sums.cpu())
         self._check_finite(sums)
@@ -73,11 +78,16 @@ class RunningMetrics:
             report[self._names[column]]["auc"] = auc
         means = dict(zip(self._diagnostics, (diagnostics / steps).tolist(), strict=True))
         self._sums.zero_()
+        self._finite_steps.zero_()
         self._auc.reset()
         return report, means
 
+    def finite_steps(self) -> int:
+        """Steps of this process since the last report, before the first whose losses on this worker are not finite."""
+        return int(self._finite_steps)
+
     def check_finite(self) -> None:
-        """Raises UserError on every worker if a loss since the last report is not finite. Collective."""
+        """Raises DivergedError on every worker if a loss since the last report is not finite. Collective."""
         self._check_finite(self._worker.sum(self._sums.cpu().clone()))
 
     def state(self) -> dict[str, Tensor]:
@@ -94,8 +104,8 @@ class RunningMetrics:
         wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
         suspects = [name for name in wrong if name in self._suspects]
         or_negative = f", or a label of {' or '.join(suspects)} is below zero, which the loss does not allow"
-        raise UserError(
+        raise DivergedError(
             f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged"
-            f"{or_negative if suspects else ''}. Use a lower learning rate, a longer training.schedule.warmup_steps or "
-            "training.clip_norm, and resume from the last checkpoint or start over."
+            f"{or_negative if suspects else ''}.",
+            "Use a lower learning rate.",
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.checkpoint.arithmetic import changes_since
 from pipeline.checkpoint.checks import changes, check_resume, grown_tables
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.grown_model import load_grown
@@ -19,6 +20,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.sharding.shard import ShardedModel
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import Growth
+from pipeline.training.divergence import check_state
 from pipeline.training.rate_jump import describe_jump
 from pipeline.training.running_metrics import RunningMetrics
 from pipeline.workers.worker import Worker
@@ -28,7 +30,8 @@ from pipeline.workers.worker import Worker
 class Restored:
     """How a run differs from the checkpoint that it resumes from."""
 
-    changes: list[str]  # changed settings as `path: old -> new`; empty if the run resumes bit by bit
+    changes: list[str]  # changed settings as `path: old -> new`
+    arithmetic: list[str]  # sentences about changes of arithmetic since; with `changes` empty: resumes bit by bit
     gained: Growth  # new scenarios and tasks
     grown: list[str]  # one line per tensor that is larger or new
     jump: str | None  # of the learning rates, see `describe_jump`
@@ -42,6 +45,11 @@ class RunState:
     running_metrics: RunningMetrics  # sums since the last log line
     progress: Progress
     worker: Worker  # whose random generators are saved
+
+    def check_finite(self) -> None:
+        """Raises DivergedError on every worker if the last losses or the state are not finite. Collective."""
+        self.running_metrics.check_finite()
+        check_state(self._tensors(), self.progress.step, self.worker)
 
     def save(self, saver: Saver, settings: RunSettings, done: Callable[[Checkpoint, float], None]) -> None:
         """Starts to save all parts as one checkpoint, see `Saver.start`. Collective."""
@@ -62,6 +70,7 @@ class RunState:
         state = checkpoint.state()
         gained = check_resume(checkpoint, state, settings, state.progress, train)
         self.progress, tensors = state.progress, self._tensors()
+        arithmetic = changes_since(state.arithmetic, settings.experiment)
         seed = settings.experiment.training.seed
         self.worker.heartbeat.beat(f"loading {checkpoint.uri}")
         rows = grown_tables(state, settings)
@@ -71,7 +80,7 @@ class RunState:
             self._set_tensors(tensors)
             self.progress.forget_partitions()
             seed_worker(seed, self.progress.step, self.worker)
-            return Restored([], gained, grown, jump=None)
+            return Restored([], arithmetic, gained, grown, jump=None)
         load_tensors(checkpoint, tensors, self.worker, rows)
         self._set_tensors(tensors)
         same_workers = state.workers == self.worker.workers
@@ -83,7 +92,7 @@ class RunState:
         else:
             seed_worker(seed, self.progress.step, self.worker)
         jump = describe_jump(state.experiment.training, settings.experiment.training, self.progress)
-        return Restored(changes(state, settings), gained, grown, jump)
+        return Restored(changes(state, settings), arithmetic, gained, grown, jump)
 
     def _set_tensors(self, tensors: dict[str, Any]) -> None:
         self.model.module.load_state_dict(tensors["model"])

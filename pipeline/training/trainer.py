@@ -13,7 +13,7 @@ from pipeline.checkpoint.progress import Ending
 from pipeline.checkpoint.saving import Saver
 from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
-from pipeline.errors import UserError
+from pipeline.errors import DivergedError, UserError
 from pipeline.job_progress import JobProgress, SavedCheckpoint
 from pipeline.loading.batch import Batch
 from pipeline.loading.prefetch import prefetch
@@ -23,6 +23,7 @@ from pipeline.metrics.formatting import format_values
 from pipeline.metrics.registry import METRICS
 from pipeline.sharding.module import StepOutput
 from pipeline.sharding.optimizers import LearningRates, schedule_factor
+from pipeline.training.divergence import advice
 from pipeline.training.metrics_log import RunLog
 from pipeline.training.state import RunState
 from pipeline.training.steps import choose_step
@@ -77,6 +78,7 @@ class Trainer:
             criterion: compares validations; None without early stopping.
         """
         self._settings = settings
+        self._experiment = experiment
         self._training = experiment.training
         self._checkpoint = experiment.checkpoint
         self._folder = experiment.checkpoint_folder
@@ -87,6 +89,7 @@ class Trainer:
         self._validation = validation
         self._criterion = criterion
         self._has_warned = False
+        self._finite_step = state.progress.step  # the last step whose state was checked
         self._rates = LearningRates(state.model.optimizer, self._training.schedule)
         self._step = choose_step(self._training.loop, state.model, self._worker.device)
         self._stop = StopRequest(self._worker)
@@ -108,14 +111,21 @@ class Trainer:
             UserError: training diverged, or the last step could not be saved.
         """
         self._state.model.module.train()
-        ending = self._progress.ending(self._training)
         with on_sigterm(self._worker.stop.request), closing(self._saver):
-            while ending is None:
-                batches = prefetch(reader.epoch(self._progress.position), self._prepare)
-                with closing(batches):
-                    ending = self._train_on(self._timed(batches))
-            self._save_end()
+            try:
+                ending = self._train_and_save(reader)
+            except DivergedError as error:
+                raise self._with_checkpoint_to_resume(error) from error
         self._step.forget()
+        return ending
+
+    def _train_and_save(self, reader: Reader) -> Ending:
+        ending = self._progress.ending(self._training)
+        while ending is None:
+            batches = prefetch(reader.epoch(self._progress.position), self._prepare)
+            with closing(batches):
+                ending = self._train_on(self._timed(batches))
+        self._save_end()
         return ending
 
     def _train_on(self, batches: Iterator[Batch]) -> Ending | None:
@@ -162,6 +172,7 @@ class Trainer:
         is_last = progress.step_in_window >= progress.window.total_steps(self._training)
         is_validated = is_last or is_due(progress.step, self._training.validate_every_steps, is_epoch_end)
         if is_validated:
+            self._check_finite()  # before the predictions of a useless model are made
             self._saver.settle()  # so that the best step so far is known
         is_best = self._validate(self._validation) if self._validation and is_validated else False
         is_saved = is_best or is_due(progress.step, self._checkpoint.every_steps, is_epoch_end)
@@ -235,7 +246,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Starts to save. If the save fails, this checkpoint is missing and the run continues."""
-        self._state.running_metrics.check_finite()  # before good checkpoints are pruned for a useless one
+        self._check_finite()  # before good checkpoints are pruned for a useless one
         start, step = time.perf_counter(), self._progress.step
         self._worker.heartbeat.beat(f"the checkpoint of step {step}")
         self._saver.settle()
@@ -253,6 +264,23 @@ class Trainer:
             self._run_log.flush()  # lines up to this step must be written before the checkpoint is complete
         self._state.save(self._saver, self._settings, done)
         self._logged_at += time.perf_counter() - start
+
+    def _check_finite(self) -> None:
+        if self._finite_step != self._progress.step:
+            self._state.check_finite()
+            self._finite_step = self._progress.step
+
+    def _with_checkpoint_to_resume(self, error: DivergedError) -> DivergedError:
+        """The same error, with the checkpoint to resume from. Collective, as the error is."""
+        self._saver.settle()
+        steps = self._worker.gather(self._state.running_metrics.finite_steps())
+
+        def with_checkpoint() -> DivergedError:
+            assert steps is not None
+            last_finite = self._logged_step + min(steps)
+            return DivergedError(error.fact, advice(self._experiment, last_finite, self._began_step))
+
+        return self._worker.on_first(with_checkpoint)
 
     def _save_end(self) -> None:
         """Saves the last step unless it has been saved; if its save has failed, tries once more."""

@@ -16,6 +16,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from jobs import inspect
 from models.section import ModelSection
 from pipeline import documents
+from pipeline.checkpoint.arithmetic import changes_since
 from pipeline.checkpoint.choice import LATEST, CheckpointChoice
 from pipeline.checkpoint.format import find_checkpoint
 from pipeline.config.experiment import Experiment
@@ -50,20 +51,26 @@ def experiment_of(folder: Path) -> Experiment:
     return load_experiment(folder / "experiment.yaml")
 
 
-def assert_close(found: Any, expected: Any, path: str = "") -> None:
+def assert_close(found: Any, expected: Any, path: str = "", tolerance: float = 2e-3) -> None:
     """Equal except for rounding, which differs between kinds of processors, and for its effect on an order."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), path
         for key in expected:
-            assert_close(found[key], expected[key], f"{path}/{key}")
+            assert_close(found[key], expected[key], f"{path}/{key}", tolerance)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-4, abs=2e-3), path
+        assert found == pytest.approx(expected, rel=1e-4, abs=tolerance), path
     elif isinstance(expected, list):
         assert len(found) == len(expected), path
         for found_part, expected_part in zip(found, expected, strict=True):
-            assert_close(found_part, expected_part, path)
+            assert_close(found_part, expected_part, path, tolerance)
     else:
         assert found == expected, path
+
+
+def assert_lines_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The last log line and validation include the last batch of the epoch, whose weight was another one in 0.1.0."""
+    assert_close(found[:-2], expected[:-2])
+    assert_close(found[-2:], expected[-2:], tolerance=2e-2)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -85,6 +92,7 @@ def test_the_loaded_state_equals_the_saved_state(folder: Path, tmp_path: Path, s
         assert torch.equal(value, stored[name]), name
     assert torch.equal(random, stored["own/0/rng_cpu/"])
     assert state.progress.step == step and not restored.gained
+    assert restored.arithmetic == changes_since(1, experiment), "0.1.0 computed some numbers differently"
     assert not [change for change in restored.changes if not change.startswith("versions.")]
 
 
@@ -103,16 +111,29 @@ def go_back(folder: Path, scratch: Path) -> tuple[list[dict[str, Any]], dict[str
     return found
 
 
-def test_resuming_gives_the_same_result(folder: Path, tmp_path: Path) -> None:
-    """From the middle of the second epoch: the same losses and tensors as in the earlier version."""
+def test_resuming_gives_the_same_result(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From the middle of the second epoch: the same losses and tensors as in the earlier version.
+
+    Except for the last step of the epoch, on a batch of 27 rows, which counted as one of 32 in that version.
+    """
+    before = tensors(experiment_of(folder), STEPS[0], tmp_path)
     lines, end = go_back(folder, tmp_path)
-    with one_worker() as worker:
+    with one_worker() as worker, caplog.at_level(logging.INFO, "pipeline"):
         assert run_on(worker, experiment_of(folder)) == "finished"
-    assert_close(metrics(experiment_of(folder)), lines)
+    resumed, changed = caplog.messages[caplog.messages.index(next(m for m in caplog.messages if "Resumed" in m)) :][:2]
+    assert "with the same samples, but not bit by bit" in resumed and "exactly" not in resumed
+    sentences = changes_since(1, experiment_of(folder))
+    assert changed == f"An earlier version made this checkpoint. {' '.join(sentences)}"
+    caplog.clear()
+    with one_worker() as worker, caplog.at_level(logging.INFO, "pipeline"):
+        run_on(worker, experiment_of(folder))
+    assert "An earlier version" not in caplog.text, "the last checkpoint is of this version"
+    assert_lines_close(metrics(experiment_of(folder)), lines)
     found = tensors(experiment_of(folder), STEPS[1], tmp_path)
     for name, value in end.items():
         if not name.startswith("own/"):
-            torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-6, msg=name)
+            moved, other = (value - before[name]).double().norm(), (value - found[name]).double().norm()
+            assert other <= (0.4 if "exp_avg" in name else 0.1) * moved + 1e-6, name
 
 
 def test_evaluation_gives_the_same_numbers(folder: Path) -> None:
@@ -200,7 +221,7 @@ def test_old_runs_still_work_after_a_key_is_added(folder: Path, tmp_path: Path, 
     with one_worker() as worker:
         assert preprocess(experiment, experiment.table_folder) == old and digests(folder / "run/table") == before
         assert run_on(worker, experiment) == "finished"
-        assert_close(metrics(experiment), lines)
+        assert_lines_close(metrics(experiment), lines)
         later = with_next_day(folder)
         manifest = preprocess(later, later.table_folder)
         assert_extended(folder, before, old.table_rows, manifest.table_rows)

@@ -28,6 +28,7 @@ def output(scenarios: torch.Tensor, weights: torch.Tensor, experts: dict[str, to
         scores=nothing,
         labels=nothing,
         weights=weights,
+        fill=torch.tensor(1.0),
         scenarios=scenarios,
         position=Position(),
         diagnostics=torch.zeros(0),

@@ -99,7 +99,7 @@ def plain_step(experiment: Experiment, number: int, before: Tensors) -> Tensors:
         else:
             losses = (parameters[:, 0] - labels) ** 2
         total = total + (row_weights * losses).sum() / row_weights.sum()
-    total.backward()
+    (total * (batch.weights > 0).sum() / batch.rows).backward()
     after = {}
     for start, module in parts.items():
         for name, parameter in module.named_parameters():
@@ -227,6 +227,7 @@ def sums_of(worker: Worker) -> tuple[dict[str, dict[str, float | None]], dict[st
                 scores=torch.tensor([[0.9, 0.0, 0.5], [0.1, 0.0, 0.5]]),
                 labels=torch.tensor([[1.0, 2.0, torch.nan], [0.0, torch.nan, torch.nan]]),
                 weights=torch.ones(2),
+                fill=torch.tensor(1.0),
                 scenarios=torch.zeros(2, 1, dtype=torch.long),
                 position=Position(),
                 diagnostics=torch.tensor([2.0]),

@@ -63,7 +63,7 @@ def weights(module: torch.nn.Module) -> Tensors:
 
 
 def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
-    """The same step without TorchRec's sharding: mean loss over the real rows, gradient, subtraction."""
+    """The same step without TorchRec's sharding: summed loss of the real rows / batch size, gradient, subtraction."""
     inputs = model_inputs(experiment, read_manifest(experiment.folder + "/table").table_rows)
     embedding, dense = SharedEmbedding(inputs, torch.device("cpu")), build_dense(experiment.model, inputs)
     embedding.load_state_dict(
@@ -78,7 +78,7 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
     context = Context(batch.scenarios, batch.weights, ones.sum(), batch.noise_keys)
     predictions, _ = dense(embedding(batch.ids, batch.sequences, batch.numerics), context)
     kept = HeadOutput(predictions.tasks, tuple(part[real] for part in predictions.parameters))
-    task_losses(kept, batch.labels[real], ones, ones.sum()).sum().backward()
+    task_losses(kept, batch.labels[real], ones, torch.tensor(float(batch.rows))).sum().backward()
     after = {}
     for start, module in (("embedding.", embedding), (prefix, dense)):
         for name, parameter in module.named_parameters():
@@ -89,7 +89,7 @@ def plain_step(experiment: Experiment, before: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_step_equals_that_of_plain_pytorch(tmp_path: Path, two_workers: WorkerPool, workers: int) -> None:
-    """Gradients are of the mean over the global batch's real rows: padding and the number of workers change nothing."""
+    """Gradients are of the sum over the global batch's real rows, divided by its size, on any number of workers."""
     experiment = new_run(tmp_path, training=SGD, features=TABLE_WISE)
     if workers == 1:
         with one_worker() as worker:

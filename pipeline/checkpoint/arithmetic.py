@@ -1,0 +1,36 @@
+"""Changes of training's arithmetic: a run that an earlier version began continues with other numbers.
+
+To add a change, append a `Change` with `since=VERSION` to `CHANGES`; the first change after a release raises `VERSION`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.config.experiment import Experiment
+
+VERSION = 2
+"""Of the arithmetic, as `state.json` records it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that gives some experiments other numbers in training."""
+
+    since: int  # the version that has it first
+    concerns: Callable[[Experiment], bool]
+    text: str  # one sentence for the log, with a capital letter and a full stop
+
+
+CHANGES: tuple[Change, ...] = (
+    Change(
+        since=2,
+        concerns=lambda experiment: True,
+        text="Every row has the same weight in training: a batch with fewer rows, such as the last one of an epoch, "
+        "no longer counts as a full one.",
+    ),
+)
+
+
+def changes_since(version: int, experiment: Experiment) -> list[str]:
+    """The sentences of all changes after a version that concern an experiment."""
+    return [change.text for change in CHANGES if change.since > version and change.concerns(experiment)]
