@@ -18,11 +18,13 @@ class HeadOutput:
     """Predictions of one batch, in the form from which each task's loss is computed.
 
     For a binary task these are the logarithms of its probability and of the complement, so that the loss stays exact
-    where a product of probabilities would round to 0 or 1. For a continuous task they are the units of its loss.
+    where a product of probabilities would round to 0 or 1. A binary task that comes after another has a third column,
+    the logarithm of its probability given that the other has happened. For a continuous task they are the units of its
+    loss.
     """
 
     tasks: tuple[Task, ...]
-    parameters: tuple[Tensor, ...]  # per task: (batch, 2), log P and log (1 - P); or (batch, units)
+    parameters: tuple[Tensor, ...]  # per task: (batch, 2 or 3), log P, log (1 - P), log P(t | after); or (batch, units)
 
     def scores(self) -> Tensor:
         """Probability of each binary task and value of each continuous task: ``(batch, tasks)``."""
@@ -31,6 +33,15 @@ class HeadOutput:
             for task, parameters in zip(self.tasks, self.parameters, strict=True)
         ]
         return torch.stack(columns, dim=1)
+
+    def conditionals(self) -> Tensor | None:
+        """P(task | after) of each binary task that comes after another, ``(batch, such tasks)``; None without any."""
+        columns = [
+            parameters[:, 2].exp()
+            for task, parameters in zip(self.tasks, self.parameters, strict=True)
+            if task.kind == "binary" and task.after is not None
+        ]
+        return torch.stack(columns, dim=1) if columns else None
 
 
 class TowersHead(nn.Module):
@@ -42,7 +53,9 @@ class TowersHead(nn.Module):
         log P(t)       = log P(a) + log sigmoid(z_t)
         log (1 - P(t)) = log( (1 - P(a)) + P(a) * (1 - sigmoid(z_t)) )
 
-    A continuous task is a regression over all rows, even if it comes after another task.
+    so that P(t | a) is sigmoid(z_t). Without `product` P(t) is sigmoid(z_t), and P(t | a) the ratio P(t) / P(a), or 1
+    where that is larger: nothing keeps P(t) below P(a). A continuous task is a regression over all rows, even if it
+    comes after another task.
     """
 
     def __init__(self, inputs: ModelInputs, config: TowersConfig, in_dim: int) -> None:
@@ -73,10 +86,13 @@ class TowersHead(nn.Module):
         if self._tasks[task].kind == "continuous":
             return units
         yes, no = logsigmoid(units[:, 0]), logsigmoid(-units[:, 0])
-        if before is not None and self._product:
-            before_yes, before_no = before[:, 0], before[:, 1]
+        if before is None:
+            return torch.stack([yes, no], dim=1)
+        before_yes, before_no = before[:, 0], before[:, 1]
+        given = yes if self._product else (yes - before_yes).clamp(max=0)
+        if self._product:
             yes, no = before_yes + yes, torch.logaddexp(before_no, before_yes + no)
-        return torch.stack([yes, no], dim=1)
+        return torch.stack([yes, no, given], dim=1)
 
     def forward(self, output: TrunkOutput) -> HeadOutput:
         """Predicts from a trunk's hidden vectors ``(tasks, batch, in_dim)`` and its additions to the first units.

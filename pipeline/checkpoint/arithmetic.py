@@ -28,6 +28,12 @@ CHANGES: tuple[Change, ...] = (
         text="Every row has the same weight in training: a batch with fewer rows, such as the last one of an epoch, "
         "no longer counts as a full one.",
     ),
+    Change(
+        since=2,
+        concerns=lambda experiment: any(task.kind == "binary" for task in experiment.tasks),
+        text="The AUC of training has bins that suit rare events: the first one that is logged covers only the steps "
+        "after this checkpoint.",
+    ),
 )
 
 

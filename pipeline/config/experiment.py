@@ -8,6 +8,7 @@ from models.config import ModelConfig, TargetBottom
 from models.names import is_taken
 from pipeline import run_folder, storage
 from pipeline.config.cluster import ClusterConfig
+from pipeline.config.conditional_tasks import conditional_tasks, with_conditional_tasks
 from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import TableExperiment
@@ -56,6 +57,7 @@ class Experiment(TableExperiment):
         check_unique("scenarios", (s.name for s in self.scenarios))
         check_feature_references(self)
         check_task_order(self)
+        check_conditional_names(self)
         check_only(self)
         check_weights(self)
         check_labels_are_not_inputs(self)
@@ -102,6 +104,19 @@ def check_task_order(experiment: Experiment) -> None:
         if task.after is not None and earlier[task.after].kind != "binary":
             raise ValueError(f"tasks.{i}.after: {task.after!r} is continuous; a task can only follow a binary task")
         earlier[task.name] = task
+
+
+def check_conditional_names(experiment: Experiment) -> None:
+    """P(task | after) has a name like a task, in metrics and prediction files."""
+    names = [task.name for task in experiment.tasks]
+    for conditional in conditional_tasks(experiment.tasks):
+        name = conditional.config.name
+        if name in names:
+            raise ValueError(
+                f"tasks.{conditional.task}: the name {name!r} is needed for the probability of "
+                f"{names[conditional.task]!r} after {names[conditional.after]!r}, and another task has it: rename one"
+            )
+        names.append(name)
 
 
 def check_only(experiment: Experiment) -> None:
@@ -163,7 +178,7 @@ def check_metric(experiment: Experiment) -> None:
     if "valid" not in experiment.logs.splits:
         raise ValueError("training.early_stopping needs a `valid` split: add one to logs.splits")
     name, metric = stopping.metric.split(".")
-    kinds = {task.name: task.kind for task in experiment.tasks}
+    kinds = {task.name: task.kind for task in with_conditional_tasks(experiment.tasks)}
     if name not in kinds:
         raise ValueError(f"training.early_stopping.metric: no task is called {name!r}; {nearest(name, kinds)}")
     ranking = {m.name: isinstance(m, GroupMetric) for m in metrics_of(kinds[name]) if m.ranks}

@@ -48,6 +48,7 @@ class Evaluation:
     split: str = ""
     checkpoint: str = ""
     inputs: str = ""  # see `evaluation_inputs`; empty in evaluations of earlier versions
+    given: dict[str, str] = field(default_factory=dict)  # conditional task -> the task whose rows it is measured on
     reliability: dict[str, dict[str, ReliabilityCurve]] = field(default_factory=dict)  # by task, and by cell
     experts: dict[str, LayerUse] = field(default_factory=dict)  # by layer
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.config.conditional_tasks import conditional_tasks, with_conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.expert_use import ExpertUse
 from pipeline.evaluation.predictions import PredictedBatch, predict
@@ -40,6 +41,7 @@ class SplitEvaluation:
         self, experiment: Experiment, module: nn.Module, table: str, manifest: Manifest, split: str, worker: Worker
     ) -> None:
         self._experiment = experiment
+        self._tasks = with_conditional_tasks(experiment.tasks)
         self._module = module
         self._worker = worker
         self._group = experiment.evaluation.group
@@ -49,6 +51,9 @@ class SplitEvaluation:
 
     def __call__(self) -> dict[str, Any]:
         """The evaluation, see `evaluate`, the same on every worker. Collective.
+
+        Its tasks are those of the experiment and the conditional ones. `given` has, for each conditional task, the
+        task whose positive rows it is measured on.
 
         Raises:
             UserError: predictions are not finite; raised on every worker.
@@ -78,13 +83,15 @@ class SplitEvaluation:
         def detailed() -> dict[str, Any]:
             rows = _joined(gathered)
             evaluation = self._evaluate(rows)
-            curves = reliability_of_tasks(rows, self._experiment.tasks, self._experiment.scenarios)
+            curves = reliability_of_tasks(rows, self._tasks, self._experiment.scenarios)
             return {**evaluation, "reliability": curves, "experts": experts}
 
         return self._worker.on_first(detailed)
 
     def _batches(self) -> Iterator[PredictedBatch]:
-        for number, batch in enumerate(predict(self._module, self._reader, self._worker.device, self._group)):
+        conditional = conditional_tasks(self._experiment.tasks)
+        batches = predict(self._module, self._reader, self._worker.device, conditional, self._group)
+        for number, batch in enumerate(batches):
             self._worker.heartbeat.beat(f"evaluation, batch {number}")
             yield batch
 
@@ -92,7 +99,9 @@ class SplitEvaluation:
         return self._worker.gather(Predictions.concatenate(parts))
 
     def _evaluate(self, rows: Predictions) -> dict[str, Any]:
-        return evaluate(rows, self._experiment.tasks, self._experiment.scenarios)
+        tasks = self._experiment.tasks
+        given = {conditional.config.name: tasks[conditional.after].name for conditional in conditional_tasks(tasks)}
+        return {**evaluate(rows, self._tasks, self._experiment.scenarios), "given": given}
 
 
 def _joined(gathered: list[Predictions] | None) -> Predictions:

@@ -34,7 +34,7 @@ class Predictions:
     weights: NDArray[np.float32]  # (rows,), 0 for padding
     scenarios: NDArray[np.int32]  # (rows, levels), indices into ScenarioConfig.labels
     groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: users, for example
-    task_weights: NDArray[np.float32] | None = None  # (rows, tasks); None: all labels exist, and count `weights`
+    task_weights: NDArray[np.float32] | None = None  # (rows, tasks); None: all labels that exist count `weights`
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
@@ -72,7 +72,7 @@ class Predictions:
 
     def labelled(self, column: int, members: NDArray[np.intp]) -> NDArray[np.intp]:
         """Those of some rows that have a label of a task."""
-        return members if self.task_weights is None else members[~np.isnan(self.labels[members, column])]
+        return members[~np.isnan(self.labels[members, column])]
 
     def weights_of(self, column: int, members: NDArray[np.intp]) -> NDArray[np.float32]:
         """The weights of some rows for a task."""

@@ -86,11 +86,10 @@ def learning_curves(records: Sequence[MetricsRecord], stopping_metric: str | Non
     """
     train = [record for record in records if record["kind"] == "train"]
     valid = [record for record in records if record["kind"] == "valid"]
-    tasks = (train or valid)[-1]["tasks"]
+    tasks = {task: of for record in (*train[-1:], *valid[-1:]) for task, of in record["tasks"].items()}
     cells: dict[str, tuple[str, ...]] = {ALL_ROWS: ()} if valid else {}  # cell -> path in a task's metrics
-    cells |= {
-        cell: ("scenarios", cell) for record in valid for task in tasks for cell in record["tasks"][task]["scenarios"]
-    }
+    measured_tasks = [of for record in valid for of in record["tasks"].values()]
+    cells |= {cell: ("scenarios", cell) for of in measured_tasks for cell in of["scenarios"]}
     keys = {TRAINING: Key(TRAINING, GREY, "dot")} | keys_of(cells)
     losses: list[Chart] = []
     measured: list[Chart] = []
@@ -111,7 +110,7 @@ def best_step(valid: Sequence[MetricsRecord], metric: str) -> int | None:
     best: tuple[float, int] | None = None
     task, _, name = metric.rpartition(".")
     for record in valid:
-        value = record["tasks"][task].get(name)
+        value = record["tasks"].get(task, {}).get(name)
         if value is not None and is_better(metric, value, best[0] if best else None):
             best = value, record["step"]
     return best[1] if best else None

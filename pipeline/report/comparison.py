@@ -46,7 +46,9 @@ def compare(
     """
     baseline = next(iter(variants))
     first = next(iter(variants[baseline].values()))
-    metric_of = {name: PRIMARY[task.kind] for name, task in first.tasks.items()}
+    # A run that an earlier version has evaluated may lack P(task | after).
+    tasks = {name: task for runs in variants.values() for of in runs.values() for name, task in of.tasks.items()}
+    metric_of = {name: PRIMARY[task.kind] for name, task in tasks.items()}
     references = {
         (task, cell): _values(runs, task, cell, metric_of[task]) for (task, cell), runs in (reference or {}).items()
     }
@@ -55,7 +57,7 @@ def compare(
         compared[name] = {"seeds": sorted(runs), "tasks": {}}
         for task, metric in metric_of.items():
             cells = {}
-            for cell in (ALL_ROWS, *first.tasks[task].scenarios):
+            for cell in (ALL_ROWS, *tasks[task].scenarios):
                 own = _values(runs, task, cell, metric)
                 base = _values(variants[baseline], task, cell, metric) if name != baseline else {}
                 cells[cell] = _compared(own, base, references.get((task, cell), {}), metric)
@@ -105,8 +107,9 @@ def paired_difference(values: Values, others: Values) -> tuple[float | None, boo
 def _values(runs: BySeed, task: str, cell: str, metric: str) -> Values:
     values: Values = {}
     for seed in sorted(runs):
-        measured = runs[seed].tasks[task]
-        values[seed] = (measured.overall if cell == ALL_ROWS else measured.scenarios.get(cell, {})).get(metric)
+        measured = runs[seed].tasks.get(task)
+        cells = {} if measured is None else {**measured.scenarios, ALL_ROWS: measured.overall}
+        values[seed] = cells.get(cell, {}).get(metric)
     return values
 
 

@@ -8,6 +8,7 @@ from pipeline.evaluation.evaluation import Evaluation, TaskEvaluation
 from pipeline.metrics.formatting import NUMBER, UNDEFINED, format_value
 from pipeline.metrics.registry import ALL_ROWS, METRICS, Metric, column_metrics
 from pipeline.report.comparison import REFERENCE
+from pipeline.report.text import of_rows
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
 DARKEST = 0.45
@@ -43,7 +44,7 @@ class ReportTable:
 
 def metric_tables(evaluation: Evaluation) -> list[ReportTable]:
     """One table per task: all rows, then each scenario, shaded by the difference from all rows."""
-    return [_metric_table(name, task) for name, task in evaluation.tasks.items()]
+    return [_metric_table(name, task, evaluation.given.get(name)) for name, task in evaluation.tasks.items()]
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
@@ -76,7 +77,7 @@ def heading(metric: Metric) -> str:
     return f"{metric.heading} {ARROWS[metric.better]}"
 
 
-def _metric_table(name: str, task: TaskEvaluation) -> ReportTable:
+def _metric_table(name: str, task: TaskEvaluation, given: str | None) -> ReportTable:
     kind, overall = task.kind, task.overall
     metrics = [metric for metric in column_metrics(kind) if metric.on_page and metric.name in overall]
     shades = [_shades(metric, task) for metric in metrics]
@@ -88,7 +89,7 @@ def _metric_table(name: str, task: TaskEvaluation) -> ReportTable:
             for metric, shade in zip(metrics, shades, strict=True)
         ]
         rows[label] = [*values, *(ReportCell(format_value(cell.get(key))) for key in counts)]
-    note = "on the training scale" if kind == "continuous" else ""
+    note = of_rows(given) if given else "on the training scale" if kind == "continuous" else ""
     return ReportTable(name, [*map(heading, metrics), *counts], rows, note)
 
 

@@ -26,14 +26,14 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
     Scenario labels are cut where the table would otherwise be wider than 110 columns.
     """
-    blocks = [_format_task(name, task) for name, task in evaluation.tasks.items()]
+    blocks = [_format_task(name, task, evaluation.given.get(name)) for name, task in evaluation.tasks.items()]
     cells = (cell for task in evaluation.tasks.values() for cell in (task.overall, *task.scenarios.values()))
     if any(None in cell.values() for cell in cells):
         blocks.append([f"{UNDEFINED}  {UNDEFINED_BECAUSE}"])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _format_task(name: str, task: TaskEvaluation) -> list[str]:
+def _format_task(name: str, task: TaskEvaluation, given: str | None) -> list[str]:
     metrics = {metric.name: metric.heading for metric in column_metrics(task.kind)}
     columns = {key: heading for key, heading in (metrics | COUNTS[task.kind]).items() if key in task.overall}
     lines = [["", *columns.values()]]
@@ -45,14 +45,20 @@ def _format_task(name: str, task: TaskEvaluation) -> list[str]:
         [shorten(label, widths[0]).ljust(widths[0]), *(v.rjust(w) for v, w in zip(values, widths[1:], strict=True))]
         for label, *values in lines
     )
-    return [_headline(name, task), *(GAP.join(line) for line in aligned)]
+    return [_headline(name, task, given), *(GAP.join(line) for line in aligned)]
 
 
-def _headline(name: str, task: TaskEvaluation) -> str:
+def _headline(name: str, task: TaskEvaluation, given: str | None) -> str:
     about = "continuous, on the training scale" if task.kind == "continuous" else "binary"
+    about += f", {of_rows(given)}" if given else ""
     metrics = [metric for metric in metrics_of(task.kind) if isinstance(metric, ScenarioMetric)]
     parts = [_over_scenarios(metric, task.overall) for metric in metrics]
     return f"{name} ({about})" + (f": {'; '.join(parts)}" if parts else "")
+
+
+def of_rows(given: str) -> str:
+    """The rows of a conditional task, in words."""
+    return f"over the rows with {given}"
 
 
 def _over_scenarios(metric: ScenarioMetric, overall: Cell) -> str:

@@ -1,7 +1,8 @@
 """A checkpoint's predictions of a split as a folder of Parquet files, one per worker, with keys and labels.
 
 Columns: the key columns, one column per scenario level, and for every task `label_TASK` and `prediction_TASK`: a
-probability, or a value in the unit of the log's column. A label is null in a row without it.
+probability, or a value in the unit of the log's column. A label is null in a row without it. For every binary task that
+has `after` there is also `prediction_TASK_given_AFTER`: its probability in case AFTER happens.
 """
 
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.checkpoint.choice import CheckpointChoice
+from pipeline.config.conditional_tasks import conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictedBatch, predict
@@ -50,7 +52,7 @@ def predict_on_worker(
     with ExitStack() as open_files:
         bar = ProgressBar(f"predictions of {split}", manifest.rows(split), is_shown=worker.is_first)
         progress = open_files.enter_context(bar)
-        for batch in predict(model.module, reader, worker.device, group=None):
+        for batch in predict(model.module, reader, worker.device, conditional_tasks(experiment.tasks)):
             table = prediction_table(batch, experiment)
             if writer is None:  # a worker without rows writes no file
                 file = storage.join(output, f"part-{worker.rank:05d}.parquet")
@@ -96,4 +98,6 @@ def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
         targets, values = batch.predictions.labels[:, column], batch.predictions.predictions[:, column]
         columns[f"label_{task.name}"] = pa.array(task.to_log_unit(targets), mask=np.isnan(targets))
         columns[f"prediction_{task.name}"] = pa.array(task.to_log_unit(values))
+    for column, conditional in enumerate(conditional_tasks(experiment.tasks), start=len(experiment.tasks)):
+        columns[f"prediction_{conditional.config.name}"] = pa.array(batch.predictions.predictions[:, column])
     return pa.table(columns)

@@ -32,6 +32,7 @@ class StepOutput:
     diagnostics: Tensor  # values of the names in DenseStep.diagnostics, this worker's share
     experts: dict[str, Tensor]  # see TrunkOutput
     task_weights: TaskWeights | None = None  # see Batch
+    conditionals: Tensor | None = None  # (batch, conditional tasks), see HeadOutput
 
 
 class TrainingModule(nn.Module):
@@ -87,6 +88,7 @@ class DenseStep(nn.Module):
                 gradients = [a + b for a, b in zip(gradients, of_penalty, strict=True)]
             loss = carry(loss, embedded.looked_up, gradients)
         fill = batch.weight_total / batch.rows
+        conditionals = predictions.conditionals()
         output = StepOutput(
             losses=losses.detach(),
             scores=predictions.scores().detach(),
@@ -98,6 +100,7 @@ class DenseStep(nn.Module):
             diagnostics=torch.stack(diagnostics).float() if diagnostics else losses.new_empty(0),
             experts=trunk.experts,
             task_weights=weights,
+            conditionals=None if conditionals is None else conditionals.detach(),
         )
         # Losses are means over rows. A batch with few rows, such as the last one of an epoch, must not count as a full
         # one: the large gradients of its rows would lower the learning rate of Adagrad for these ids for ever.

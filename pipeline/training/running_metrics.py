@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.errors import DivergedError
 from pipeline.sharding.module import StepOutput
-from pipeline.training.binned_auc import BinnedAuc
+from pipeline.training.binned_auc import BINS_SINCE, BinnedAuc
 from pipeline.workers.worker import Worker
 
 
@@ -93,10 +93,17 @@ class RunningMetrics:
     def state(self) -> dict[str, Tensor]:
         return {"sums": self._sums, "auc": self._auc.state}
 
-    def add_state(self, state: dict[str, Tensor]) -> None:
-        """Adds the sums that a worker had saved."""
+    def add_state(self, state: dict[str, Tensor], arithmetic: int) -> None:
+        """Adds the sums that a worker had saved.
+
+        Args:
+            state: of the worker.
+            arithmetic: the version that saved it, see `checkpoint/arithmetic.py`. Histograms with other bins are left
+                out.
+        """
         self._sums += state["sums"]
-        self._auc.state += state["auc"]
+        if arithmetic >= BINS_SINCE:
+            self._auc.state += state["auc"]
 
     def _check_finite(self, sums: Tensor) -> None:
         if sums.isfinite().all():

@@ -86,7 +86,7 @@ class RunState:
         same_workers = state.workers == self.worker.workers
         states = load_own(checkpoint, state.workers, self._own(), self.worker)
         for own in states:
-            self.running_metrics.add_state(own)
+            self.running_metrics.add_state(own, state.arithmetic)
         if same_workers:
             set_random_state(states[0])
         else:

@@ -67,5 +67,8 @@ def test_the_same_commands_every_day(file: Path) -> None:
     assert "step 12/12" in printed
     manygate("evaluate", str(file), check=0)
     evaluation = json.loads((folder / "evaluation-test.json").read_text())
-    assert evaluation["tasks"].keys() == {"click", "long_view", "watch_time", "like"}
+    assert evaluation["tasks"].keys() == {
+        *("click", "long_view", "watch_time", "like"),
+        *("long_view_given_click", "like_given_click"),
+    }
     assert "tab=8" in evaluation["tasks"]["click"]["scenarios"]

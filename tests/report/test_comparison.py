@@ -1,5 +1,6 @@
 """The comparison of models over seeds, checked with numbers computed by hand and scipy's paired t test."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,23 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     assert comparison["variants"]["other"]["seeds"] == [0, 1]
     assert comparison["variants"]["not yet"]["seeds"] == []
     assert cell_of(comparison, "not yet")["mean"] is None
+
+
+def test_a_task_that_an_earlier_version_has_not_evaluated_is_undefined_there() -> None:
+    """P(task | after) is new: the finished runs of a baseline lack it, and those of the others show it."""
+    more = {seed: with_conditional(of) for seed, of in runs(0.80, 0.83).items()}
+    for variants in ({"base": runs(0.70, 0.72), "new": more}, {"new": more, "base": runs(0.70, 0.72)}):
+        comparison = compare(variants)
+        new, base = (cell_of(comparison, name, "buy_given_click") for name in ("new", "base"))
+        assert (new["mean"], new["difference"]) == (pytest.approx(0.815), None)
+        assert (base["values"], base["mean"], base["difference"]) == ([None, None], None, None)
+        assert comparison["metric_of_task"]["buy_given_click"] == "auc"
+        text = format_comparison(comparison, ["tab=1"])
+        assert "**buy_given_click**: AUC" in text and "| .8150 ±.0212 " in text
+
+
+def with_conditional(of: Evaluation) -> Evaluation:
+    return replace(of, tasks={**of.tasks, "buy_given_click": of.tasks["click"]})
 
 
 def test_equal_values_are_neither_better_nor_worse() -> None:

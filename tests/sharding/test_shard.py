@@ -40,7 +40,7 @@ def predictions_of(worker: Worker, experiment: Experiment) -> tuple[list[str], t
     model = shard(experiment, model_inputs(experiment, manifest.table_rows), worker)
     reader = split_reader(experiment, table, manifest, "test", worker, ["row"])
     rows, values = [], []
-    for batch in predict(model.module, reader, worker.device, None):
+    for batch in predict(model.module, reader, worker.device, []):
         assert batch.keys is not None
         rows += batch.keys["row"].to_pylist()
         values.append(torch.from_numpy(batch.predictions.predictions))

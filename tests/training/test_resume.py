@@ -11,6 +11,7 @@ import torch
 from pyarrow import fs
 
 from pipeline import storage
+from pipeline.checkpoint import state_document
 from pipeline.checkpoint.checks import changes
 from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
@@ -270,6 +271,30 @@ def test_no_run_starts_over_if_all_checkpoints_are_damaged(
         cut_off(state)
     with pytest.raises(UserError, match="None of the 2 checkpoints .* can be used; .*step-00000010 is damaged: state"):
         two_workers.run(run_on, other)
+
+
+def test_an_auc_counts_no_histograms_of_other_bins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Resumed at step 6, between the log lines of steps 4 and 8: the loss is of four steps, the AUC of the last two."""
+    sections = {"training": {"max_steps": 8}, "checkpoint": {"every_steps": 6}}
+    whole = new_run(tmp_path / "whole", **sections)
+    in_twos = new_run(tmp_path / "in_twos", training={"max_steps": 8, "log_every_steps": 2})
+    with one_worker() as worker:
+        run_on(worker, in_twos)
+        with monkeypatch.context() as earlier:
+            earlier.setattr(state_document, "VERSION", 1)
+            run_on(worker, whole)
+        resumed = continued(whole, tmp_path / "resumed", 6, **sections)
+        with caplog.at_level("INFO", "pipeline"):
+            run_on(worker, resumed)
+    assert "the first one that is logged covers only the steps after this checkpoint" in caplog.text
+    (last, of_four, of_two) = (
+        next(record["tasks"] for record in metrics(run) if (record["kind"], record["step"]) == ("train", 8))
+        for run in (resumed, whole, in_twos)
+    )
+    for task in ("click", "buy"):
+        assert last[task] == {"loss": of_four[task]["loss"], "auc": of_two[task]["auc"]} != of_four[task]
 
 
 def test_checkpoints_on_an_object_store(tmp_path: Path) -> None:

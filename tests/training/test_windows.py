@@ -211,7 +211,10 @@ def test_a_scenario_and_a_task_are_added_to_a_trained_model(
     assert moments and any(old[name].shape != new[name].shape for name in dense)
     with one_worker() as worker:
         evaluation = evaluate_on_worker(worker, after, LATEST, "test")
-    assert evaluation is not None and list(evaluation["tasks"]) == ["click", "share", "buy", "value"]
+    assert evaluation is not None and list(evaluation["tasks"]) == [
+        *("click", "share", "buy", "value"),
+        *("share_given_click", "buy_given_click"),
+    ]
 
 
 def test_a_task_after_the_core_task_does_not_become_the_core(tmp_path: Path) -> None:
