@@ -70,6 +70,7 @@ def losses() -> Iterator[str]:
     for name, facts in LOSSES.items():
         keys = ", ".join(f"`{key}`, {LossConfig.model_fields[key].default}" for key in facts.keys)
         use = facts.use + ("; no transform" if facts.of_amounts else "")
+        use += "; needs `transform: log1p`" if facts.of_logarithms else ""
         yield f"| `{name}`{f' ({keys})' if keys else ''} | {use} | {facts.predicts} |"
 
 

@@ -21,6 +21,8 @@ class ContinuousLoss:
     units: int
     loss: Callable[[Tensor, Tensor, LossConfig], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
     value: Callable[[Tensor], Tensor]  # units (batch, units) -> (batch,)
+    deviation: Callable[[Tensor], Tensor] | None = None
+    """Of a loss of logarithms that predicts the standard deviation too: units (batch, units) -> (batch,)."""
 
 
 def _first(units: Tensor) -> Tensor:
@@ -60,6 +62,22 @@ def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logit, mean, softplus(deviation).clamp(min=math.sqrt(1e-7))
 
 
+def _lognormal_likelihood(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """Negative log-likelihood of a normal distribution of the labels, which are logarithms."""
+    deviation = _deviation(units)
+    return ((labels - units[:, 0]) / deviation).square() / 2 + deviation.log() + 0.5 * math.log(2 * math.pi)
+
+
+def _deviation(units: Tensor) -> Tensor:
+    """Standard deviation of the logarithm: the exponential of the second unit, which is bent to stay within -4 and 1.5.
+
+    The mean of the log-normal distribution is thus at most exp(4.5² / 2) = 23,000 times its median.
+    """
+    log_deviation = units[:, 1]
+    bound = torch.where(log_deviation > 0, 1.5, 4.0)
+    return (bound * (log_deviation / bound).tanh()).exp()
+
+
 def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, without the terms that do
     not depend on z.
@@ -81,5 +99,6 @@ CONTINUOUS: dict[str, ContinuousLoss] = {
     "mse": ContinuousLoss(1, _squared_error, _first),
     "huber": ContinuousLoss(1, _huber, _first),
     "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _lognormal_mean),
+    "lognormal": ContinuousLoss(2, _lognormal_likelihood, _first, _deviation),
     "tweedie": ContinuousLoss(1, _tweedie, lambda units: units[:, 0].exp()),
 }

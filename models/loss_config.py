@@ -20,10 +20,14 @@ class LossFacts:
     """Its purpose, for its row in docs/models.md."""
     predicts: str
     """The statistic of the target that it predicts, for the same row."""
+    statistic: str = "mean"
+    """The same in words for prediction files, for a target that is not transformed."""
     keys: tuple[str, ...] = ()
     """Keys of `LossConfig` that only this loss uses."""
     of_amounts: bool = False
     """Whether the target must be an amount: no transform, and no negative label."""
+    of_logarithms: bool = False
+    """Whether the target must be a logarithm, `transform: log1p`, of which it predicts the standard deviation too."""
     can_be_negative: bool = False
     """Whether its value can be negative. Learned task weights cannot be used with such a loss."""
 
@@ -33,11 +37,19 @@ LOSSES: dict[str, LossFacts] = {
         "a target whose extreme values a `transform` reduces, such as log1p of a watch time",
         "the mean, on the training scale",
     ),
-    "huber": LossFacts("targets with outliers", "between the median and the mean", keys=("delta",)),
+    "huber": LossFacts(
+        "targets with outliers", "between the median and the mean", "between median and mean", keys=("delta",)
+    ),
     "ziln": LossFacts(
         "amounts with many zeros and a long tail (revenue)",
         "P(above zero) × mean of a log-normal distribution",
         of_amounts=True,
+        can_be_negative=True,
+    ),
+    "lognormal": LossFacts(
+        "a positive target with a long tail, such as a watch time, whose spread differs between rows",
+        "the mean exp(mu + s²/2) - 1 of a log-normal distribution whose mu and s are learned",
+        of_logarithms=True,
         can_be_negative=True,
     ),
     "tweedie": LossFacts("the same amounts, with one output unit", "the mean", keys=("power",), of_amounts=True),

@@ -43,6 +43,18 @@ class HeadOutput:
         ]
         return torch.stack(columns, dim=1) if columns else None
 
+    def deviations(self) -> Tensor | None:
+        """Standard deviation of each task whose loss predicts one, ``(batch, tasks)``, 0 for other tasks; None if no
+        task has one."""
+        functions = [CONTINUOUS[task.loss.loss].deviation if task.kind == "continuous" else None for task in self.tasks]
+        if not any(functions):
+            return None
+        columns = [
+            deviation(parameters) if deviation is not None else torch.zeros_like(parameters[:, 0])
+            for deviation, parameters in zip(functions, self.parameters, strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
 
 class TowersHead(nn.Module):
     """One MLP and one linear layer per task, applied to that task's hidden vector.

@@ -33,7 +33,7 @@ def check_model(checkpoint: Checkpoint, saved: RunSettings, run: RunSettings) ->
                 f"The checkpoint {checkpoint.uri} has {_rows(old)} for the embedding table {name!r}, the feature table "
                 f"{_rows(new)}: they belong to different experiments. Start over: {START_OVER_HINT}."
             )
-    old_experiment, new_experiment = _without_weights(saved.experiment), _without_weights(run.experiment)
+    old_experiment, new_experiment = _without_free_keys(saved.experiment), _without_free_keys(run.experiment)
     old_part, new_part = _fixed_part(old_experiment), _fixed_part(new_experiment)
     gained = growth(old_experiment, new_experiment)
     if gained is None or old_part != new_part:
@@ -151,9 +151,9 @@ def grown_tables(saved: RunSettings, run: RunSettings) -> dict[str, tuple[int, i
     return {name: (before[name], rows) for name, rows in run.table.table_rows.items() if rows > before[name]}
 
 
-def _without_weights(experiment: Experiment) -> Experiment:
-    """The experiment with weight 1 for all tasks: task weights change nothing in what a model computes."""
-    tasks = [task.model_copy(update={"weight": 1.0}) for task in experiment.tasks]
+def _without_free_keys(experiment: Experiment) -> Experiment:
+    """The experiment with the defaults of those keys of tasks that change nothing in what a model computes."""
+    tasks = [task.model_copy(update={"weight": 1.0, "prediction": "mean"}) for task in experiment.tasks]
     return experiment.model_copy(update={"tasks": tasks})
 
 

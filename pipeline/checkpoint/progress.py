@@ -28,6 +28,16 @@ class TrainingWindow:
         return min(steps, training.max_steps or steps)
 
 
+@dataclass(frozen=True)
+class SavedSmearing:
+    """The smearing factors of a validation, see pipeline/evaluation/log_unit.py."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    step: int  # of the validation
+    factors: dict[str, dict[str, float]]  # by task, and by scenario
+
+
 @dataclass
 class Progress:
     """The value of `progress` in `state.json`, where the key of `window` is `span`."""
@@ -41,6 +51,7 @@ class Progress:
     best: float | None = None  # value of the early-stopping metric, in this window
     best_step: int | None = None
     stale_validations: int = 0  # since the best one
+    smearing: SavedSmearing | None = None  # of the last validation
 
     def to_json(self) -> Json:
         """A copy, for `state.json`."""

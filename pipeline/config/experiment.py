@@ -13,7 +13,7 @@ from pipeline.config.lanes import batch_mistake
 from pipeline.config.logs import TaskConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.config.training import CheckpointConfig, EvaluationConfig, TrainingConfig
-from pipeline.metrics.registry import GroupMetric, metrics_of
+from pipeline.metrics.registry import TRAINING_SCALE, GroupMetric, metrics_of
 from pipeline.section import nearest
 
 
@@ -178,14 +178,16 @@ def check_metric(experiment: Experiment) -> None:
     if "valid" not in experiment.logs.splits:
         raise ValueError("training.early_stopping needs a `valid` split: add one to logs.splits")
     name, metric = stopping.metric.split(".")
-    kinds = {task.name: task.kind for task in with_conditional_tasks(experiment.tasks)}
-    if name not in kinds:
-        raise ValueError(f"training.early_stopping.metric: no task is called {name!r}; {nearest(name, kinds)}")
-    ranking = {m.name: isinstance(m, GroupMetric) for m in metrics_of(kinds[name]) if m.ranks}
+    tasks = {task.name: task for task in with_conditional_tasks(experiment.tasks)}
+    if name not in tasks:
+        raise ValueError(f"training.early_stopping.metric: no task is called {name!r}; {nearest(name, tasks)}")
+    task = tasks[name]
+    measured = [m for m in metrics_of(task.kind) if m.unit == TRAINING_SCALE or task.is_rescaled]
+    ranking = {m.name: isinstance(m, GroupMetric) for m in measured if m.ranks}
     known = [m for m, needs_group in ranking.items() if experiment.evaluation.group or not needs_group]
     if metric not in known:
         raise ValueError(
-            f"training.early_stopping.metric: {metric!r} cannot be used for early stopping of the {kinds[name]} task "
+            f"training.early_stopping.metric: {metric!r} cannot be used for early stopping of the {task.kind} task "
             f"{name!r}; use one of {', '.join(known)}" + (", or set evaluation.group" if ranking.get(metric) else "")
         )
 

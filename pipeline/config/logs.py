@@ -227,6 +227,8 @@ class _Target(Section):
     only: dict[str, Annotated[list[int | str], Field(min_length=1)]] = {}
     """Scenario level -> the values for which the task exists. Rows of other scenarios have no label, whatever their
     column contains."""
+    prediction: Literal["mean", "median"] = "mean"
+    """What predictions in the log's unit are, if the target is transformed."""
     sample_weight: str | None = None
     """Column with the weight of each row for this task, in addition to `logs.weight`."""
 
@@ -248,6 +250,10 @@ class TaskConfig(LossConfig, _Target):
             raise ValueError("`scale`, `transform` and `loss` belong to continuous tasks")
         if self.loss_facts.of_amounts and self.transform != "identity":
             raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
+        if self.loss_facts.of_logarithms and self.transform != "log1p":
+            raise ValueError(f"loss `{self.loss}` models a logarithm: add `transform: log1p`")
+        if self.prediction == "median" and self.transform != "log1p":
+            raise ValueError("`prediction: median` belongs to continuous tasks with `transform: log1p`")
         return self
 
     @property
@@ -261,12 +267,24 @@ class TaskConfig(LossConfig, _Target):
             scaled = values * self.scale
             return (np.log1p(scaled) if self.transform == "log1p" else scaled).astype(np.float32)
 
-    def to_log_unit(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Converts labels or predictions from the training scale to the unit of the log's column.
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether labels on the training scale have another unit than the log's column."""
+        return self.scale != 1.0 or self.transform != "identity"
 
-        The inverse of `to_training_scale`. Probabilities are returned unchanged.
+    def to_log_unit(
+        self, values: NDArray[np.floating], added: NDArray[np.float64] | float = 0.0
+    ) -> NDArray[np.floating]:
+        """Converts values from the training scale to the unit of the log's column, the inverse of `to_training_scale`.
+
+        Probabilities are returned unchanged. A value that float64 cannot hold becomes infinite.
+
+        Args:
+            values: labels or predictions.
+            added: to logarithms, before they are inverted: for means, see pipeline/evaluation/log_unit.py.
         """
         if self.kind == "binary":
             return values
-        wide = values.astype(np.float64)
-        return (np.expm1(wide) if self.transform == "log1p" else wide) / self.scale
+        with np.errstate(over="ignore"):
+            wide = values.astype(np.float64)
+            return (np.expm1(wide + added) if self.transform == "log1p" else wide) / self.scale

@@ -47,6 +47,7 @@ class Evaluation:
     tasks: dict[str, TaskEvaluation]
     split: str = ""
     checkpoint: str = ""
+    statistics: dict[str, str] = field(default_factory=dict)  # what a prediction in the log's unit is, such as "mean"
     inputs: str = ""  # see `evaluation_inputs`; empty in evaluations of earlier versions
     given: dict[str, str] = field(default_factory=dict)  # conditional task -> the task whose rows it is measured on
     reliability: dict[str, dict[str, ReliabilityCurve]] = field(default_factory=dict)  # by task, and by cell

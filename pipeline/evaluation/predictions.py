@@ -60,6 +60,7 @@ def _without_padding(
 ) -> PredictedBatch:
     real = np.flatnonzero(output.weights.cpu().numpy() > 0)
     weights = output.task_weights
+    deviations = output.deviations
     keys = batch.keys.take(pa.array(real)) if batch.keys is not None else None
     predictions = Predictions(
         labels=output.labels.cpu().numpy()[real],
@@ -68,6 +69,7 @@ def _without_padding(
         scenarios=output.scenarios.cpu().numpy()[real].astype(np.int32),
         groups=group_ids(keys[group]) if group is not None and keys is not None else None,
         task_weights=None if weights is None else weights.values.cpu().numpy()[real],
+        deviations=None if deviations is None else deviations.float().cpu().numpy()[real],
     )
     if output.conditionals is not None:
         given = output.conditionals.float().cpu().numpy()[real]

@@ -1,6 +1,6 @@
 """Evaluating a split on all workers together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -8,9 +8,10 @@ from torch import nn
 from pipeline.config.conditional_tasks import conditional_tasks, with_conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.expert_use import ExpertUse
+from pipeline.evaluation.log_unit import Factors
 from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.reliability import reliability_of_tasks
-from pipeline.evaluation.split_metrics import Predictions, evaluate
+from pipeline.evaluation.split_metrics import Predictions, evaluate, smearing_of
 from pipeline.loading.reader import Reader
 from pipeline.progress_bar import ProgressBar
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
@@ -50,7 +51,7 @@ class SplitEvaluation:
         self._reader = split_reader(experiment, table, manifest, split, worker, keys)
 
     def __call__(self) -> dict[str, Any]:
-        """The evaluation, see `evaluate`, the same on every worker. Collective.
+        """The evaluation, see `evaluate`, the same on every worker. Smearing factors are estimated on it. Collective.
 
         Its tasks are those of the experiment and the conditional ones. `given` has, for each conditional task, the
         task whose positive rows it is measured on.
@@ -59,12 +60,21 @@ class SplitEvaluation:
             UserError: predictions are not finite; raised on every worker.
         """
         gathered = self._gather([batch.predictions for batch in self._batches()])
-        return self._worker.on_first(lambda: self._evaluate(_joined(gathered)))
+        return self._worker.on_first(lambda: self._evaluate(_joined(gathered), None))
 
-    def in_detail(self) -> dict[str, Any]:
+    def smearing(self) -> dict[str, dict[str, float]]:
+        """The smearing factors of each task that needs them, estimated on the split. Collective."""
+        gathered = self._gather([batch.predictions for batch in self._batches()])
+        tasks, scenarios = self._experiment.tasks, self._experiment.scenarios
+        return self._worker.on_first(lambda: smearing_of(_joined(gathered).valid().canonical(), tasks, scenarios))
+
+    def in_detail(self, smearing: Mapping[str, Factors]) -> dict[str, Any]:
         """The evaluation with two more keys, which a validation leaves out to save time and memory. Collective.
 
         `reliability` holds the curves of `reliability_of_tasks`, `experts` the means of `ExpertUse.total`.
+
+        Args:
+            smearing: factors of each task that needs them.
 
         Raises:
             UserError: predictions are not finite; raised on every worker.
@@ -82,7 +92,7 @@ class SplitEvaluation:
 
         def detailed() -> dict[str, Any]:
             rows = _joined(gathered)
-            evaluation = self._evaluate(rows)
+            evaluation = self._evaluate(rows, smearing)
             curves = reliability_of_tasks(rows, self._tasks, self._experiment.scenarios)
             return {**evaluation, "reliability": curves, "experts": experts}
 
@@ -98,10 +108,10 @@ class SplitEvaluation:
     def _gather(self, parts: list[Predictions]) -> list[Predictions] | None:
         return self._worker.gather(Predictions.concatenate(parts))
 
-    def _evaluate(self, rows: Predictions) -> dict[str, Any]:
+    def _evaluate(self, rows: Predictions, smearing: Mapping[str, Factors] | None) -> dict[str, Any]:
         tasks = self._experiment.tasks
         given = {conditional.config.name: tasks[conditional.after].name for conditional in conditional_tasks(tasks)}
-        return {**evaluate(rows, self._tasks, self._experiment.scenarios), "given": given}
+        return {**evaluate(rows, self._tasks, self._experiment.scenarios, smearing), "given": given}
 
 
 def _joined(gathered: list[Predictions] | None) -> Predictions:

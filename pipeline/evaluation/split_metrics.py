@@ -1,6 +1,6 @@
 """Computes the `tasks` of evaluation-SPLIT.json: every metric of every task, overall and per scenario."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import DivergedError, UserError
+from pipeline.evaluation.log_unit import Factors, LogUnit, needs_smearing, smearing_factors
 from pipeline.metrics import functions
+from pipeline.metrics.functions import Float64
 from pipeline.metrics.registry import (
+    LOG_UNIT,
     METRICS,
     GroupMetric,
     RowMetric,
     ScenarioMetric,
+    column_metrics,
     metrics_of,
     ranking_metric,
 )
@@ -35,13 +39,16 @@ class Predictions:
     scenarios: NDArray[np.int32]  # (rows, levels), indices into ScenarioConfig.labels
     groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: users, for example
     task_weights: NDArray[np.float32] | None = None  # (rows, tasks); None: all labels that exist count `weights`
+    deviations: NDArray[np.float32] | None = None  # (rows, tasks of the experiment), see HeadOutput
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
         """The rows of all parts, of which either all have groups or none has; likewise weights for tasks."""
         groups = [part.groups for part in parts if part.groups is not None]
         weights = [part.task_weights for part in parts if part.task_weights is not None]
-        for what, count in (("groups", len(groups)), ("weights for tasks", len(weights))):
+        deviations = [part.deviations for part in parts if part.deviations is not None]
+        for what, given in (("groups", groups), ("weights for tasks", weights), ("deviations", deviations)):
+            count = len(given)
             if count not in (0, len(parts)):
                 raise ValueError(f"{count} of {len(parts)} parts have {what}: either all or none must have them")
         return Predictions(
@@ -51,6 +58,7 @@ class Predictions:
             scenarios=np.concatenate([part.scenarios for part in parts]),
             groups=np.concatenate(groups) if groups else None,
             task_weights=np.concatenate(weights) if weights else None,
+            deviations=np.concatenate(deviations) if deviations else None,
         )
 
     def valid(self) -> "Predictions":
@@ -68,6 +76,8 @@ class Predictions:
             keys.append(self.groups)
         if self.task_weights is not None:
             keys += [*self.task_weights.T]
+        if self.deviations is not None:
+            keys += [*self.deviations.T]
         return self._take(np.lexsort(keys[::-1]))
 
     def labelled(self, column: int, members: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -91,19 +101,27 @@ class Predictions:
             scenarios=self.scenarios[rows],
             groups=None if self.groups is None else self.groups[rows],
             task_weights=None if self.task_weights is None else self.task_weights[rows],
+            deviations=None if self.deviations is None else self.deviations[rows],
         )
 
 
-def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]) -> dict[str, Any]:
+def evaluate(
+    predictions: Predictions,
+    tasks: list[TaskConfig],
+    scenarios: list[ScenarioConfig],
+    smearing: Mapping[str, Factors] | None = None,
+) -> dict[str, Any]:
     """Exact metrics of all tasks, the same bit by bit for any order of the rows.
 
     Args:
         predictions: all rows of the split, from all workers; rows of weight 0 are left out.
         tasks: in the order of the columns of labels and predictions.
         scenarios: the levels, in the order of the columns of scenario indices.
+        smearing: factors of each task that needs them; None: they are estimated on these rows.
 
     Returns:
-        ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}}}``;
+        ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}},
+        "smearing": {TASK: factors}, "statistics": {TASK: "mean"}}``, the last for tasks with metrics in the log's unit;
         None means undefined. The scenarios are every label of every level, with or without rows, and with more than
         one level every combination that occurs ("tab=1/user=new"). `macro_auc` is the unweighted mean AUC over the
         finest scenarios where it is defined, `scenarios_undefined` the number of those where it is not. The `rows` of
@@ -117,16 +135,36 @@ def evaluate(predictions: Predictions, tasks: list[TaskConfig], scenarios: list[
     rows = rows.canonical()
     cells, finest = cells_of(rows.scenarios, scenarios)
     everything, has_weights = np.arange(len(rows.weights)), rows.has_weights
+    factors = smearing_of(rows, tasks, scenarios) if smearing is None else smearing
+    units = [LogUnit(task, scenarios, factors.get(task.name, {})) for task in tasks]
     result: dict[str, Any] = {}
-    for column, task in enumerate(tasks):
-        measured = {label: _cell(rows, column, task.kind, members, has_weights) for label, members in cells.items()}
+    for column, (task, unit) in enumerate(zip(tasks, units, strict=True)):
+        in_log_unit = _in_log_unit(rows, column, unit) if task.is_rescaled else None
+        measured = {
+            label: _cell(rows, column, task.kind, members, has_weights, in_log_unit) for label, members in cells.items()
+        }
         result[task.name] = {
             "kind": task.kind,
-            **_cell(rows, column, task.kind, everything, has_weights),
+            **_cell(rows, column, task.kind, everything, has_weights, in_log_unit),
             **_over_scenarios(task.kind, [measured[label] for label in finest]),
             "scenarios": measured,
         }
-    return {"rows": len(rows.weights), "tasks": result}
+    statistics = {unit.task.name: unit.statistic for unit in units if unit.task.is_rescaled}
+    return {"rows": len(rows.weights), "tasks": result, "smearing": factors, "statistics": statistics}
+
+
+def smearing_of(
+    rows: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]
+) -> dict[str, dict[str, float]]:
+    """The factors of each task that needs them, from rows in their canonical order."""
+    factors, everything = {}, np.arange(len(rows.weights))
+    for column, task in enumerate(tasks):
+        if needs_smearing(task):
+            members = rows.labelled(column, everything)
+            labels, predictions = rows.labels[members, column], rows.predictions[members, column]
+            weights, indices = rows.weights_of(column, members), rows.scenarios[members]
+            factors[task.name] = smearing_factors(labels, predictions, weights, indices, scenarios)
+    return factors
 
 
 def metric_value(evaluation: dict[str, Any], metric: str) -> float | None:
@@ -180,8 +218,20 @@ def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str
     return dict(zip(labels, np.split(order, starts)[1:], strict=True))
 
 
+def _in_log_unit(rows: Predictions, column: int, unit: LogUnit) -> tuple[Float64, Float64]:
+    """Labels and predictions of a task, ``(rows,)`` each."""
+    deviations = None if rows.deviations is None else rows.deviations[:, column]
+    predictions = unit.predictions(rows.predictions[:, column], rows.scenarios, deviations)
+    return unit.labels(rows.labels[:, column]).astype(np.float64), predictions.astype(np.float64)
+
+
 def _cell(
-    rows: Predictions, column: int, kind: TaskKind, members: NDArray[np.intp], has_weights: bool
+    rows: Predictions,
+    column: int,
+    kind: TaskKind,
+    members: NDArray[np.intp],
+    has_weights: bool,
+    in_log_unit: tuple[Float64, Float64] | None,
 ) -> dict[str, float | int | None]:
     """The metrics of a task on those of some rows that have its label, with counts and means."""
     members = rows.labelled(column, members)
@@ -189,7 +239,7 @@ def _cell(
     weights = rows.weights_of(column, members)
     cell: dict[str, float | int | None] = {
         metric.name: metric.function(labels, predictions, weights)
-        for metric in metrics_of(kind)
+        for metric in column_metrics(kind)
         if isinstance(metric, RowMetric)
     }
     for metric in metrics_of(kind):
@@ -201,10 +251,24 @@ def _cell(
         cell["weight"] = float(np.sum(weights, dtype=np.float64))
     if kind == "binary":
         return cell | {"positives": int(np.count_nonzero(labels > 0))}
-    return cell | {
-        "mean_label": functions.mean(labels, weights),
-        "mean_prediction": functions.mean(predictions, weights),
-    }
+    cell |= {"mean_label": functions.mean(labels, weights), "mean_prediction": functions.mean(predictions, weights)}
+    if in_log_unit is not None:
+        cell |= _log_unit_cell(in_log_unit[0][members], in_log_unit[1][members], weights)
+    return cell
+
+
+def _log_unit_cell(labels: Float64, predictions: Float64, weights: NDArray[np.float32]) -> dict[str, float | None]:
+    """The metrics in the log's unit. Those that float64 cannot hold are undefined: a diverging model may predict
+    logarithms whose exponential is too large."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cell = {
+            metric.name: metric.function(labels, predictions, weights)
+            for metric in column_metrics("continuous", LOG_UNIT)
+            if isinstance(metric, RowMetric)
+        }
+        cell["mean_label_log_unit"] = functions.mean(labels, weights)
+        cell["mean_prediction_log_unit"] = functions.mean(predictions, weights)
+    return {name: value if value is not None and np.isfinite(value) else None for name, value in cell.items()}
 
 
 def _over_scenarios(kind: TaskKind, cells: list[dict[str, float | int | None]]) -> dict[str, float | int | None]:

@@ -19,6 +19,10 @@ from pipeline.metrics.functions import Array
 ALL_ROWS = "all"
 """The label of all rows together, beside the labels of scenarios."""
 
+Unit = Literal["training scale", "log's unit"]
+TRAINING_SCALE: Unit = "training scale"
+LOG_UNIT: Unit = "log's unit"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -32,6 +36,9 @@ class Metric:
     """The kinds of task that have it."""
     better: Literal["higher", "lower", "one"]
     """Which values are better. A metric whose best value is 1 does not rank models."""
+    unit: Unit = TRAINING_SCALE
+    """For continuous tasks: whether labels and predictions are converted to the unit of the log's column before it is
+    computed. Tasks whose labels are trained in the log's unit have no separate metrics in it."""
     in_log_lines: bool = False
     """Whether training prints it in the line for a validation."""
     on_page: bool = False
@@ -146,6 +153,33 @@ _ALL: tuple[Metric, ...] = (
         function=functions.calibration,
         on_page=True,
     ),
+    RowMetric(
+        name="rmse_log_unit",
+        heading="RMSE",
+        kinds=("continuous",),
+        better="lower",
+        function=functions.rmse,
+        unit=LOG_UNIT,
+        on_page=True,
+    ),
+    RowMetric(
+        name="mae_log_unit",
+        heading="MAE",
+        kinds=("continuous",),
+        better="lower",
+        function=functions.mae,
+        unit=LOG_UNIT,
+        on_page=True,
+    ),
+    RowMetric(
+        name="calibration_log_unit",
+        heading="calibration",
+        kinds=("continuous",),
+        better="one",
+        function=functions.calibration,
+        unit=LOG_UNIT,
+        on_page=True,
+    ),
 )
 
 METRICS = {metric.name: metric for metric in _ALL}
@@ -159,9 +193,9 @@ def metrics_of(kind: TaskKind) -> list[Metric]:
     return [metric for metric in METRICS.values() if kind in metric.kinds]
 
 
-def column_metrics(kind: TaskKind) -> list[Metric]:
-    """The same without those over scenarios: the metrics of all rows together and of each single scenario."""
-    return [metric for metric in metrics_of(kind) if not isinstance(metric, ScenarioMetric)]
+def column_metrics(kind: TaskKind, unit: Unit = TRAINING_SCALE) -> list[Metric]:
+    """Those in one unit, without those over scenarios: the metrics of all rows together and of each single scenario."""
+    return [m for m in metrics_of(kind) if m.unit == unit and not isinstance(m, ScenarioMetric)]
 
 
 def ranking_metric(metric: str) -> Metric:

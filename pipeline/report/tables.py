@@ -6,11 +6,21 @@ from typing import Any
 
 from pipeline.evaluation.evaluation import Evaluation, TaskEvaluation
 from pipeline.metrics.formatting import NUMBER, UNDEFINED, format_value
-from pipeline.metrics.registry import ALL_ROWS, METRICS, Metric, column_metrics
+from pipeline.metrics.registry import ALL_ROWS, LOG_UNIT, METRICS, TRAINING_SCALE, Metric, Unit, column_metrics
 from pipeline.report.comparison import REFERENCE
-from pipeline.report.text import of_rows
+from pipeline.report.text import has_log_unit, in_log_unit, of_rows
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
+COLUMNS: dict[Unit, dict[str, str]] = {
+    TRAINING_SCALE: {"rows": "rows", "weight": "weight"},
+    LOG_UNIT: {
+        "mean_label_log_unit": "label",
+        "mean_prediction_log_unit": "predicted",
+        "rows": "rows",
+        "weight": "weight",
+    },
+}
+"""Columns to the right of the metrics: key in the evaluation -> heading."""
 DARKEST = 0.45
 SMALL = 0.02
 """A column whose differences are all below this share of the overall value is not shaded fully."""
@@ -43,8 +53,15 @@ class ReportTable:
 
 
 def metric_tables(evaluation: Evaluation) -> list[ReportTable]:
-    """One table per task: all rows, then each scenario, shaded by the difference from all rows."""
-    return [_metric_table(name, task, evaluation.given.get(name)) for name, task in evaluation.tasks.items()]
+    """One table per task and unit: all rows, then each scenario, shaded by the difference from all rows."""
+    tables = []
+    for name, task in evaluation.tasks.items():
+        given = evaluation.given.get(name)
+        note = of_rows(given) if given else "on the training scale" if task.kind == "continuous" else ""
+        tables.append(_metric_table(name, task, TRAINING_SCALE, note))
+        if has_log_unit(task):
+            tables.append(_metric_table(name, task, LOG_UNIT, in_log_unit(evaluation.statistics.get(name))))
+    return tables
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
@@ -77,11 +94,11 @@ def heading(metric: Metric) -> str:
     return f"{metric.heading} {ARROWS[metric.better]}"
 
 
-def _metric_table(name: str, task: TaskEvaluation, given: str | None) -> ReportTable:
-    kind, overall = task.kind, task.overall
-    metrics = [metric for metric in column_metrics(kind) if metric.on_page and metric.name in overall]
+def _metric_table(name: str, task: TaskEvaluation, unit: Unit, note: str) -> ReportTable:
+    overall = task.overall
+    metrics = [metric for metric in column_metrics(task.kind, unit) if metric.on_page and metric.name in overall]
     shades = [_shades(metric, task) for metric in metrics]
-    counts = [key for key in ("rows", "weight") if key in overall]
+    counts = {key: heading for key, heading in COLUMNS[unit].items() if key in overall}
     rows = {ALL_ROWS: [ReportCell(format_value(overall.get(key))) for key in (*(m.name for m in metrics), *counts)]}
     for label, cell in task.scenarios.items():
         values = [
@@ -89,8 +106,7 @@ def _metric_table(name: str, task: TaskEvaluation, given: str | None) -> ReportT
             for metric, shade in zip(metrics, shades, strict=True)
         ]
         rows[label] = [*values, *(ReportCell(format_value(cell.get(key))) for key in counts)]
-    note = of_rows(given) if given else "on the training scale" if kind == "continuous" else ""
-    return ReportTable(name, [*map(heading, metrics), *counts], rows, note)
+    return ReportTable(name, [*map(heading, metrics), *counts.values()], rows, note)
 
 
 def _shades(metric: Metric, task: TaskEvaluation) -> dict[str, float]:

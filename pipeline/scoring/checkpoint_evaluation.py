@@ -14,6 +14,13 @@ from pipeline.evaluation.split_evaluation import SplitEvaluation
 from pipeline.log_records import log_fields
 from pipeline.run_folder import evaluation_file
 from pipeline.scoring.restored_model import restored_model
+from pipeline.scoring.smearing import (
+    VALID,
+    has_valid_rows,
+    saved_smearing,
+    smearing_of_checkpoint,
+    tasks_that_need_smearing,
+)
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.workers.worker import Worker
 
@@ -25,9 +32,10 @@ def evaluate_on_worker(
     log_fields.begin(experiment.name, worker.rank)
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
+    smearing = smearing_of_checkpoint(experiment, manifest, model, saved, worker)
     evaluation = SplitEvaluation(experiment, model.module, experiment.table_folder, manifest, split, worker)
     inputs = evaluation_inputs(experiment, manifest, saved, split)
-    result = {"split": split, "checkpoint": saved.uri, "inputs": inputs, **evaluation.in_detail()}
+    result = {"split": split, "checkpoint": saved.uri, "inputs": inputs, **evaluation.in_detail(smearing)}
     if not worker.is_first:
         return None
     storage.write_json(evaluation_file(experiment.folder, split), result)
@@ -39,7 +47,17 @@ def evaluation_inputs(experiment: Experiment, manifest: Manifest, saved: Checkpo
     files = {name: asdict(file) for name, file in saved.files.items()}
     settings = experiment.evaluation.model_dump(mode="json")
     inputs = [saved.step, files, split, manifest.digests(split), settings]
+    rescaled = {task.name: task.prediction for task in experiment.tasks if task.is_rescaled}
+    if rescaled:
+        inputs += [rescaled, _smearing_inputs(experiment, manifest, saved)]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _smearing_inputs(experiment: Experiment, manifest: Manifest, saved: Checkpoint) -> dict[str, str]:
+    """Hashes of the rows that smearing factors are estimated on; empty if none are estimated."""
+    tasks = tasks_that_need_smearing(experiment)
+    is_estimated = tasks and saved_smearing(tasks, saved) is None and has_valid_rows(manifest)
+    return manifest.digests(VALID) if is_estimated else {}
 
 
 def is_evaluated(experiment: Experiment, manifest: Manifest, saved: Checkpoint, split: str) -> bool:

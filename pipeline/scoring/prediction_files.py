@@ -2,10 +2,13 @@
 
 Columns: the key columns, one column per scenario level, and for every task `label_TASK` and `prediction_TASK`: a
 probability, or a value in the unit of the log's column. A label is null in a row without it. For every binary task that
-has `after` there is also `prediction_TASK_given_AFTER`: its probability in case AFTER happens.
+has `after` there is also `prediction_TASK_given_AFTER`: its probability in case AFTER happens. The marker file and the
+metadata of each Parquet file, under `manygate`, say for every task what its prediction is, such as "mean".
 """
 
+import json
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +19,13 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.conditional_tasks import conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.evaluation.log_unit import LogUnit
 from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.log_records import log_fields
 from pipeline.progress_bar import ProgressBar
 from pipeline.scoring.restored_model import restored_model
+from pipeline.scoring.smearing import smearing_of_checkpoint
 from pipeline.table.manifest import read_manifest
 from pipeline.workers.worker import Worker
 
@@ -47,27 +52,30 @@ def predict_on_worker(
     log_fields.begin(experiment.name, worker.rank)
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
+    smearing = smearing_of_checkpoint(experiment, manifest, model, saved, worker)
+    units = [LogUnit(task, experiment.scenarios, smearing.get(task.name, {})) for task in experiment.tasks]
     reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
     rows, not_finite, writer = 0, 0, None
     with ExitStack() as open_files:
         bar = ProgressBar(f"predictions of {split}", manifest.rows(split), is_shown=worker.is_first)
         progress = open_files.enter_context(bar)
         for batch in predict(model.module, reader, worker.device, conditional_tasks(experiment.tasks)):
-            table = prediction_table(batch, experiment)
+            table = prediction_table(batch, experiment, units)
             if writer is None:  # a worker without rows writes no file
                 file = storage.join(output, f"part-{worker.rank:05d}.parquet")
                 stream = open_files.enter_context(storage.open_output(file))
                 writer = open_files.enter_context(pq.ParquetWriter(stream, table.schema))
             writer.write_table(table)
             rows += table.num_rows
-            not_finite += int(np.count_nonzero(~np.isfinite(batch.predictions.predictions)))
+            not_finite += count_not_finite(batch, table, experiment)
             progress.add(experiment.evaluation.batch_size)
     counts = worker.gather((rows, not_finite))
-    total = worker.on_first(lambda: finish(counts or [], {"split": split, "checkpoint": saved.uri}, output))
+    summary = {"split": split, "checkpoint": saved.uri, "statistics": statistics_of(units)}
+    total = worker.on_first(lambda: finish(counts or [], summary, output))
     return total if worker.is_first else None
 
 
-def finish(counts: list[tuple[int, int]], summary: dict[str, str], output: str) -> int:
+def finish(counts: list[tuple[int, int]], summary: dict[str, Any], output: str) -> int:
     """Marks the predictions as complete, and returns their number.
 
     Args:
@@ -88,16 +96,33 @@ def finish(counts: list[tuple[int, int]], summary: dict[str, str], output: str) 
     return rows
 
 
-def prediction_table(batch: PredictedBatch, experiment: Experiment) -> pa.Table:
+def count_not_finite(batch: PredictedBatch, table: pa.Table, experiment: Experiment) -> int:
+    """The number of predictions that are not finite, or whose values in the log's unit are too large for float64."""
+    count = np.count_nonzero(~np.isfinite(batch.predictions.predictions))
+    for column, task in enumerate(experiment.tasks):
+        is_finite = np.isfinite(batch.predictions.predictions[:, column])
+        count += np.count_nonzero(is_finite & np.isinf(table[f"prediction_{task.name}"].to_numpy()))
+    return int(count)
+
+
+def statistics_of(units: list[LogUnit]) -> dict[str, str]:
+    """What the prediction of each task is."""
+    return {unit.task.name: unit.statistic for unit in units}
+
+
+def prediction_table(batch: PredictedBatch, experiment: Experiment, units: list[LogUnit]) -> pa.Table:
     """The rows of one batch: keys, scenarios, labels and predictions."""
     columns = dict(zip(batch.keys.column_names, batch.keys.columns, strict=True)) if batch.keys is not None else {}
     for level, scenario in enumerate(experiment.scenarios):
         labels = pa.array(scenario.labels).take(pa.array(batch.predictions.scenarios[:, level]))
         columns[f"scenario_{scenario.name}"] = labels
-    for column, task in enumerate(experiment.tasks):
-        targets, values = batch.predictions.labels[:, column], batch.predictions.predictions[:, column]
-        columns[f"label_{task.name}"] = pa.array(task.to_log_unit(targets), mask=np.isnan(targets))
-        columns[f"prediction_{task.name}"] = pa.array(task.to_log_unit(values))
-    for column, conditional in enumerate(conditional_tasks(experiment.tasks), start=len(experiment.tasks)):
-        columns[f"prediction_{conditional.config.name}"] = pa.array(batch.predictions.predictions[:, column])
-    return pa.table(columns)
+    rows = batch.predictions
+    for column, unit in enumerate(units):
+        targets, name = rows.labels[:, column], unit.task.name
+        deviations = None if rows.deviations is None else rows.deviations[:, column]
+        values = unit.predictions(rows.predictions[:, column], rows.scenarios, deviations)
+        columns[f"label_{name}"] = pa.array(unit.labels(targets), mask=np.isnan(targets))
+        columns[f"prediction_{name}"] = pa.array(values)
+    for column, conditional in enumerate(conditional_tasks(experiment.tasks), start=len(units)):
+        columns[f"prediction_{conditional.config.name}"] = pa.array(rows.predictions[:, column])
+    return pa.table(columns, metadata={"manygate": json.dumps({"statistics": statistics_of(units)})})

@@ -33,6 +33,7 @@ class StepOutput:
     experts: dict[str, Tensor]  # see TrunkOutput
     task_weights: TaskWeights | None = None  # see Batch
     conditionals: Tensor | None = None  # (batch, conditional tasks), see HeadOutput
+    deviations: Tensor | None = None  # (batch, tasks), see HeadOutput
 
 
 class TrainingModule(nn.Module):
@@ -88,7 +89,7 @@ class DenseStep(nn.Module):
                 gradients = [a + b for a, b in zip(gradients, of_penalty, strict=True)]
             loss = carry(loss, embedded.looked_up, gradients)
         fill = batch.weight_total / batch.rows
-        conditionals = predictions.conditionals()
+        conditionals, deviations = predictions.conditionals(), predictions.deviations()
         output = StepOutput(
             losses=losses.detach(),
             scores=predictions.scores().detach(),
@@ -101,6 +102,7 @@ class DenseStep(nn.Module):
             experts=trunk.experts,
             task_weights=weights,
             conditionals=None if conditionals is None else conditionals.detach(),
+            deviations=None if deviations is None else deviations.detach(),
         )
         # Losses are means over rows. A batch with few rows, such as the last one of an epoch, must not count as a full
         # one: the large gradients of its rows would lower the learning rate of Adagrad for these ids for ever.

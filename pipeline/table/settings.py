@@ -29,7 +29,7 @@ CONTINUE_HINT = "apply the changes with `manygate preprocess EXPERIMENT`"
 # partitions to splits is checked separately from the settings. The way encoders treat new days may be switched.
 _UNRELATED_KEYS = {
     "logs": {"max_quarantined", "missing_columns", "splits"},
-    "tasks": {"weight", "after", *LossConfig.model_fields},
+    "tasks": {"weight", "after", "prediction", *LossConfig.model_fields},
     "table": {"path", "encoders"},
 }
 # Keys that the first tables did not have. The settings of a new table contain such a key only if it is used, so that

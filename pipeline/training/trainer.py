@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipeline.checkpoint.format import Checkpoint, check_claim, claim, prune
-from pipeline.checkpoint.progress import Ending
+from pipeline.checkpoint.progress import Ending, SavedSmearing
 from pipeline.checkpoint.saving import Saver
 from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
@@ -37,7 +37,7 @@ class Validation(Protocol):
     """Evaluates the current model. The caller provides it, because this module does not import evaluation."""
 
     def __call__(self) -> dict[str, Any]:
-        """Metrics of the valid split, the same on every worker. Collective."""
+        """Metrics of the valid split, with the key `smearing`, the same on every worker. Collective."""
         ...
 
 
@@ -222,6 +222,7 @@ class Trainer:
             evaluation = validation()
             self._state.model.module.train()
         progress, is_best = self._progress, False
+        progress.smearing = SavedSmearing(progress.step, evaluation.pop("smearing"))
         if self._criterion:
             value = self._criterion.value(evaluation)
             if value is None and not self._has_warned and self._worker.is_first:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from jobs.cli import main
 from pipeline.checkpoint.choice import BEST
@@ -126,6 +126,11 @@ def test_evaluation_and_predictions_agree_on_every_launcher(
         cell = rows["scenario_tab"] == "tab=1"
         expected = roc_auc_score(label[cell], score[cell])
         assert alone["tasks"][task]["scenarios"]["tab=1"]["auc"] == pytest.approx(expected, abs=1e-4)
+    watched, label, value = alone["tasks"]["watch_time"], rows["label_watch_time"], rows["prediction_watch_time"]
+    assert alone["statistics"] == {"watch_time": "mean"}
+    assert watched["calibration_log_unit"] == pytest.approx(value.sum() / label.sum(), rel=1e-3)
+    assert watched["rmse_log_unit"] == pytest.approx(root_mean_squared_error(label, value), rel=1e-3)
+    assert watched["mae_log_unit"] == pytest.approx(mean_absolute_error(label, value), rel=1e-3)
 
 
 def assert_close(one: Any, two: Any) -> None:

@@ -14,7 +14,7 @@ from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_value
 from pipeline.metrics import functions as metrics
-from pipeline.metrics.registry import METRICS, RowMetric, metrics_of
+from pipeline.metrics.registry import METRICS, RowMetric, column_metrics
 
 TASKS = [
     TaskConfig(name="click", column="is_click", kind="binary"),
@@ -50,7 +50,7 @@ def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
 def measured(kind: TaskKind, labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     return {
         metric.name: metric.function(labels, predictions, weights)
-        for metric in metrics_of(kind)
+        for metric in column_metrics(kind)
         if isinstance(metric, RowMetric)
     }
 
@@ -173,9 +173,10 @@ def evaluation() -> dict[str, Any]:
 
 
 def test_every_metric_of_an_evaluation_has_a_direction(evaluation: dict[str, Any]) -> None:
-    with_groups = evaluate(make(200), TASKS, [TAB, USER])
+    rescaled = [TASKS[0], TASKS[1].model_copy(update={"scale": 0.1})]
+    with_groups = evaluate(make(200), rescaled, [TAB, USER])
     about = {"kind", "rows", "positives", "groups", "groups_skipped", "scenarios", "scenarios_undefined"}
-    about |= {"mean_label", "mean_prediction"}
+    about |= {"mean_label", "mean_prediction", "mean_label_log_unit", "mean_prediction_log_unit"}
     assert {key for cell in with_groups["tasks"].values() for key in cell} - about == set(METRICS)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluation import parse_evaluation
+from pipeline.evaluation.log_unit import LogUnit
 from pipeline.evaluation.predictions import PredictedBatch
 from pipeline.evaluation.reliability import reliability_of_tasks
 from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_value
@@ -128,7 +129,8 @@ def test_a_row_without_a_label_has_a_prediction_and_no_label_in_prediction_files
     experiment = synthetic.experiment(tmp_path, tasks=[task.model_dump() for task in TASKS])
     rows = predictions(30, 2, [1])
     rows.scenarios = rows.scenarios % 2
-    table = prediction_table(PredictedBatch(rows, None, None), experiment)  # type: ignore[arg-type]
+    units = [LogUnit(task, experiment.scenarios, {}) for task in experiment.tasks]
+    table = prediction_table(PredictedBatch(rows, None, None), experiment, units)  # type: ignore[arg-type]
     for k, task in enumerate(TASKS):
         labels = table[f"label_{task.name}"].to_pylist()
         assert [label is None for label in labels] == np.isnan(rows.labels[:, k]).tolist()

@@ -26,7 +26,7 @@ def test_entries_fit_together() -> None:
 
 def test_headings_differ() -> None:
     for kind in PRIMARY:
-        headings = [metric.heading for metric in metrics_of(kind)]
+        headings = [(metric.unit, metric.heading) for metric in metrics_of(kind)]
         assert len(set(headings)) == len(headings)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.config import ObjectiveConfig
 from models.continuous import CONTINUOUS
+from models.heads.towers import HeadOutput
 from models.inputs import Task
 from models.loss_config import LOSSES, LossConfig
 from models.objective import Objective
@@ -37,6 +38,62 @@ def test_zero_inflated_lognormal_is_its_likelihood() -> None:
     assert losses(config, [[logit, mean, raw]] * 2, [0.0, 3.7]) == pytest.approx(expected, rel=1e-5)
     value = CONTINUOUS["ziln"].value(torch.tensor([[logit, mean, raw]])).item()
     assert value == pytest.approx(p * stats.lognorm.mean(s=deviation, scale=math.exp(mean)), rel=1e-5)
+
+
+def test_lognormal_is_the_likelihood_of_a_lognormal_distribution() -> None:
+    """The labels are logarithms, so the density of exp(label) differs by its derivative, the label itself. The
+    gradients of both units are those of PyTorch's distribution."""
+    labels = torch.tensor([0.0, 1.3, 4.0, -0.2])
+    units = torch.tensor([[0.4, -0.3], [1.1, 0.0], [-2.0, 1.2], [0.0, -3.0]], requires_grad=True)
+    loss = CONTINUOUS["lognormal"].loss(units, labels, LossConfig(loss="lognormal"))
+    (gradient,) = torch.autograd.grad(loss.sum(), units)
+    deviation = CONTINUOUS["lognormal"].deviation
+    assert deviation is not None
+    expected = -torch.distributions.LogNormal(units[:, 0], deviation(units)).log_prob(labels.exp()) - labels
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), units)[0])
+    scipy = [
+        -stats.lognorm.logpdf(math.exp(y), s=s, scale=math.exp(mu)) - y
+        for y, mu, s in zip(labels.tolist(), units[:, 0].tolist(), deviation(units).tolist(), strict=True)
+    ]
+    assert loss.tolist() == pytest.approx(scipy, rel=1e-5)
+
+
+def test_the_deviation_of_lognormal_is_bounded_and_always_has_a_gradient_near_its_start() -> None:
+    deviation = CONTINUOUS["lognormal"].deviation
+    assert deviation is not None
+    units = torch.tensor([[0.0, raw] for raw in (-1e30, -math.inf, -8.0, -0.01, 0.0, 0.01, 3.0, 1e30, math.inf)])
+    values = deviation(units)
+    assert values[4] == 1 and values[[0, 1]].tolist() == pytest.approx([math.exp(-4)] * 2)
+    assert values[[7, 8]].tolist() == pytest.approx([math.exp(1.5)] * 2)
+    assert values[[3, 5]].tolist() == pytest.approx([math.exp(-0.01), math.exp(0.01)], rel=1e-5)
+    near = torch.tensor([[0.0, -8.0], [0.0, 3.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(deviation(near).sum(), near)
+    assert (gradient[:, 1] > 0).all()
+
+
+def test_lognormal_finds_mean_and_deviation_of_the_logarithm() -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.tensor(rng.normal(2.0, 0.7, 4000), dtype=torch.float32)
+    units = torch.zeros(1, 2, requires_grad=True)
+    optimizer = torch.optim.Adam([units], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        CONTINUOUS["lognormal"].loss(units.expand(4000, -1), labels, LossConfig(loss="lognormal")).mean().backward()
+        optimizer.step()
+    predictions = HeadOutput((Task("t", "continuous", loss=LossConfig(loss="lognormal")),), (units.detach(),))
+    deviations = predictions.deviations()
+    assert deviations is not None
+    assert predictions.scores().item() == pytest.approx(labels.mean().item(), rel=1e-3)
+    assert deviations.item() == pytest.approx(labels.std().item(), rel=1e-3)
+
+
+def test_tasks_without_a_deviation_have_none_or_zero() -> None:
+    two = torch.tensor([[0.3, -0.5]])
+    tasks = (Task("a", "binary"), Task("b", "continuous"), Task("c", "continuous", loss=LossConfig(loss="lognormal")))
+    assert HeadOutput(tasks[:2], (two, two[:, :1])).deviations() is None
+    deviations = HeadOutput(tasks, (two, two[:, :1], two)).deviations()
+    assert deviations is not None and deviations[0, :2].tolist() == [0, 0] and deviations[0, 2] > 0
 
 
 @pytest.mark.parametrize("power", [1.2, 1.5, 1.9])

@@ -48,6 +48,15 @@ def test_a_table_notices_that_rows_have_other_weights(keys: dict[str, Any]) -> N
         check_may_continue("t", before, after)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"prediction": "median"}, {"loss": "lognormal"}, {"loss": "huber", "delta": 2}], ids=str
+)
+def test_a_table_does_not_notice_what_is_predicted_from_its_labels(keys: dict[str, Any]) -> None:
+    task = {"kind": "continuous", "transform": "log1p"}
+    before, after = (TableSettings.of(settings([2], ["watch"], {**task, **more})) for more in ({}, keys))
+    assert before == after and not check_may_continue("t", before, after)
+
+
 def test_a_task_may_become_part_of_new_scenarios() -> None:
     def only(values: list[int | str], *tabs: int | str) -> Experiment:
         return settings(values, ["buy"], {"only": {"tab": [*tabs]}})

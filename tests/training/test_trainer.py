@@ -201,7 +201,8 @@ def test_a_checkpoint_contains_everything_that_a_resume_needs(tmp_path: Path) ->
     own = {name.split("/")[2] for name in tensors(experiment, 2, tmp_path) if name.startswith("own/")}
     assert own == {"rng_cpu", "sums", "auc"}
     assert asdict(saved.state().progress).keys() == {
-        "step", "position", "best", "best_step", "stale_validations", "window", "earlier",
+        "step", "position", "best", "best_step", "stale_validations", "smearing", "window",
+        "earlier",
     }  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def test_a_checkpoint_with_a_truncated_file_is_lost_and_the_run_continues(
 
         def __call__(self) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            return {"tasks": {}}
+            return {"tasks": {}, "smearing": {}}
 
     for run_of, limit in ((straight, soft), (experiment, 20_000)):
         manifest = read_manifest(run_of.table_folder)
@@ -252,7 +253,7 @@ def test_the_best_step_is_the_best_one_that_was_saved(tmp_path: Path) -> None:
         step = 2 * len(validated)
         if step in (4, 8):
             blocked(step).write_text("in the way")
-        return {"tasks": {}}
+        return {"tasks": {}, "smearing": {}}
 
     class Retrying(RunLog):
         def flush(self) -> None:
@@ -284,7 +285,7 @@ def test_a_run_that_another_has_taken_over_ends_and_writes_nothing_more(tmp_path
 
     def taken_over() -> dict[str, Any]:
         claim(experiment.folder)
-        return {"tasks": {}}
+        return {"tasks": {}, "smearing": {}}
 
     with one_worker() as worker:
         state = fresh_state(experiment, manifest, worker)
