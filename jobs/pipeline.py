@@ -5,13 +5,14 @@ import signal
 from cluster.connect import connect
 from jobs import evaluate, report
 from pipeline import storage
-from pipeline.checkpoint.choice import AUTO, CheckpointChoice
+from pipeline.checkpoint.choice import AUTO, LATEST, CheckpointChoice
 from pipeline.checkpoint.format import find_checkpoint
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.preprocess.run_table import make_run_table
 from pipeline.report.page import is_report_current
 from pipeline.scoring.checkpoint_evaluation import default_choice, is_evaluated
+from pipeline.sharding.optimizers import check_weight_decay
 from pipeline.table.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.training.run import train
 from pipeline.training.windows import training_ending
@@ -33,6 +34,8 @@ def run(experiment: Experiment, checkpoint: str | None, split: str | None, launc
     with exit_on_sigterm() as stop:
         on_workers = Launcher(launcher, workers, connect, stop)
         on_workers.check(experiment.table.lanes)
+        if find_checkpoint(experiment.checkpoint_folder, LATEST) is None:
+            check_weight_decay(experiment.training.sparse_optimizer)  # before the table is made
         try:
             manifest = make_table(experiment)
             stop.check()

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
+from models.inputs import LabelSummary
 from models.loss_config import LossConfig
+
+LARGEST_EXPONENT = 88.0
+"""Bound of the exponents of `ziln` and `tweedie`: a little above it, exp overflows in float32."""
+_LEAST_DEVIATION = 0.1
+"""Where standard deviations start at least, because gradients are divided by their squares."""
+_LOG_DEVIATIONS = (4.0, 1.5)
+"""Bounds of the logarithm of the standard deviation of `lognormal`, below and above zero."""
+_LARGEST_TANH = 0.9
+"""Part of a bound at which a standard deviation starts at most: beyond it, the bend leaves hardly any gradient."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,8 @@ class ContinuousLoss:
     units: int
     loss: Callable[[Tensor, Tensor, LossConfig], Tensor]  # units (batch, units), labels (batch,) -> (batch,)
     value: Callable[[Tensor], Tensor]  # units (batch, units) -> (batch,)
+    start: Callable[[LabelSummary], tuple[float, ...]]
+    """Biases of the units with which a model starts: they predict the same for all rows."""
     deviation: Callable[[Tensor], Tensor] | None = None
     """Of a loss of logarithms that predicts the standard deviation too: units (batch, units) -> (batch,)."""
 
@@ -50,9 +62,14 @@ def _zero_inflated_lognormal(units: Tensor, labels: Tensor, config: LossConfig) 
     return _refuse_negative(softplus(torch.where(above, -logit, logit)) + above * likelihood, labels)
 
 
-def _lognormal_mean(units: Tensor) -> Tensor:
+def _ziln_mean(units: Tensor) -> Tensor:
     logit, mean, deviation = _lognormal(units)
-    return logit.sigmoid() * (mean + deviation.square() / 2).exp()
+    return logit.sigmoid() * (mean + deviation.square() / 2).clamp(max=LARGEST_EXPONENT).exp()
+
+
+def _start_of_ziln(labels: LabelSummary) -> tuple[float, ...]:
+    deviation = max(labels.log_deviation, _LEAST_DEVIATION)
+    return log_odds(labels.rate), labels.log_mean, deviation + math.log(-math.expm1(-deviation))  # inverse of softplus
 
 
 def _lognormal(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,19 +91,46 @@ def _deviation(units: Tensor) -> Tensor:
     The mean of the log-normal distribution is thus at most exp(4.5² / 2) = 23,000 times its median.
     """
     log_deviation = units[:, 1]
-    bound = torch.where(log_deviation > 0, 1.5, 4.0)
+    bound = torch.where(log_deviation > 0, _LOG_DEVIATIONS[1], _LOG_DEVIATIONS[0])
     return (bound * (log_deviation / bound).tanh()).exp()
+
+
+def _start_of_logarithm(labels: LabelSummary) -> tuple[float, ...]:
+    log_deviation = math.log(max(labels.deviation, _LEAST_DEVIATION))
+    bound = _LOG_DEVIATIONS[1] if log_deviation > 0 else _LOG_DEVIATIONS[0]
+    return labels.mean, bound * math.atanh(min(log_deviation / bound, _LARGEST_TANH))
 
 
 def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, without the terms that do
-    not depend on z.
+    not depend on z. Beyond `LARGEST_EXPONENT`, above or below zero, z has no effect.
 
     Joergensen, The Theory of Dispersion Models, 1997.
     """
-    z, power = units[:, 0], config.power
+    z, power = _exponent(units), config.power
     loss = ((2 - power) * z).exp() / (2 - power) - labels * ((1 - power) * z).exp() / (1 - power)
     return _refuse_negative(loss, labels)
+
+
+def _exponent(units: Tensor) -> Tensor:
+    return units[:, 0].clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+
+
+def _tweedie_mean(units: Tensor) -> Tensor:
+    return _exponent(units).exp()
+
+
+def _start_at_mean(labels: LabelSummary) -> tuple[float, ...]:
+    return (labels.mean,)
+
+
+def _start_at_log_of_mean(labels: LabelSummary) -> tuple[float, ...]:
+    return (math.log(labels.mean) if labels.mean > 0 else 0.0,)
+
+
+def log_odds(rate: float) -> float:
+    """The logit of a probability that is neither 0 nor 1."""
+    return math.log(rate) - math.log1p(-rate)
 
 
 def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
@@ -96,9 +140,9 @@ def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
 
 
 CONTINUOUS: dict[str, ContinuousLoss] = {
-    "mse": ContinuousLoss(1, _squared_error, _first),
-    "huber": ContinuousLoss(1, _huber, _first),
-    "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _lognormal_mean),
-    "lognormal": ContinuousLoss(2, _lognormal_likelihood, _first, _deviation),
-    "tweedie": ContinuousLoss(1, _tweedie, lambda units: units[:, 0].exp()),
+    "mse": ContinuousLoss(1, _squared_error, _first, _start_at_mean),
+    "huber": ContinuousLoss(1, _huber, _first, _start_at_mean),
+    "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _ziln_mean, _start_of_ziln),
+    "lognormal": ContinuousLoss(2, _lognormal_likelihood, _first, _start_of_logarithm, _deviation),
+    "tweedie": ContinuousLoss(1, _tweedie, _tweedie_mean, _start_at_log_of_mean),
 }

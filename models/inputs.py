@@ -36,6 +36,18 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class LabelSummary:
+    """The labels of a task in the training data, on the training scale and by their weights. A model starts there."""
+
+    mean: float
+    deviation: float
+    rate: float  # share of labels above zero; never 0 or 1
+    rate_after: float  # the same among the rows in which the task that it comes after happened
+    log_mean: float  # of the logarithms of the labels above zero; 0 if there are none
+    log_deviation: float
+
+
+@dataclass(frozen=True)
 class Task:
     """A task as a model sees it; ``after`` is the index of the task that it depends on."""
 
@@ -44,6 +56,7 @@ class Task:
     after: int | None = None
     weight: float = 1.0
     loss: LossConfig = LossConfig()  # only for a continuous task
+    labels: LabelSummary | None = None  # None: unknown, so that the model starts at random
 
 
 @dataclass(frozen=True)

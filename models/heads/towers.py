@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from models.config import TowersConfig
-from models.continuous import CONTINUOUS
-from models.inputs import ModelInputs, Task
+from models.continuous import CONTINUOUS, log_odds
+from models.inputs import LabelSummary, ModelInputs, Task
 from models.layers.mlp import Units, mlp
 from models.trunks.base import TrunkOutput
 
@@ -67,7 +67,8 @@ class TowersHead(nn.Module):
 
     so that P(t | a) is sigmoid(z_t). Without `product` P(t) is sigmoid(z_t), and P(t | a) the ratio P(t) / P(a), or 1
     where that is larger: nothing keeps P(t) below P(a). A continuous task is a regression over all rows, even if it
-    comes after another task.
+    comes after another task. The biases of the output units start where they predict the labels' mean, if `Task.labels`
+    are known, so that no step goes into learning it.
     """
 
     def __init__(self, inputs: ModelInputs, config: TowersConfig, in_dim: int) -> None:
@@ -75,13 +76,21 @@ class TowersHead(nn.Module):
         self._tasks = inputs.tasks
         self._product = config.conversion == "product"
         out_dim = config.hidden[-1] if config.hidden else in_dim
-        units = {task.name: 1 if task.kind == "binary" else CONTINUOUS[task.loss.loss].units for task in inputs.tasks}
-        self.towers = nn.ModuleDict(
-            {
-                name: nn.Sequential(mlp(in_dim, config.hidden, config.dropout), Units(out_dim, count))
-                for name, count in units.items()
-            }
-        )
+        self.towers = nn.ModuleDict()
+        for task in inputs.tasks:
+            hidden = mlp(in_dim, config.hidden, config.dropout)
+            units = Units(out_dim, 1 if task.kind == "binary" else CONTINUOUS[task.loss.loss].units)
+            if task.labels is not None:
+                with torch.no_grad():
+                    units.bias.copy_(torch.tensor(self._start(task, task.labels)))
+            self.towers[task.name] = nn.Sequential(hidden, units)
+
+    def _start(self, task: Task, labels: LabelSummary) -> tuple[float, ...]:
+        """Biases of the output units that predict the mean of these labels."""
+        if task.kind == "continuous":
+            return CONTINUOUS[task.loss.loss].start(labels)
+        is_conditional = task.after is not None and self._product
+        return (log_odds(labels.rate_after if is_conditional else labels.rate),)
 
     def predict(self, task: int, hidden: Tensor, before: Tensor | None, addition: Tensor | None = None) -> Tensor:
         """Predicts one task, in the form of `HeadOutput.parameters`.
@@ -92,7 +101,7 @@ class TowersHead(nn.Module):
             before: the prediction of the task that it comes after; None if it does not come after another.
             addition: ``(batch,)``, added to its first unit; None: nothing.
         """
-        units = self.towers[self._tasks[task].name](hidden).float()
+        units = self.towers[self._tasks[task].name](hidden)
         if addition is not None:
             units = torch.cat([units[:, :1] + addition.unsqueeze(1), units[:, 1:]], dim=1)
         if self._tasks[task].kind == "continuous":

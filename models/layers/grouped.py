@@ -14,6 +14,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
 from models.labels import label
+from models.weight_decay import spare
 
 
 @dataclass
@@ -53,6 +54,7 @@ class GroupedLinear(nn.Module):
         label(self, "weight", 0, groups)
         if self.bias is not None:
             label(self, "bias", 0, groups)
+            spare(self, "bias")
         bound = 1 / math.sqrt(in_dim) if is_gate else math.sqrt(6 / in_dim)
         nn.init.uniform_(self.weight, -bound, bound)
 

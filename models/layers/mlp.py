@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Units(nn.Linear):
-    """A last layer, which outputs a logit, a score or a few other numbers per row. No ReLU follows it."""
+    """A last layer, which outputs a logit, a score or a few other numbers per row. No ReLU follows it.
+
+    It computes in the precision of its weights, under autocast too: bfloat16 has 8 significant bits, so that thousands
+    of rows would have the same score, and values around 10,000 would be multiples of 64.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
 
 def mlp(in_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:

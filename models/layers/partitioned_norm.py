@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.labels import label
+from models.weight_decay import spare
 
 EPSILON = 1e-5
 PRIOR_ROWS = 20.0
@@ -55,6 +56,7 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("variance", torch.ones(len(scenarios), dim))
         for tensor in ("scenario_gamma", "scenario_beta", "mean", "variance"):
             label(self, tensor, 0, scenarios)
+        spare(self, "scenario_gamma", "scenario_beta")
 
     def forward(self, z: Tensor, scenario: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         """Normalises.

@@ -15,6 +15,7 @@ from models.labels import label
 from models.layers.grouped import GroupedLinear
 from models.layers.scenario import ScenarioEmbedding
 from models.trunks.base import Context, Trunk, TrunkOutput
+from models.weight_decay import spare
 
 
 class CrossStitchTrunk(Trunk):
@@ -38,6 +39,7 @@ class CrossStitchTrunk(Trunk):
         self.stitches = nn.ParameterList(start.clone() for _ in config.hidden)
         for layer, axis in product(range(len(self.stitches)), (0, 1)):
             label(self.stitches, str(layer), axis, names)
+        spare(self.stitches, *map(str, range(len(self.stitches))))
         self.out_dim = config.hidden[-1]
 
     def forward(self, representation: Tensor, context: Context) -> TrunkOutput:

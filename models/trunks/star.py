@@ -16,6 +16,7 @@ from models.layers.mlp import Units, mlp
 from models.layers.partitioned_norm import PartitionedNorm
 from models.layers.scenario import FinestScenario, ScenarioEmbedding
 from models.trunks.base import Context, Trunk, TrunkOutput
+from models.weight_decay import spare
 
 
 class StarLinear(GroupedLinear):
@@ -27,6 +28,7 @@ class StarLinear(GroupedLinear):
     def __init__(self, groups: Sequence[str], in_dim: int, out_dim: int) -> None:
         super().__init__(groups, in_dim, out_dim)
         nn.init.ones_(self.weight)
+        spare(self, "weight")
         self.shared = nn.Linear(in_dim, out_dim)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
@@ -60,6 +62,7 @@ class STARTrunk(Trunk):
         hidden = mlp(in_dim + self.scenario.dim, [config.auxiliary])
         units = Units(config.auxiliary, self._tasks)
         label_outputs(units, inputs.task_names)
+        nn.init.zeros_(units.bias)  # the head's own units start at the rates of the tasks
         self.auxiliary = nn.Sequential(hidden, units)
         self.out_dim = config.task_hidden[-1]
 

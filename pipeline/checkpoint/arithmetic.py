@@ -34,6 +34,29 @@ CHANGES: tuple[Change, ...] = (
         text="The AUC of training has bins that suit rare events: the first one that is logged covers only the steps "
         "after this checkpoint.",
     ),
+    Change(
+        since=2,
+        concerns=lambda experiment: experiment.training.precision == "bf16",
+        text="The last layers compute in fp32, also with training.precision=bf16.",
+    ),
+    Change(
+        since=2,
+        concerns=lambda experiment: experiment.training.dense_optimizer.weight_decay > 0,
+        text="training.dense_optimizer.weight_decay no longer applies to biases, normalisations, learned task weights, "
+        "cross-stitch units and STAR's factors.",
+    ),
+    Change(
+        since=2,
+        concerns=lambda experiment: experiment.model.trunk.kind == "star",
+        text="The normalisation of `star` mixes a scenario's few rows of a batch with its moving moments, and few rows "
+        "move these less.",
+    ),
+    Change(
+        since=2,
+        concerns=lambda experiment: experiment.model.trunk.kind == "htlnet",
+        text="The label embeddings of `htlnet` read P(task) with the head `product`, each tower is computed once, and "
+        "evaluation uses the mean of a drawn label.",
+    ),
 )
 
 

@@ -6,6 +6,7 @@ from pipeline.checkpoint.format import START_OVER_HINT, Checkpoint
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
+from pipeline.config.optimizer_kinds import SPARSE_OPTIMIZERS
 from pipeline.documents import Json
 from pipeline.errors import UserError
 from pipeline.table.settings import GROWING_SECTIONS, Growth, differences, growth
@@ -139,10 +140,17 @@ def _decisive(run: RunSettings) -> _Decisive:
     experiment = run.experiment
     return _Decisive(
         places={"workers": run.workers, "threads": run.threads, "device": run.device, "versions": run.versions},
-        training=experiment.training.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+        training=_decisive_training(experiment),
         weights={task.name: task.weight for task in experiment.tasks},
         shardings={feature.name: feature.sharding_type for feature in experiment.features},
     )
+
+
+def _decisive_training(experiment: Experiment) -> Json:
+    training = experiment.training.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    if not SPARSE_OPTIMIZERS[experiment.training.sparse_optimizer.kind].has_weight_decay:
+        del training["sparse_optimizer"]["weight_decay"]  # earlier versions accepted and ignored it
+    return training
 
 
 def grown_tables(saved: RunSettings, run: RunSettings) -> dict[str, tuple[int, int]]:

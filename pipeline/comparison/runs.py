@@ -15,6 +15,7 @@ from pipeline.config.load import read_experiment
 from pipeline.errors import UserError
 from pipeline.run_folder import CHECKPOINTS_FOLDER, evaluated_splits
 from pipeline.scoring.checkpoint_evaluation import best_or_latest, evaluate_on_worker
+from pipeline.sharding.optimizers import check_weight_decay
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import differences
 from pipeline.training.run import train
@@ -46,10 +47,12 @@ def in_order(experiments: Mapping[Any, Experiment], seeds: list[int]) -> list[Co
 
 
 def check_same_runs(runs: list[ComparedRun]) -> None:
-    """Raises UserError if the folder of a run holds a run that was begun with another experiment."""
+    """Raises UserError if the folder of a run holds a run that was begun with another experiment, or if a new run would
+    be refused when it is trained."""
     for experiment in (run.experiment for run in runs):
         folder = experiment.folder
         if CHECKPOINTS_FOLDER not in storage.list_folder(folder) and not evaluated_splits(folder):
+            check_weight_decay(experiment.training.sparse_optimizer)
             continue
         earlier = read_experiment(experiment.file)
         changes = list(differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"), ""))

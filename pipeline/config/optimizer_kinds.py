@@ -14,6 +14,9 @@ class SparseOptimizer:
     on_cpu: bool = True
     """Whether fbgemm implements it on CPU; on CUDA it implements all of them."""
     takes_eps: bool = True
+    has_weight_decay: bool = False
+    """Whether its kernels apply weight decay to every table. tests/sharding/test_weight_decay.py shows what the kernels
+    on CPU do; those on CUDA were not tried, and Adam's have it by fbgemm's documentation."""
     state_bytes_per_weight: int = 0
     state_bytes_per_row: int = 0
 
@@ -30,7 +33,7 @@ SPARSE_OPTIMIZERS = {
     "rowwise_adagrad": SparseOptimizer(state_bytes_per_row=4),
     "adagrad": SparseOptimizer(state_bytes_per_weight=4),
     "sgd": SparseOptimizer(takes_eps=False),
-    "adam": SparseOptimizer(on_cpu=False, state_bytes_per_weight=8),
+    "adam": SparseOptimizer(on_cpu=False, has_weight_decay=True, state_bytes_per_weight=8),
 }
 
 DENSE_OPTIMIZERS = {

@@ -10,7 +10,7 @@ from pipeline.features.values import as_ids, count_values, ids_of, printable
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import Verdict
 from pipeline.preprocess.units import UnitRows
-from pipeline.table.content import OTHER, Content, LevelContent, TaskContent, most_frequent
+from pipeline.table.content import OTHER, AfterCounts, Content, LabelSums, LevelContent, TaskContent, most_frequent
 from pipeline.table.manifest import LABEL, SCENARIO, WEIGHT
 
 _UNIT_VALUES = 200  # counted per unit, so that the most frequent values of a partition are known
@@ -27,7 +27,7 @@ def count_content(plan: PreprocessPlan, rows: UnitRows, verdict: Verdict, table:
     kept, levels = verdict.kept, plan.sections.scenarios
     return Content(
         {level.name: _count_level(plan, level, rows, verdict, table) for level in levels},
-        {task.name: _count_labels(task, table) for task in plan.sections.tasks},
+        {task.name: count_labels(task, table) for task in plan.sections.tasks},
         [int(np.count_nonzero(rows.has_match(i)[kept])) for i in range(len(plan.sides))],
     )
 
@@ -66,13 +66,20 @@ def _shown(value: pa.Scalar) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _count_labels(task: TaskConfig, table: pa.Table) -> TaskContent:
+def count_labels(task: TaskConfig, table: pa.Table) -> TaskContent:
+    """The labels of one task in the columns of lane files."""
     labels = table[LABEL + task.name].to_numpy()
-    has_label = ~np.isnan(labels)
-    known, weights = labels[has_label], WEIGHT + task.name
+    weights = np.ones(len(labels))
+    if WEIGHT + task.name in table.column_names:
+        weights = table[WEIGHT + task.name].to_numpy().astype(np.float64)
+    is_known = ~np.isnan(labels)
+    known = labels[is_known]
     with np.errstate(over="ignore"):
         values = task.to_log_unit(known).astype(np.float64)
         total = float(values.sum())
+    after = {}
+    if task.after is not None:
+        after[task.after] = _count_after(labels, weights, table[LABEL + task.after].to_numpy())
     return TaskContent(
         labels=len(known),
         zeros=int(np.count_nonzero(known == 0)),
@@ -80,7 +87,31 @@ def _count_labels(task: TaskConfig, table: pa.Table) -> TaskContent:
         sum=total,
         lowest=float(values.min()) if len(values) else None,
         highest=float(values.max()) if len(values) else None,
-        weightless=int(np.count_nonzero(table[weights].to_numpy()[has_label] == 0))
-        if weights in table.schema.names
-        else 0,
+        weightless=int(np.count_nonzero(weights[is_known] == 0)),
+        sums=_sums(known.astype(np.float64), weights[is_known]),
+        after=after,
+    )
+
+
+def _sums(labels: NDArray[np.float64], weights: NDArray[np.float64]) -> LabelSums:
+    is_positive = labels > 0
+    logs, of_positive = np.log(labels[is_positive]), weights[is_positive]
+    return LabelSums(
+        rows=len(labels),
+        weight=float(weights.sum()),
+        positive=float(of_positive.sum()),
+        sum=float(weights @ labels),
+        squares=float(weights @ labels**2),
+        log_sum=float(of_positive @ logs),
+        log_squares=float(of_positive @ logs**2),
+    )
+
+
+def _count_after(labels: NDArray[np.float32], weights: NDArray[np.float64], others: NDArray[np.float32]) -> AfterCounts:
+    happened = ~np.isnan(labels) & (others == 1)
+    return AfterCounts(
+        rows=int(np.count_nonzero(happened)),
+        weight=float(weights[happened].sum()),
+        positive=float(weights[happened & (labels > 0)].sum()),
+        contradictions=int(np.count_nonzero((labels > 0) & (others == 0))),
     )

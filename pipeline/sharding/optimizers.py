@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ def fuse_sparse_optimizer(
 ) -> None:
     """Marks embedding parameters to be updated inside backward, before they are sharded.
 
+    A weight decay that the kernels would ignore is left out: `check_weight_decay` refuses it for training, and a run of
+    an earlier version that has it can still be evaluated.
+
     Raises:
         UserError: this device does not have the optimizer.
     """
@@ -45,27 +48,49 @@ def fuse_sparse_optimizer(
             f"{', '.join(kind for kind, optimizer in SPARSE_OPTIMIZERS.items() if optimizer.on_cpu)}."
         )
     arguments: dict[str, Any] = {"lr": config.lr}
-    if config.weight_decay:
+    if config.weight_decay and known.has_weight_decay:
         arguments["weight_decay"] = config.weight_decay
     if known.takes_eps:
         arguments["eps"] = config.eps
     _apply_optimizer_in_backward(SPARSE_CLASSES[config.kind], parameters, arguments)
 
 
+def check_weight_decay(config: SparseOptimizerConfig) -> None:
+    """Raises UserError if the kernels of the embedding tables would ignore the weight decay."""
+    if config.weight_decay and not SPARSE_OPTIMIZERS[config.kind].has_weight_decay:
+        having = ", ".join(kind for kind, optimizer in SPARSE_OPTIMIZERS.items() if optimizer.has_weight_decay)
+        raise UserError(
+            f"training.sparse_optimizer.weight_decay is {config.weight_decay:g}, but the kernels of {config.kind!r} do "
+            f"not apply it to embedding tables: only those of {having} do. Set it to 0, which continues an earlier run "
+            "with the same numbers. For the dense part, use training.dense_optimizer.weight_decay."
+        )
+
+
 def dense_optimizer(
-    parameters: dict[str, nn.Parameter], config: DenseOptimizerConfig, clip_norm: float | None
+    parameters: dict[str, nn.Parameter],
+    config: DenseOptimizerConfig,
+    clip_norm: float | None,
+    spared: Collection[str] = (),
 ) -> KeyedOptimizer:
     """The optimizer of the replicated parameters, with its state created, and with clipping unless `clip_norm` is None.
 
-    The state is created at once, because a checkpoint can only be loaded into existing moments.
+    Weight decay does not apply to the parameters in `spared`. The state is created at once, because a checkpoint can
+    only be loaded into existing moments; it does not contain the groups of parameters.
     """
+    exempt = {parameters[name] for name in spared} if config.weight_decay else set()
 
     def build(params: list[nn.Parameter]) -> Optimizer:
         options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
         fused_on = DENSE_OPTIMIZERS[config.kind].fused_on
         if fused_on is not None:
             options["fused"] = all(parameter.device.type in fused_on for parameter in params)
-        return DENSE_CLASSES[config.kind](params, **options)
+        if not exempt:
+            return DENSE_CLASSES[config.kind](params, **options)
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in params if parameter not in exempt]},
+            {"params": [parameter for parameter in params if parameter in exempt], "weight_decay": 0.0},
+        ]
+        return DENSE_CLASSES[config.kind](groups, **options)
 
     optimizer = KeyedOptimizerWrapper(parameters, build)
     _create_state(optimizer, parameters)

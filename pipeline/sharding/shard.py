@@ -25,6 +25,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from models.embedding import SharedEmbedding
 from models.inputs import EmbeddingTable, ModelInputs
+from models.weight_decay import spared_parameters
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.sharding.cpu_kernels import use_cpu_kernels
@@ -84,9 +85,9 @@ def shard(experiment: Experiment, inputs: ModelInputs, worker: Worker) -> Sharde
     initialise_tables(wrapped, inputs.tables, settings.seed)
     replicated = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
     lay_out_gradients(replicated.values())
-    optimizer = CombinedOptimizer(
-        [wrapped.fused_optimizer, dense_optimizer(replicated, settings.dense_optimizer, settings.clip_norm)]
-    )
+    spared = {f"dense.{name}" for name in spared_parameters(dense)}
+    of_dense = dense_optimizer(replicated, settings.dense_optimizer, settings.clip_norm, spared)
+    optimizer = CombinedOptimizer([wrapped.fused_optimizer, of_dense])
     return ShardedModel(wrapped, optimizer, plan, dense.diagnostics)
 
 

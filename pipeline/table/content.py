@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 from pipeline.documents import KNOWN_KEYS_ONLY
 
@@ -23,6 +24,34 @@ class LevelContent:
 
 
 @dataclass(frozen=True)
+class LabelSums:
+    """Sums over the labels of one task, on the training scale and by their weights, those of `logs.negatives` included:
+    rates are therefore those of the whole log."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    rows: int
+    weight: float
+    positive: float  # weight of labels above zero
+    sum: float
+    squares: float
+    log_sum: float  # of the logarithms of labels above zero
+    log_squares: float
+
+
+@dataclass(frozen=True)
+class AfterCounts:
+    """The labels of one task in the rows in which another task, that it comes after, has a label."""
+
+    __pydantic_config__ = KNOWN_KEYS_ONLY
+
+    rows: int  # in which the other task happened: its label is 1
+    weight: float  # of these rows
+    positive: float  # weight of those in which the label is above zero
+    contradictions: int  # rows in which the label is above zero although the other task did not happen
+
+
+@dataclass(frozen=True)
 class TaskContent:
     """The labels of one task, in the unit of the log. Rows without a label are not counted."""
 
@@ -35,6 +64,9 @@ class TaskContent:
     lowest: float | None  # None without labels
     highest: float | None
     weightless: int = 0  # labels whose weight is 0
+    sums: LabelSums | None = None  # None: an earlier version made it
+    after: dict[str, AfterCounts] = field(default_factory=dict)
+    """By the task that this task came after when the rows were counted, which an experiment may change."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,7 @@ def _merged_level(parts: list[LevelContent], most: int | None) -> LevelContent:
 
 
 def _merged_task(parts: list[TaskContent]) -> TaskContent:
+    after = dict.fromkeys(name for part in parts for name in part.after)
     return TaskContent(
         labels=sum(part.labels for part in parts),
         zeros=sum(part.zeros for part in parts),
@@ -89,4 +122,18 @@ def _merged_task(parts: list[TaskContent]) -> TaskContent:
         lowest=min((part.lowest for part in parts if part.lowest is not None), default=None),
         weightless=sum(part.weightless for part in parts),
         highest=max((part.highest for part in parts if part.highest is not None), default=None),
+        sums=_merged_sums([part.sums for part in parts if part.sums is not None]),
+        after={name: AfterCounts(*_added([p.after[name] for p in parts if name in p.after])) for name in after},
     )
+
+
+def _merged_sums(parts: list[LabelSums]) -> LabelSums | None:
+    """The sums over all parts that have them."""
+    if not parts:
+        return None
+    return LabelSums(*_added(parts))
+
+
+def _added(parts: Sequence[LabelSums] | Sequence[AfterCounts]) -> list[Any]:
+    """The sum of each field."""
+    return [sum(values) for values in zip(*map(astuple, parts), strict=True)]

@@ -2,7 +2,7 @@
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
-from pipeline.table.content import OTHER
+from pipeline.table.content import OTHER, TaskContent
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import DecidingSections
 from pipeline.table.split_content import SplitContent
@@ -84,11 +84,25 @@ def _task_lines(task: TaskConfig, splits: list[SplitContent]) -> list[list[str]]
         lines.append([f"  {task.name}, share of 0", *(percent(t.zeros, t.labels) for t in found)])
     for what, rows in (
         ("negative labels", [t.negative for t in found]),
+        *((f"labels 1 where {name} is 0", contradictions(task, name, found)) for name in _counted_after(found)),
         ("rows without a label", [split.rows - t.labels for split, t in zip(splits, found, strict=True)]),
     ):
         if any(rows):
             lines.append([f"  {task.name}, {what}", *(f"{count:,}" for count in rows)])
     return lines
+
+
+def _counted_after(found: list[TaskContent]) -> list[str]:
+    return list(dict.fromkeys(name for content in found for name in content.after))
+
+
+def contradictions(task: TaskConfig, other: str, found: list[TaskContent]) -> list[int]:
+    """In each split, the rows in which a binary task has the label 1 although another task has the label 0.
+
+    0 if they were not counted: if the task did not come after the other one, or an earlier version made the table.
+    """
+    counts = [content.after.get(other) if task.kind == "binary" else None for content in found]
+    return [count.contradictions if count is not None else 0 for count in counts]
 
 
 def number(value: float) -> str:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.table.content import OTHER, LevelContent, merged
-from pipeline.table.content_text import number, percent
+from pipeline.table.content_text import contradictions, number, percent
 from pipeline.table.manifest import Manifest
 from pipeline.table.negative_labels import describe_negative_labels
 from pipeline.table.settings import DecidingSections
@@ -93,8 +93,23 @@ def _about_task(task: TaskConfig, splits: list[SplitContent]) -> list[str]:
             )
         elif split.is_whole and found.lowest is not None and found.lowest == found.highest:
             lines.append(f"task {task.name}: every label of {split.name} is {number(found.lowest)}.")
+    if task.after is not None:
+        lines += _about_contradictions(task, task.after, splits)
     negative = describe_negative_labels(task, splits)
     return [*lines, negative] if negative else lines
+
+
+def _about_contradictions(task: TaskConfig, after: str, splits: list[SplitContent]) -> list[str]:
+    found = [split.content.tasks[task.name] for split in splits]
+    rows = zip(splits, found, contradictions(task, after, found), strict=True)
+    named = [f"{count:,} of {split.name} ({percent(count, of.labels)})" for split, of, count in rows if count]
+    if not named:
+        return []
+    return [
+        f"task {task.name}: labels are 1 in rows in which {after} is 0: {', '.join(named)}. A task with `after: "
+        f"{after}` can happen only where {after} has happened: check both columns, remove these rows from the log, or "
+        "remove `after`."
+    ]
 
 
 def _about_lanes(manifest: Manifest) -> list[str]:

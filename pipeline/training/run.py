@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.split_evaluation import SplitEvaluation
 from pipeline.job_progress import JobProgress, SavedCheckpoint, reported
 from pipeline.log_records import log_fields
-from pipeline.sharding.model_inputs import model_inputs
+from pipeline.sharding.model_inputs import label_summaries, model_inputs
+from pipeline.sharding.optimizers import check_weight_decay
 from pipeline.sharding.shard import describe_plan, shard
 from pipeline.table.manifest import Manifest, read_manifest
 from pipeline.table.negative_labels import check_labels, tasks_to_suspect
@@ -41,8 +42,10 @@ def train(experiment: Experiment, launcher: Launcher, resume: CheckpointChoice) 
 
     Raises:
         UserError: before workers are started, if there is no matching feature table, if its labels do not fit a loss,
-            or if there is no such checkpoint; later for errors of `train_on_worker`.
+            if there is no such checkpoint, or if the weight decay of the tables would be ignored; later for errors of
+            `train_on_worker`.
     """
+    check_weight_decay(experiment.training.sparse_optimizer)
     check_labels(experiment, read_table(experiment))
     choose_checkpoint(experiment, resume)
     return launcher.run(partial(train_on_worker, resume=resume), experiment)
@@ -111,8 +114,12 @@ def save_experiment(experiment: Experiment, worker: Worker) -> None:
 
 
 def fresh_state(experiment: Experiment, manifest: Manifest, worker: Worker) -> RunState:
-    """The state of a run at step 0: model sharded and initialised, generators seeded."""
-    inputs = model_inputs(experiment, manifest.table_rows)
+    """The state of a run at step 0: model sharded and initialised, generators seeded.
+
+    The model starts where the labels of the train split are. If it is then loaded from a checkpoint, this concerns only
+    the tasks that the checkpoint does not have.
+    """
+    inputs = model_inputs(experiment, manifest.table_rows, label_summaries(experiment, manifest))
     model = shard(experiment, inputs, worker)
     seed_worker(experiment.training.seed, 0, worker)
     if worker.is_first:
