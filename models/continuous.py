@@ -15,7 +15,7 @@ from models.inputs import LabelSummary
 from models.loss_config import LossConfig
 
 LARGEST_EXPONENT = 88.0
-"""Bound of the exponents of `ziln` and `tweedie`: a little above it, exp overflows in float32."""
+"""Bound of the exponents of `ziln`, `tweedie` and `weighted_logistic`: a little above it, exp overflows in float32."""
 _LEAST_DEVIATION = 0.1
 """Where standard deviations start at least, because gradients are divided by their squares."""
 _LOG_DEVIATIONS = (4.0, 1.5)
@@ -116,7 +116,7 @@ def _exponent(units: Tensor) -> Tensor:
     return units[:, 0].clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
 
 
-def _tweedie_mean(units: Tensor) -> Tensor:
+def _exponential(units: Tensor) -> Tensor:
     return _exponent(units).exp()
 
 
@@ -133,6 +133,17 @@ def log_odds(rate: float) -> float:
     return math.log(rate) - math.log1p(-rate)
 
 
+def _weighted_logistic(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """Cross-entropy of a row that counts as a negative of weight 1 and as a positive with its label as weight.
+
+    Its minimum is at the odds exp(z) = mean label. Covington, Adams, Sargin, Deep Neural Networks for YouTube
+    Recommendations, RecSys 2016, section 4.2; there a row with a positive label is no negative, so that the odds are
+    slightly larger, by the factor rows / (rows with the label 0).
+    """
+    z = units[:, 0]
+    return _refuse_negative(softplus(z) + labels * softplus(-z), labels)
+
+
 def _refuse_negative(loss: Tensor, labels: Tensor) -> Tensor:
     """Makes the loss NaN where a label is negative, which these distributions do not allow. NaN stops training with an
     error."""
@@ -144,5 +155,6 @@ CONTINUOUS: dict[str, ContinuousLoss] = {
     "huber": ContinuousLoss(1, _huber, _first, _start_at_mean),
     "ziln": ContinuousLoss(3, _zero_inflated_lognormal, _ziln_mean, _start_of_ziln),
     "lognormal": ContinuousLoss(2, _lognormal_likelihood, _first, _start_of_logarithm, _deviation),
-    "tweedie": ContinuousLoss(1, _tweedie, _tweedie_mean, _start_at_log_of_mean),
+    "tweedie": ContinuousLoss(1, _tweedie, _exponential, _start_at_log_of_mean),
+    "weighted_logistic": ContinuousLoss(1, _weighted_logistic, _exponential, _start_at_log_of_mean),
 }

@@ -55,7 +55,7 @@ class Task:
     kind: TaskKind
     after: int | None = None
     weight: float = 1.0
-    loss: LossConfig = LossConfig()  # only for a continuous task
+    loss: LossConfig = LossConfig()
     labels: LabelSummary | None = None  # None: unknown, so that the model starts at random
 
 

@@ -1,13 +1,14 @@
-"""The losses of continuous tasks: their keys in the experiment file and their requirements on a task.
+"""The losses of tasks: their keys in the experiment file and their requirements on a task.
 
-Their functions are in models/continuous.py, under the same names. No torch is imported here, because every command
+The functions of continuous tasks are in models/continuous.py, under the names of the losses; that of binary tasks is in
+models/binary.py. No torch is imported here, because every command
 imports this file.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.section import ModelSection
 
@@ -53,7 +54,15 @@ LOSSES: dict[str, LossFacts] = {
         can_be_negative=True,
     ),
     "tweedie": LossFacts("the same amounts, with one output unit", "the mean", keys=("power",), of_amounts=True),
+    "weighted_logistic": LossFacts(
+        "watch times, with one output unit whose gradient is never larger than 1 or the label",
+        "the mean",
+        of_amounts=True,
+    ),
 }
+
+BINARY_KEYS = ("positive_weight", "focal")
+"""Keys of `LossConfig` that only binary tasks use. They do not change what a model computes, only what it learns."""
 
 if TYPE_CHECKING:  # mypy cannot read a Literal that is made from a dict
     LossName = str
@@ -70,6 +79,17 @@ class LossConfig(ModelSection):
     """For huber: the absolute error above which the loss is linear."""
     power: float = Field(default=1.5, gt=1, lt=2)
     """For tweedie: the variance power; near 1 for counts, near 2 for amounts."""
+    positive_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """For binary tasks: the loss of a positive is multiplied by it."""
+    focal: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """For binary tasks: gamma of the focal loss; 0 is cross-entropy."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _focal_is_a_key(cls, loss: object) -> object:
+        if loss == "focal":
+            raise ValueError("the focal loss is a key of binary tasks, with its gamma: `focal: 2`, without `loss`")
+        return loss
 
     @property
     def loss_facts(self) -> LossFacts:

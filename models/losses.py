@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from models.binary import binary_loss
 from models.continuous import CONTINUOUS
 from models.heads.towers import HeadOutput
 from models.inputs import Task
@@ -41,5 +42,5 @@ def weighted_task_losses(predictions: HeadOutput, labels: Tensor, weights: TaskW
 
 def _row_losses(task: Task, parameters: Tensor, labels: Tensor) -> Tensor:
     if task.kind == "binary":
-        return -(labels * parameters[:, 0] + (1 - labels) * parameters[:, 1])
+        return binary_loss(parameters[:, 0], parameters[:, 1], labels, task.loss)
     return CONTINUOUS[task.loss.loss].loss(parameters, labels, task.loss)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from models.loss_config import BINARY_KEYS
 from pipeline.checkpoint.format import START_OVER_HINT, Checkpoint
 from pipeline.checkpoint.progress import Progress
 from pipeline.checkpoint.state_document import RunSettings
 from pipeline.config.experiment import Experiment
+from pipeline.config.logs import TaskConfig
 from pipeline.config.optimizer_kinds import SPARSE_OPTIMIZERS
 from pipeline.documents import Json
 from pipeline.errors import UserError
@@ -119,7 +121,7 @@ class _Decisive:
 
     places: Json
     training: Json
-    weights: Json  # by task
+    losses: Json  # key of `_OF_LOSSES` -> task -> value
     shardings: Json  # by feature
 
 
@@ -128,20 +130,24 @@ def changes(saved: RunSettings, run: RunSettings) -> list[str]:
     old, new = (_decisive(settings) for settings in (saved, run))
     found = list(differences(old.places, new.places, ""))
     found += differences(old.training, new.training, "training")
-    found += [f"weight of {change}" for change in differences(old.weights, new.weights, "")]
+    for key in _OF_LOSSES:
+        found += [f"{key} of {change}" for change in differences(old.losses[key], new.losses[key], "")]
     return found + [f"sharding of {change}" for change in differences(old.shardings, new.shardings, "")]
 
 
+# Keys of tasks that change nothing in what a model computes from its weights.
+_OF_LOSSES = ("weight", *BINARY_KEYS)
 # Loops give the same numbers bit by bit. For the device, the one that was used is compared, not the setting.
 _WITHOUT_EFFECT = {"loop", "log_every_steps", "device", "max_restarts", "hang_timeout_s"}
 
 
 def _decisive(run: RunSettings) -> _Decisive:
     experiment = run.experiment
+    tasks = [task.model_dump(mode="json") for task in experiment.tasks]
     return _Decisive(
         places={"workers": run.workers, "threads": run.threads, "device": run.device, "versions": run.versions},
         training=_decisive_training(experiment),
-        weights={task.name: task.weight for task in experiment.tasks},
+        losses={key: {task["name"]: task[key] for task in tasks} for key in _OF_LOSSES},
         shardings={feature.name: feature.sharding_type for feature in experiment.features},
     )
 
@@ -161,7 +167,8 @@ def grown_tables(saved: RunSettings, run: RunSettings) -> dict[str, tuple[int, i
 
 def _without_free_keys(experiment: Experiment) -> Experiment:
     """The experiment with the defaults of those keys of tasks that change nothing in what a model computes."""
-    tasks = [task.model_copy(update={"weight": 1.0, "prediction": "mean"}) for task in experiment.tasks]
+    free = {key: TaskConfig.model_fields[key].default for key in (*_OF_LOSSES, "prediction")}
+    tasks = [task.model_copy(update=free) for task in experiment.tasks]
     return experiment.model_copy(update={"tasks": tasks})
 
 

@@ -61,6 +61,7 @@ class Experiment(TableExperiment):
         check_only(self)
         check_weights(self)
         check_labels_are_not_inputs(self)
+        check_target_references(self)
         check_lanes(self)
         check_metric(self)
         check_bottom(self)
@@ -159,6 +160,17 @@ def check_labels_are_not_inputs(experiment: Experiment) -> None:
                     f"features.{i}.column: {column!r} is the label of task {labels[column]!r} "
                     "and cannot be an input: remove the feature or the task"
                 )
+
+
+def check_target_references(experiment: Experiment) -> None:
+    """A prediction is converted with this column, which must be known before any label is."""
+    labels = {task.column: task.name for task in experiment.tasks}
+    for i, task in enumerate(experiment.tasks):
+        if task.reference in labels:
+            raise ValueError(
+                f"tasks.{i}.{task.reference_key}: {task.reference!r} is the label of task {labels[task.reference]!r}, "
+                "which is not known when a row is predicted: use a column that is"
+            )
 
 
 def check_lanes(experiment: Experiment) -> None:

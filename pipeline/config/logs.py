@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from models.inputs import TaskKind
-from models.loss_config import LossConfig
+from models.loss_config import BINARY_KEYS, LossConfig
 from pipeline import storage
 from pipeline.config.partition_values import MixedKinds, PartitionOrder, PartitionValue, has_value, kinds_of, unescape
 from pipeline.errors import UserError
@@ -213,6 +213,13 @@ class ScenarioConfig(Section):
         return f"{self.name}={value}"
 
 
+class QuantilesWithinConfig(Section):
+    """Groups of equally many rows of the train split, by a column such as the duration of a video."""
+
+    column: str
+    groups: int = Field(default=30, ge=1, le=1000)
+
+
 class _Target(Section):
     name: str = Field(pattern=Name)
     column: str
@@ -221,6 +228,13 @@ class _Target(Section):
     """The task earlier in the causal order that this task depends on."""
     scale: float = Field(default=1.0, gt=0)
     transform: Literal["identity", "log1p"] = "identity"
+    max: float | None = Field(default=None, allow_inf_nan=False)
+    """Largest label, in the unit of the log's column: larger labels are clipped to it, and counted. With `relative_to`
+    it is the largest ratio."""
+    relative_to: str | None = None
+    """Column by which the label is divided, such as the duration of a video. Predictions are multiplied by it."""
+    quantiles_within: QuantilesWithinConfig | None = None
+    """The target is the quantile of the label within the row's group. Predictions are the labels at these quantiles."""
     weight: float = Field(default=1.0, ge=0)
     missing: Literal["quarantine", "skip"] = "quarantine"
     """A row without a label: quarantined, or left to the other tasks."""
@@ -234,7 +248,8 @@ class _Target(Section):
 
 
 class TaskConfig(LossConfig, _Target):
-    """A target. A continuous one is trained as transform(column * scale).
+    """A target. A continuous one is trained as transform(min(column, max) * scale), or, relative to another column, as
+    transform(min(column / relative_to, max) * scale), or as the quantile of min(column, max) within a group of rows.
 
     The keys of its loss come from `LossConfig`, the first base class, so that they come last in a dump of a task.
     """
@@ -248,13 +263,49 @@ class TaskConfig(LossConfig, _Target):
     def _keys_fit_the_kind(self) -> "TaskConfig":
         if self.kind == "binary" and (self.scale != 1.0 or self.transform != "identity" or self.loss != "mse"):
             raise ValueError("`scale`, `transform` and `loss` belong to continuous tasks")
+        if self.max is not None and self.max <= 0 and (self.loss_facts.of_amounts or self.transform == "log1p"):
+            raise ValueError(f"`max` is {self.max:g}, so that no label could be above 0: use a number above 0")
         if self.loss_facts.of_amounts and self.transform != "identity":
             raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
         if self.loss_facts.of_logarithms and self.transform != "log1p":
             raise ValueError(f"loss `{self.loss}` models a logarithm: add `transform: log1p`")
-        if self.prediction == "median" and self.transform != "log1p":
-            raise ValueError("`prediction: median` belongs to continuous tasks with `transform: log1p`")
+        if self.prediction == "median" and self.transform != "log1p" and self.quantiles_within is None:
+            raise ValueError(
+                "`prediction: median` belongs to continuous tasks with `transform: log1p` or `quantiles_within`"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _keys_of_one_kind(self) -> "TaskConfig":
+        keys_of = {"binary": BINARY_KEYS, "continuous": ("max", "relative_to", "quantiles_within")}
+        for kind, keys in keys_of.items():
+            for key, value in self if kind != self.kind else ():
+                if key in keys and value != TaskConfig.model_fields[key].default:
+                    raise ValueError(f"`{key}` belongs to {kind} tasks, and {self.name!r} is {self.kind}: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_fits(self) -> "TaskConfig":
+        quantiles = self.quantiles_within
+        if self.reference == self.column:
+            raise ValueError(f"`{self.reference_key}` is the task's own column {self.column!r}: use another column")
+        if quantiles is not None and self.relative_to is not None:
+            raise ValueError("`relative_to` and `quantiles_within` are two ways to use a duration: remove one of them")
+        if quantiles is not None and (self.scale != 1.0 or self.transform != "identity"):
+            raise ValueError("`quantiles_within` makes targets from 0 to 1: remove `scale` and `transform`")
+        if quantiles is not None and self.loss_facts.of_amounts:
+            raise ValueError(f"loss `{self.loss}` models amounts, and `quantiles_within` makes quantiles: use another")
+        return self
+
+    @property
+    def reference(self) -> str | None:
+        """The column that the target depends on, and that must be known to convert a prediction to the log's unit."""
+        return self.relative_to if self.quantiles_within is None else self.quantiles_within.column
+
+    @property
+    def reference_key(self) -> str:
+        """The key that names it."""
+        return "relative_to" if self.quantiles_within is None else "quantiles_within.column"
 
     @property
     def may_lack_labels(self) -> bool:
@@ -262,21 +313,25 @@ class TaskConfig(LossConfig, _Target):
         return self.missing == "skip" or bool(self.only)
 
     def to_training_scale(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Labels on the training scale, transform(column * scale); not finite where float32 cannot hold a value."""
+        """Labels, or their ratios to `relative_to`, on the training scale; not finite where float32 cannot hold a
+        value. With `quantiles_within`: the labels whose quantiles are the target.
+        """
+        clipped = values if self.max is None else np.minimum(values, self.max)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            scaled = values * self.scale
+            scaled = clipped * self.scale
             return (np.log1p(scaled) if self.transform == "log1p" else scaled).astype(np.float32)
 
     @property
     def is_rescaled(self) -> bool:
         """Whether labels on the training scale have another unit than the log's column."""
-        return self.scale != 1.0 or self.transform != "identity"
+        return self.scale != 1.0 or self.transform != "identity" or self.reference is not None
 
     def to_log_unit(
         self, values: NDArray[np.floating], added: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.floating]:
-        """Converts values from the training scale to the unit of the log's column, the inverse of `to_training_scale`.
+        """Converts values from the training scale to the unit of the log's column, or to their ratios to `relative_to`.
 
+        The inverse of `to_training_scale`.
         Probabilities are returned unchanged. A value that float64 cannot hold becomes infinite.
 
         Args:

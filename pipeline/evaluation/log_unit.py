@@ -1,4 +1,4 @@
-"""Predictions of continuous tasks in the unit of the log's column, as means or as medians.
+"""Labels and predictions of continuous tasks in the unit of the log's column; predictions as means or as medians.
 
 A task with `transform: log1p` is trained on z = ln(1 + s y), s being its `scale`. A loss of z, such as mse, predicts
 mu, the mean of the logarithm, and exp(mu) - 1 is about the median of s y: the mean is larger, because the exponential
@@ -11,6 +11,14 @@ of a mean is less than the mean of exponentials. The mean of 1 + s y is exp(mu) 
   are few it is drawn towards the factor of the coarser scenario, down to the factor of all rows:
   ``(n r + k parent) / (n + k)``, with k = 200 rows, and the ratio r and the number n of the scenario's rows. Where rows
   have weights, n is their effective number ``(sum w)² / sum w²`` (Kish, Survey Sampling, 1965).
+
+If y is relative to another column c, ``c y`` takes the place of y in the sums. With `quantiles_within` the target is a
+quantile, and the label at the predicted quantile is about the median; the mean is this label times a smearing factor of
+labels.
+
+If y is relative to another column c, ``c y`` takes the place of y in the sums. With `quantiles_within` the target is a
+quantile, and the label at the predicted quantile is about the median; the mean is this label times a smearing factor of
+labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
+from pipeline.features.group_quantiles import GroupQuantiles
 from pipeline.metrics.registry import ALL_ROWS
+from pipeline.table.target_quantiles import TargetQuantiles
 
 SHRINKAGE = 200.0
 """The weight of the coarser scenario's factor, in rows (k above)."""
@@ -31,7 +41,7 @@ Factors = Mapping[str, float]
 
 def needs_smearing(task: TaskConfig) -> bool:
     """Whether the mean of a task's target in the log's unit needs factors that are estimated on rows."""
-    return task.transform == "log1p" and not task.loss_facts.of_logarithms
+    return task.quantiles_within is not None or (task.transform == "log1p" and not task.loss_facts.of_logarithms)
 
 
 @dataclass(frozen=True)
@@ -41,25 +51,37 @@ class LogUnit:
     task: TaskConfig
     levels: Sequence[ScenarioConfig]
     factors: Factors  # of this task
+    quantiles: GroupQuantiles | None = None  # of a task with `quantiles_within`
 
     @property
     def statistic(self) -> str:
         """What a prediction is, in words."""
         if self.task.kind == "binary":
             return "probability"
-        if self.task.transform != "log1p":
+        if self.task.transform != "log1p" and self.quantiles is None:
             return self.task.loss_facts.statistic
         is_known = bool(self.factors) or not needs_smearing(self.task)
         return "mean" if self.task.prediction == "mean" and is_known else "median"
 
-    def labels(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        return self.task.to_log_unit(values)
+    def labels(
+        self, values: NDArray[np.floating], references: NDArray[np.float32] | None = None
+    ) -> NDArray[np.floating]:
+        """Converts labels ``(rows,)``; see `predictions`."""
+        return self._from_target(self.task.to_log_unit(values), references)
+
+    def amounts(self, values: NDArray[np.floating], references: NDArray[np.float32] | None) -> NDArray[np.floating]:
+        """What a smearing factor multiplies, of labels or predictions ``(rows,)``: labels at quantiles, or ``1 + s y``,
+        times the row's reference if y is relative to it, so that totals are those of the log's unit."""
+        with np.errstate(over="ignore"):  # a model that has diverged
+            wide = values.astype(np.float64)
+            return self._from_target(wide if self.quantiles is not None else np.exp(wide), references)
 
     def predictions(
         self,
         values: NDArray[np.floating],
         scenarios: NDArray[np.integer],
         deviations: NDArray[np.floating] | None = None,
+        references: NDArray[np.float32] | None = None,
     ) -> NDArray[np.floating]:
         """Converts predictions ``(rows,)``; not finite where float64 cannot hold a value.
 
@@ -67,18 +89,43 @@ class LogUnit:
             values: on the training scale.
             scenarios: ``(rows, levels)``, indices into `ScenarioConfig.labels`.
             deviations: ``(rows,)``, of a loss that predicts the standard deviation.
+            references: ``(rows,)``, see `Batch.references`; None: no target depends on another column. Where it is NaN,
+                the other column cannot be used, and the result is NaN.
         """
-        if self.task.transform != "log1p" or self.statistic != "mean":
-            return self.task.to_log_unit(values)
-        if needs_smearing(self.task):
-            return self.task.to_log_unit(values, np.log(_factor_of_rows(self.factors, scenarios, self.levels)))
-        assert deviations is not None
-        return self.task.to_log_unit(values, deviations.astype(np.float64) ** 2 / 2)
+        is_median = self.statistic != "mean"
+        if is_median or (self.task.transform != "log1p" and self.quantiles is None):
+            return self.labels(values, references)
+        if not needs_smearing(self.task):
+            assert deviations is not None
+            return self._from_target(self.task.to_log_unit(values, deviations.astype(np.float64) ** 2 / 2), references)
+        factors = _factor_of_rows(self.factors, scenarios, self.levels)
+        if self.quantiles is not None:
+            return self.labels(values, references) * factors
+        return self._from_target(self.task.to_log_unit(values, np.log(factors)), references)
+
+    def _from_target(
+        self, values: NDArray[np.floating], references: NDArray[np.float32] | None
+    ) -> NDArray[np.floating]:
+        """Labels from ratios to `relative_to` or from quantiles; other values are not changed."""
+        if references is None or self.task.reference is None:
+            return values
+        return values * references if self.quantiles is None else self.quantiles.labels_of(values, references)
+
+
+def log_units(
+    tasks: Sequence[TaskConfig],
+    levels: Sequence[ScenarioConfig],
+    smearing: Mapping[str, Factors],
+    quantiles: TargetQuantiles | None,
+) -> list[LogUnit]:
+    """One per task, with its smearing factors and quantiles if it has any."""
+    found = quantiles or {}
+    return [LogUnit(task, levels, smearing.get(task.name, {}), found.get(task.name)) for task in tasks]
 
 
 def smearing_factors(
-    labels: NDArray[np.floating],
-    predictions: NDArray[np.floating],
+    observed: NDArray[np.floating],
+    predicted: NDArray[np.floating],
     weights: NDArray[np.floating],
     scenarios: NDArray[np.integer],
     levels: Sequence[ScenarioConfig],
@@ -86,8 +133,8 @@ def smearing_factors(
     """The factors of all rows, of each scenario of the first level, and so on to the finest scenarios; see above.
 
     Args:
-        labels: ``(rows,)``, logarithms.
-        predictions: ``(rows,)``, predicted means of these logarithms.
+        observed: ``(rows,)``, `LogUnit.amounts` of labels.
+        predicted: ``(rows,)``, the same of predictions.
         weights: ``(rows,)``.
         scenarios: ``(rows, levels)``, indices into `ScenarioConfig.labels`.
         levels: the levels, in the order of the columns of scenario indices.
@@ -95,10 +142,9 @@ def smearing_factors(
     Returns:
         Factor by label, only of scenarios that have rows; empty if no row has a weight.
     """
-    with np.errstate(over="ignore"):  # a model that has diverged
+    with np.errstate(over="ignore", invalid="ignore"):  # a model that has diverged
         row_weights = weights.astype(np.float64)
-        observed = row_weights * np.exp(labels.astype(np.float64))
-        predicted = row_weights * np.exp(predictions.astype(np.float64))
+        observed, predicted = row_weights * observed, row_weights * predicted
         factor = _ratios(np.array([np.sum(observed)]), np.array([np.sum(predicted)]), np.array([np.nan]))
     if not np.isfinite(factor[0]):
         return {}

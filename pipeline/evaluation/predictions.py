@@ -70,6 +70,7 @@ def _without_padding(
         groups=group_ids(keys[group]) if group is not None and keys is not None else None,
         task_weights=None if weights is None else weights.values.cpu().numpy()[real],
         deviations=None if deviations is None else deviations.float().cpu().numpy()[real],
+        references=None if batch.references is None else batch.references[real],
     )
     if output.conditionals is not None:
         given = output.conditionals.float().cpu().numpy()[real]

@@ -16,14 +16,17 @@ from pipeline.loading.reader import Reader
 from pipeline.progress_bar import ProgressBar
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.table.manifest import Manifest
+from pipeline.table.target_quantiles import load_target_quantiles
 from pipeline.workers.worker import Worker
 
 
 def split_reader(
     experiment: Experiment, table: str, manifest: Manifest, split: str, worker: Worker, keys: list[str]
 ) -> Reader:
-    """A reader of a whole split in the order of the table, with key columns."""
-    columns = batch_columns(experiment, model_inputs(experiment, manifest.table_rows), tuple(keys))
+    """A reader of a whole split in the order of the table, with key columns and the columns that targets depend
+    on."""
+    inputs = model_inputs(experiment, manifest.table_rows)
+    columns = batch_columns(experiment, inputs, tuple(keys), with_references=True)
     return Reader(
         table,
         manifest,
@@ -45,6 +48,7 @@ class SplitEvaluation:
         self._tasks = with_conditional_tasks(experiment.tasks)
         self._module = module
         self._worker = worker
+        self._quantiles = load_target_quantiles(experiment.table_experiment, table)
         self._group = experiment.evaluation.group
         self._split, self._rows = split, manifest.rows(split)
         keys = [self._group] if self._group else []
@@ -66,7 +70,10 @@ class SplitEvaluation:
         """The smearing factors of each task that needs them, estimated on the split. Collective."""
         gathered = self._gather([batch.predictions for batch in self._batches()])
         tasks, scenarios = self._experiment.tasks, self._experiment.scenarios
-        return self._worker.on_first(lambda: smearing_of(_joined(gathered).valid().canonical(), tasks, scenarios))
+        quantiles = self._quantiles
+        return self._worker.on_first(
+            lambda: smearing_of(_joined(gathered).valid().canonical(), tasks, scenarios, quantiles)
+        )
 
     def in_detail(self, smearing: Mapping[str, Factors]) -> dict[str, Any]:
         """The evaluation with two more keys, which a validation leaves out to save time and memory. Collective.
@@ -111,7 +118,8 @@ class SplitEvaluation:
     def _evaluate(self, rows: Predictions, smearing: Mapping[str, Factors] | None) -> dict[str, Any]:
         tasks = self._experiment.tasks
         given = {conditional.config.name: tasks[conditional.after].name for conditional in conditional_tasks(tasks)}
-        return {**evaluate(rows, self._tasks, self._experiment.scenarios, smearing), "given": given}
+        found = evaluate(rows, self._tasks, self._experiment.scenarios, smearing, self._quantiles)
+        return {**found, "given": given}
 
 
 def _joined(gathered: list[Predictions] | None) -> Predictions:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import DivergedError, UserError
-from pipeline.evaluation.log_unit import Factors, LogUnit, needs_smearing, smearing_factors
+from pipeline.evaluation.log_unit import Factors, LogUnit, log_units, needs_smearing, smearing_factors
 from pipeline.metrics import functions
 from pipeline.metrics.functions import Float64
 from pipeline.metrics.registry import (
@@ -24,6 +24,7 @@ from pipeline.metrics.registry import (
     metrics_of,
     ranking_metric,
 )
+from pipeline.table.target_quantiles import TargetQuantiles
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Predictions:
     groups: NDArray[np.int64] | None = None  # (rows,), for grouped AUC: users, for example
     task_weights: NDArray[np.float32] | None = None  # (rows, tasks); None: all labels that exist count `weights`
     deviations: NDArray[np.float32] | None = None  # (rows, tasks of the experiment), see HeadOutput
+    references: NDArray[np.float32] | None = None  # (rows, tasks of the experiment), see Batch
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
@@ -47,8 +49,12 @@ class Predictions:
         groups = [part.groups for part in parts if part.groups is not None]
         weights = [part.task_weights for part in parts if part.task_weights is not None]
         deviations = [part.deviations for part in parts if part.deviations is not None]
-        for what, given in (("groups", groups), ("weights for tasks", weights), ("deviations", deviations)):
-            count = len(given)
+        references = [part.references for part in parts if part.references is not None]
+        counts = {
+            **{"groups": len(groups), "weights for tasks": len(weights)},
+            **{"deviations": len(deviations), "references": len(references)},
+        }
+        for what, count in counts.items():
             if count not in (0, len(parts)):
                 raise ValueError(f"{count} of {len(parts)} parts have {what}: either all or none must have them")
         return Predictions(
@@ -59,6 +65,7 @@ class Predictions:
             groups=np.concatenate(groups) if groups else None,
             task_weights=np.concatenate(weights) if weights else None,
             deviations=np.concatenate(deviations) if deviations else None,
+            references=np.concatenate(references) if references else None,
         )
 
     def valid(self) -> "Predictions":
@@ -78,7 +85,17 @@ class Predictions:
             keys += [*self.task_weights.T]
         if self.deviations is not None:
             keys += [*self.deviations.T]
+        if self.references is not None:
+            keys += [*self.references.T]
         return self._take(np.lexsort(keys[::-1]))
+
+    def references_of(self, column: int) -> NDArray[np.float32] | None:
+        """The column that the target of a task depends on, ``(rows,)``; None if no target depends on one."""
+        return None if self.references is None else self.references[:, column]
+
+    def deviations_of(self, column: int) -> NDArray[np.float32] | None:
+        """The predicted standard deviations of a task, ``(rows,)``; None if no task has one."""
+        return None if self.deviations is None else self.deviations[:, column]
 
     def labelled(self, column: int, members: NDArray[np.intp]) -> NDArray[np.intp]:
         """Those of some rows that have a label of a task."""
@@ -102,6 +119,7 @@ class Predictions:
             groups=None if self.groups is None else self.groups[rows],
             task_weights=None if self.task_weights is None else self.task_weights[rows],
             deviations=None if self.deviations is None else self.deviations[rows],
+            references=None if self.references is None else self.references[rows],
         )
 
 
@@ -110,6 +128,7 @@ def evaluate(
     tasks: list[TaskConfig],
     scenarios: list[ScenarioConfig],
     smearing: Mapping[str, Factors] | None = None,
+    quantiles: TargetQuantiles | None = None,
 ) -> dict[str, Any]:
     """Exact metrics of all tasks, the same bit by bit for any order of the rows.
 
@@ -118,6 +137,7 @@ def evaluate(
         tasks: in the order of the columns of labels and predictions.
         scenarios: the levels, in the order of the columns of scenario indices.
         smearing: factors of each task that needs them; None: they are estimated on these rows.
+        quantiles: of tasks with `quantiles_within`.
 
     Returns:
         ``{"rows": N, "tasks": {TASK: {"kind": ..., METRIC: value or None, ..., "scenarios": {"tab=1": {...}}}},
@@ -135,8 +155,8 @@ def evaluate(
     rows = rows.canonical()
     cells, finest = cells_of(rows.scenarios, scenarios)
     everything, has_weights = np.arange(len(rows.weights)), rows.has_weights
-    factors = smearing_of(rows, tasks, scenarios) if smearing is None else smearing
-    units = [LogUnit(task, scenarios, factors.get(task.name, {})) for task in tasks]
+    factors = smearing_of(rows, tasks, scenarios, quantiles) if smearing is None else smearing
+    units = log_units(tasks, scenarios, factors, quantiles)
     result: dict[str, Any] = {}
     for column, (task, unit) in enumerate(zip(tasks, units, strict=True)):
         in_log_unit = _in_log_unit(rows, column, unit) if task.is_rescaled else None
@@ -154,16 +174,23 @@ def evaluate(
 
 
 def smearing_of(
-    rows: Predictions, tasks: list[TaskConfig], scenarios: list[ScenarioConfig]
+    rows: Predictions,
+    tasks: list[TaskConfig],
+    scenarios: list[ScenarioConfig],
+    quantiles: TargetQuantiles | None = None,
 ) -> dict[str, dict[str, float]]:
     """The factors of each task that needs them, from rows in their canonical order."""
     factors, everything = {}, np.arange(len(rows.weights))
-    for column, task in enumerate(tasks):
-        if needs_smearing(task):
+    for column, unit in enumerate(log_units(tasks, scenarios, {}, quantiles)):
+        if needs_smearing(unit.task):
             members = rows.labelled(column, everything)
-            labels, predictions = rows.labels[members, column], rows.predictions[members, column]
+            references = rows.references_of(column)
+            observed, predicted = (
+                unit.amounts(values[members, column], None if references is None else references[members])
+                for values in (rows.labels, rows.predictions)
+            )
             weights, indices = rows.weights_of(column, members), rows.scenarios[members]
-            factors[task.name] = smearing_factors(labels, predictions, weights, indices, scenarios)
+            factors[unit.task.name] = smearing_factors(observed, predicted, weights, indices, scenarios)
     return factors
 
 
@@ -220,9 +247,9 @@ def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str
 
 def _in_log_unit(rows: Predictions, column: int, unit: LogUnit) -> tuple[Float64, Float64]:
     """Labels and predictions of a task, ``(rows,)`` each."""
-    deviations = None if rows.deviations is None else rows.deviations[:, column]
-    predictions = unit.predictions(rows.predictions[:, column], rows.scenarios, deviations)
-    return unit.labels(rows.labels[:, column]).astype(np.float64), predictions.astype(np.float64)
+    references = rows.references_of(column)
+    predictions = unit.predictions(rows.predictions[:, column], rows.scenarios, rows.deviations_of(column), references)
+    return unit.labels(rows.labels[:, column], references).astype(np.float64), predictions.astype(np.float64)
 
 
 def _cell(

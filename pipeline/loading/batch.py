@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Batch(Pipelineable):
     task_weights: Tensor | None = None
     """``(batch, tasks)`` float32: weights of the rows for the tasks, 0 without a label. None: every label exists and
     counts 1."""
+
+    references: np.ndarray | None = None
+    """``(batch, tasks)`` float32: the column that a target depends on, 1 for other tasks, NaN where it cannot be used.
+    Read only if requested."""
 
     @property
     def rows(self) -> int:

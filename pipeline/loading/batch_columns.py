@@ -8,7 +8,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from pipeline.loading.lane import WindowRows
-from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, SCENARIO, WEIGHT
+from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, REFERENCE, SCENARIO, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class BatchColumns:
     keys: tuple[str, ...] = ()
     has_weights: bool = False  # whether there is a column of weights for each task
     may_lack_labels: bool = False  # whether a label may be NaN: the row has no label of the task
+    relative: frozenset[str] = frozenset()  # tasks whose references are read, see `Batch.references`
     weighted: frozenset[str] = frozenset()  # features in `ids` and `sequences` whose ids have weights
 
     @property
@@ -39,6 +40,7 @@ class BatchColumns:
             *self.numerics,
             *(LABEL + task for task in self.tasks),
             *self.weights,
+            *(REFERENCE + task for task in self.tasks if task in self.relative),
             *(SCENARIO + level for level in self.scenarios),
             *(KEY + key for key in self.keys),
         ]
@@ -193,6 +195,7 @@ class ColumnBlock:
         self._numerics = _matrix(list(columns.numerics), rows, np.float32)
         self._labels = _matrix([LABEL + name for name in columns.tasks], rows, np.float32)
         self._task_weights = _task_weights(columns, rows, self._labels, self.is_real)
+        self._references = _references(columns, rows)
         self._scenarios = _matrix([SCENARIO + name for name in columns.scenarios], rows, np.int64, np.int32)
         self._keys = _key_rows(columns.keys, rows, self.is_real, no_keys) if columns.keys else None
 
@@ -210,6 +213,9 @@ class ColumnBlock:
 
     def task_weights(self, step: int) -> torch.Tensor | None:
         return torch.from_numpy(self._task_weights[step]) if self._task_weights is not None else None
+
+    def references(self, step: int) -> np.ndarray | None:
+        return self._references[step] if self._references is not None else None
 
     def scenarios(self, step: int) -> torch.Tensor:
         return torch.from_numpy(self._scenarios[step])
@@ -238,6 +244,17 @@ def _task_weights(columns: BatchColumns, rows: LaneRows, labels: np.ndarray, is_
     weights = _matrix(columns.weights, rows, np.float32) if columns.has_weights else np.ones_like(labels)
     weights[np.isnan(labels) | ~is_real[:, :, None]] = 0
     return weights
+
+
+def _references(columns: BatchColumns, rows: LaneRows) -> np.ndarray | None:
+    """See `Batch.references`: ``(steps, batch_rows, tasks)``."""
+    if not columns.relative:
+        return None
+    references = np.ones((rows.steps, rows.batch_rows, len(columns.tasks)), np.float32)
+    for k, task in enumerate(columns.tasks):
+        if task in columns.relative:
+            references[:, :, [k]] = _matrix([REFERENCE + task], rows, np.float32)
+    return references
 
 
 def _key_rows(names: tuple[str, ...], rows: LaneRows, is_real: np.ndarray, no_keys: pa.Table) -> pa.Table:

@@ -127,6 +127,7 @@ class Reader:
                 position=Position(first.epoch + 1, 0) if is_last else Position(first.epoch, step + 1),
                 keys=block.keys(i),
                 task_weights=block.task_weights(i),
+                references=block.references(i),
             )
 
 

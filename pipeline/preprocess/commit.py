@@ -13,7 +13,7 @@ from pipeline.preprocess.chains import report_conditional_tasks
 from pipeline.preprocess.discover import PartitionFiles, compact, report_unreadable
 from pipeline.preprocess.entries import ClassifiedEntry
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.rows import LABEL_MISSING
+from pipeline.preprocess.rows import reasons_of_skip
 from pipeline.preprocess.tasks import Done, run_tasks
 from pipeline.preprocess.text_hints import report_texts
 from pipeline.preprocess.transform import Transform, transform_unit
@@ -254,7 +254,7 @@ class _OpenPartition:
 
     def _hint_of_labels(self, record: Partition) -> str:
         tasks = self._plan.sections.tasks
-        names = [task.name for task in tasks if f"task {task.name}: {LABEL_MISSING}" in record.reasons]
+        names = [task.name for task in tasks if record.reasons.keys() & reasons_of_skip(task)]
         if not names or len(tasks) == 1:
             return ""
         keys = " and ".join(f"tasks.{name}.missing" for name in names)

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.features.values import as_ids, count_values, ids_of, printable
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
-from pipeline.preprocess.rows import Verdict
+from pipeline.preprocess.rows import Verdict, labels, labels_above_max
 from pipeline.preprocess.units import UnitRows
 from pipeline.table.content import OTHER, AfterCounts, Content, LabelSums, LevelContent, TaskContent, most_frequent
-from pipeline.table.manifest import LABEL, SCENARIO, WEIGHT
+from pipeline.table.manifest import LABEL, REFERENCE, SCENARIO, WEIGHT
 
 _UNIT_VALUES = 200  # counted per unit, so that the most frequent values of a partition are known
 _LONGEST = 60  # characters of a value that is only shown
@@ -24,10 +24,14 @@ def count_content(plan: PreprocessPlan, rows: UnitRows, verdict: Verdict, table:
         verdict: of the unit's rows.
         table: columns of lane files of the kept rows, in any order.
     """
-    kept, levels = verdict.kept, plan.sections.scenarios
+    kept, levels, tasks = verdict.kept, plan.sections.scenarios, plan.sections.tasks
+    clipped = {task.name: labels_above_max(plan.sections, task, plan.sources, rows, kept) for task in tasks}
     return Content(
         {level.name: _count_level(plan, level, rows, verdict, table) for level in levels},
-        {task.name: count_labels(task, table) for task in plan.sections.tasks},
+        {
+            task.name: count_labels(task, table, _labels(plan, task, rows, kept, table), clipped[task.name])
+            for task in tasks
+        },
         [int(np.count_nonzero(rows.has_match(i)[kept])) for i in range(len(plan.sides))],
     )
 
@@ -66,30 +70,46 @@ def _shown(value: pa.Scalar) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def count_labels(task: TaskConfig, table: pa.Table) -> TaskContent:
-    """The labels of one task in the columns of lane files."""
-    labels = table[LABEL + task.name].to_numpy()
-    weights = np.ones(len(labels))
+def _labels(
+    plan: PreprocessPlan, task: TaskConfig, rows: UnitRows, kept: NDArray[np.int64], table: pa.Table
+) -> NDArray[np.float64]:
+    """The labels of kept rows in the unit of the log, NaN where there is none."""
+    if task.quantiles_within is not None:  # a quantile hardly comes back as the same label
+        return labels(plan.sections, task, plan.sources, rows)[kept].astype(np.float64)
+    with np.errstate(over="ignore"):
+        values = task.to_log_unit(table[LABEL + task.name].to_numpy()).astype(np.float64)
+        return values if task.relative_to is None else values * table[REFERENCE + task.name].to_numpy()
+
+
+def count_labels(task: TaskConfig, table: pa.Table, found: NDArray[np.float64], clipped: int) -> TaskContent:
+    """The labels of one task.
+
+    Args:
+        task: the task.
+        table: columns of lane files.
+        found: the labels in the unit of the log, NaN where there is none, in any order.
+        clipped: labels above `max`.
+    """
+    values, trained = found[~np.isnan(found)], table[LABEL + task.name].to_numpy()
+    weights, is_known = np.ones(len(trained)), ~np.isnan(trained)
     if WEIGHT + task.name in table.column_names:
         weights = table[WEIGHT + task.name].to_numpy().astype(np.float64)
-    is_known = ~np.isnan(labels)
-    known = labels[is_known]
     with np.errstate(over="ignore"):
-        values = task.to_log_unit(known).astype(np.float64)
         total = float(values.sum())
     after = {}
     if task.after is not None:
-        after[task.after] = _count_after(labels, weights, table[LABEL + task.after].to_numpy())
+        after[task.after] = _count_after(trained, weights, table[LABEL + task.after].to_numpy())
     return TaskContent(
-        labels=len(known),
-        zeros=int(np.count_nonzero(known == 0)),
-        negative=int(np.count_nonzero(known < 0)),
+        labels=len(values),
+        zeros=int(np.count_nonzero(values == 0)),
+        negative=int(np.count_nonzero(values < 0)),
         sum=total,
         lowest=float(values.min()) if len(values) else None,
         highest=float(values.max()) if len(values) else None,
         weightless=int(np.count_nonzero(weights[is_known] == 0)),
-        sums=_sums(known.astype(np.float64), weights[is_known]),
+        sums=_sums(trained[is_known].astype(np.float64), weights[is_known]),
         after=after,
+        clipped=clipped,
     )
 
 

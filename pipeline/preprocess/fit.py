@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.features import vocabulary
 from pipeline.features.encoder_files import generation_folder, read_encoder, write_encoder
 from pipeline.features.encoders import FIRST_VALUE_ID
+from pipeline.features.group_quantiles import GroupQuantiles, merged
 from pipeline.features.sketch import Summary
 from pipeline.features.values import Kind, count_values
 from pipeline.features.vocabulary import VocabularyConfig
@@ -27,12 +28,14 @@ from pipeline.preprocess.discover import PartitionFiles, report_unreadable
 from pipeline.preprocess.encode import load_encoders, table_sizes
 from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.rows import judge
+from pipeline.preprocess.targets import reference_columns, target_sample
 from pipeline.preprocess.tasks import run_tasks
 from pipeline.preprocess.units import Unit, UnitRows, cut_units
 from pipeline.preprocess.weights import weight_columns
 from pipeline.progress_bar import ProgressBar
 from pipeline.table.encoder_index import EncoderEntry, EncoderIndex, write_index
 from pipeline.table.settings import TableSettings, fingerprint_of_ids
+from pipeline.table.target_quantiles import quantiles_name, tasks_with_quantiles
 from pipeline.table_folder import ENCODERS, WORK
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def fit_encoders(plan: PreprocessPlan, settings: TableSettings, partitions: list
     units = [unit for files in partitions for unit in cut_units(files)]
     known = {name: vocabulary.empty_vocabulary(_id_kind(plan, name)) for name in vocabularies(sections)}
     fit = FitTask(plan, 1, vocabulary.range_count(len(units)), {}, {}, [])
-    if known or summaries(sections):
+    if known or summaries(sections) or tasks_with_quantiles(sections):
         names, parts = _count(fit, units)
         if not names:
             raise UserError("logs.splits.train: its partitions have no readable rows, so nothing can be fitted.")
@@ -195,6 +198,7 @@ def _merge(fit: FitTask) -> None:
     items = [{"name": name, "range": i} for name in vocabularies(sections) for i in range(fit.ranges)]
     if fit.generation == 1:
         items += [{"name": name} for name, summary in summaries(sections).items() if not summary.is_small]
+        items += [{"task": task.name} for task in tasks_with_quantiles(sections)]
     for _ in run_tasks(merge_part, items, fit, fit.plan.task_memory):
         pass
     if fit.ranges > 1:
@@ -207,7 +211,7 @@ def fit_columns(plan: PreprocessPlan) -> set[str]:
     """Columns that the first pass reads: those that decide whether a row is usable, and those of fitted encoders."""
     sections, counted = plan.sections, vocabularies(plan.sections)
     columns = {task.column for task in sections.tasks} | {scenario.column for scenario in sections.scenarios}
-    columns |= set(sections.logs.keys) | weight_columns(sections)
+    columns |= set(sections.logs.keys) | weight_columns(sections) | reference_columns(sections)
     for feature in sections.features:
         is_fitted = feature.encoder_name in counted or feature.summary is not None
         if is_fitted or feature.is_judged(plan.sources.fractional):
@@ -238,15 +242,20 @@ def count_unit(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
                 small[feature.name] = part
             else:
                 _write_part(_work_file(plan, "summaries", feature.name, name), part)
+    for task in tasks_with_quantiles(sections) if fit.generation == 1 else []:
+        _write_part(_work_file(plan, "targets", task.name, name), target_sample(task, rows, kept))
     return {"summaries": small}
 
 
 def merge_part(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
-    """Merges one hash range of a vocabulary, or the summaries of a number, over all units; a Ray task."""
+    """Merges one hash range of a vocabulary, or the summaries of a number or a target, over all units; a Ray task."""
+    if "task" in item:
+        _fit_quantiles(fit, item["task"])
+        return {}
     plan, name = fit.plan, item["name"]
     if "range" not in item:
         summary = summaries(plan.sections)[name]
-        write_encoder(plan.table, name, summary.merge(_read_parts(plan, name, fit.units)))
+        write_encoder(plan.table, name, summary.merge(_read_parts(plan, "summaries", name, fit.units)))
         return {}
     parts = [*fit.units, *(f"rare-{i:05d}" for i in range(len(fit.rare.get(name, []))))]
     paths = [_work_file(plan, "counts", name, part) for part in parts]
@@ -259,6 +268,16 @@ def merge_part(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
     else:
         vocabulary.write_partial(_work_file(plan, "merged", name, f"range-{item['range']:05d}"), merged, 1)
     return {}
+
+
+def _fit_quantiles(fit: FitTask, name: str) -> None:
+    """Fits the quantiles of a task's labels, see `GroupQuantiles`."""
+    task = next(task for task in fit.plan.sections.tasks if task.name == name)
+    assert task.quantiles_within is not None
+    rows = merged(_read_parts(fit.plan, "targets", name, fit.units))
+    if not len(rows):
+        raise UserError(f"tasks.{name}.quantiles_within: no row of the train split has a label that can be used.")
+    GroupQuantiles.fit(rows, task.quantiles_within.groups).write(fit.plan.table, quantiles_name(task))
 
 
 def finish_vocabulary(item: dict[str, Any], fit: FitTask) -> dict[str, Any]:
@@ -287,7 +306,7 @@ def _write_part(path: str, part: pa.Table) -> None:
         pq.write_table(part, stream)
 
 
-def _read_parts(plan: PreprocessPlan, name: str, units: list[str]) -> Iterator[pa.Table]:
+def _read_parts(plan: PreprocessPlan, folder: str, name: str, units: list[str]) -> Iterator[pa.Table]:
     for unit in units:
-        filesystem, path = storage.resolve(_work_file(plan, "summaries", name, unit))
+        filesystem, path = storage.resolve(_work_file(plan, folder, name, unit))
         yield pq.read_table(path, filesystem=filesystem, partitioning=None)

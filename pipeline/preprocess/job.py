@@ -30,6 +30,7 @@ from pipeline.table.encoder_index import INDEX, EncoderIndex, read_index
 from pipeline.table.manifest import KEY, Manifest, Partition, read_manifest, rows_left_out, write_manifest
 from pipeline.table.partition_record import PartitionRecord, read_records, write_record
 from pipeline.table.settings import TableSettings, check_may_continue, read_settings
+from pipeline.table.target_quantiles import load_target_quantiles
 from pipeline.table_folder import COLUMNS, ENCODERS, MANIFEST, RECORDS, SETTINGS, WORK
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,9 @@ def _run(plan: PreprocessPlan, table: ExistingTable, files: list[PartitionFiles]
     else:
         _extend(plan, table, index, train)
     generation = _committed_index(table).generation
-    transform_partitions(Transform(plan, load_encoders(plan.sections, plan.table, generation)), files, table.made_with)
+    encoders = load_encoders(plan.sections, plan.table, generation)
+    quantiles = load_target_quantiles(plan.sections, plan.table)
+    transform_partitions(Transform(plan, encoders, quantiles), files, table.made_with)
 
 
 def _committed_index(table: ExistingTable) -> EncoderIndex:

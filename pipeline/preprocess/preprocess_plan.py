@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.side_tables import SideTable, load_side_table, read_side_schema
 from pipeline.preprocess.sources import Sources, find_sources
-from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, SCENARIO, WEIGHT, TableColumn
+from pipeline.table.manifest import ID_WEIGHTS, KEY, LABEL, REFERENCE, SCENARIO, WEIGHT, TableColumn
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check_join_kinds(sections: TableExperiment, sources: Sources, sides: list[Si
 
 
 def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.Schema:
-    """Columns of lane files: features, labels, weights, scenarios, keys.
+    """Columns of lane files: features, labels, weights, references, scenarios, keys.
 
     A feature whose ids have weights is followed by their column. Only the keys are nullable: null in padding rows.
     """
@@ -77,6 +77,7 @@ def lane_schema(sections: TableExperiment, keys: dict[str, pa.DataType]) -> pa.S
     columns |= {LABEL + task.name: pa.float32() for task in sections.tasks}
     if sections.has_weights:
         columns |= {WEIGHT + task.name: pa.float32() for task in sections.tasks}
+    columns |= {REFERENCE + task.name: pa.float32() for task in sections.tasks if task.reference is not None}
     columns |= {SCENARIO + scenario.name: pa.int32() for scenario in sections.scenarios}
     columns |= {KEY + key: keys[key] for key in sections.logs.keys}
     return pa.schema([pa.field(name, type_, nullable=name.startswith(KEY)) for name, type_ in columns.items()])

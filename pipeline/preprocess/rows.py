@@ -12,6 +12,7 @@ from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
 from pipeline.features.values import INDISTINCT, as_ids, as_numbers, ids_of, indistinct, not_utf8
 from pipeline.preprocess.sources import Sources
+from pipeline.preprocess.targets import reference_faults, reference_reasons, target
 from pipeline.preprocess.units import UnitRows
 from pipeline.preprocess.weights import too_large, weight_columns, weights_in
 
@@ -145,18 +146,34 @@ def _find_rows_with_label(
         wanted = [scenario.labels.index(scenario.label_of(value)) for value in values]
         has_label &= np.isin(scenario_codes(scenario, sources, rows), wanted)
     if task.missing == "skip":
-        column = rows.column(task.column)
-        has_label &= ~np.isnan(as_numbers(column.values))[column.rows]
+        numbers, value_of = target(task, rows)
+        has_label &= ~np.isnan(numbers)[value_of]
     return has_label
 
 
 def labels(sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows) -> NDArray[np.float32]:
     """The label of each row on the training scale; NaN for a row without a label."""
-    column = rows.column(task.column)
-    values = task.to_training_scale(as_numbers(column.values))[column.rows]
+    numbers, value_of = target(task, rows)
+    values = task.to_training_scale(numbers)[value_of]
     if not task.may_lack_labels:
         return values
     return np.where(rows_with_label(sections, task, sources, rows), values, np.float32("nan"))
+
+
+def labels_above_max(
+    sections: TableExperiment, task: TaskConfig, sources: Sources, rows: UnitRows, kept: NDArray[np.int64]
+) -> int:
+    """How many of some rows have a label that `max` clips."""
+    if task.max is None:
+        return 0
+    numbers, value_of = target(task, rows)
+    above = (numbers > task.max)[value_of] & rows_with_label(sections, task, sources, rows)
+    return int(np.count_nonzero(above[kept]))
+
+
+def reasons_of_skip(task: TaskConfig) -> set[str]:
+    """Reasons for the quarantine that a task does not have with `missing: skip`."""
+    return {f"task {task.name}: {reason}" for reason in (LABEL_MISSING, *reference_reasons(task))}
 
 
 def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows, has_label: NDArray[np.bool_]) -> None:
@@ -172,9 +189,13 @@ def _judge_label(verdict: Verdict, task: TaskConfig, rows: UnitRows, has_label: 
     if task.kind == "binary":
         reject((numbers != 0) & (numbers != 1), "label is neither 0 nor 1")
         return
+    for fault, faulty in reference_faults(task, rows).items():
+        verdict.reject(faulty & has_label, f"{source}: {fault}")
     if task.transform == "log1p":
         reject(numbers < 0, "label is negative, where log1p expects 0 or more")
-    reject(~np.isfinite(task.to_training_scale(numbers)), "label is too large for float32")
+    targets, value_of = target(task, rows)
+    too_large = ~np.isfinite(task.to_training_scale(targets))
+    verdict.reject(too_large[value_of] & has_label, f"{source}: label is too large for float32")
 
 
 def _judge_weight(verdict: Verdict, source: str, column: str, rows: UnitRows, needed: NDArray[np.bool_]) -> None:

@@ -126,6 +126,8 @@ def uses(sections: TableExperiment | DecidingSections) -> Iterator[Use]:
         yield Use(scenario.column, f"scenario {scenario.name!r} (scenarios.{i}.column)", IDS)
     for i, task in enumerate(sections.tasks):
         yield Use(task.column, f"task {task.name!r} (tasks.{i}.column)", NUMBERS)
+        if task.reference is not None:
+            yield Use(task.reference, f"task {task.name!r} (tasks.{i}.{task.reference_key})", NUMBERS)
         if task.sample_weight is not None:
             yield Use(task.sample_weight, f"the weight of task {task.name!r} (tasks.{i}.sample_weight)", NUMBERS)
     if sections.logs.weight is not None:

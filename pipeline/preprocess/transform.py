@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.logs import TaskConfig
 from pipeline.errors import UserError, one_line
 from pipeline.features.base import EncodedColumn
 from pipeline.features.encoders import Encoder
@@ -16,10 +17,12 @@ from pipeline.preprocess.preprocess_plan import PreprocessPlan
 from pipeline.preprocess.quarantine import write_quarantine
 from pipeline.preprocess.rows import judge, labels, scenario_codes
 from pipeline.preprocess.sampling import dropped_negatives, lane_weights
+from pipeline.preprocess.targets import references
 from pipeline.preprocess.text_hints import count_texts
 from pipeline.preprocess.units import Unit, UnitRows, all_columns
 from pipeline.preprocess.write import deal, unit_generator, write_lanes
 from pipeline.table.manifest import KEY
+from pipeline.table.target_quantiles import TargetQuantiles
 
 KEY_BYTES = 2**30
 """Bytes of a key that are converted at once: its type in lane files may have offsets of 32 bits."""
@@ -31,6 +34,7 @@ class Transform:
 
     plan: PreprocessPlan
     encoders: dict[str, Encoder]
+    quantiles: TargetQuantiles = field(default_factory=dict)
 
 
 @dataclass
@@ -98,14 +102,26 @@ def encode_rows(shared: Transform, rows: UnitRows, order: NDArray[np.int64]) -> 
             columns.append(encoded.weights)
         counts.add(feature.name, encoded)
     for task in plan.sections.tasks:
-        columns.append(pa.array(labels(plan.sections, task, plan.sources, rows)[order]))
+        columns.append(pa.array(_encode_labels(shared, task, rows)[order]))
     if plan.sections.has_weights:
         columns += [pa.array(weights[order]) for weights in lane_weights(plan.sections, plan.sources, rows)]
+    for task in plan.sections.tasks:
+        reference = references(task, rows)
+        if reference is not None:
+            columns.append(pa.array(reference[order]))
     for scenario in plan.sections.scenarios:
         columns.append(pa.array(scenario_codes(scenario, plan.sources, rows)[order]))
     for key in plan.sections.logs.keys:
         columns.append(_encode_key(plan, key, rows, order))
     return pa.Table.from_arrays(columns, schema=plan.schema), counts
+
+
+def _encode_labels(shared: Transform, task: TaskConfig, rows: UnitRows) -> NDArray[np.float32]:
+    """The target of each row, ``(rows,)``, NaN where there is no label."""
+    values, reference = labels(shared.plan.sections, task, shared.plan.sources, rows), references(task, rows)
+    if task.name not in shared.quantiles or reference is None:
+        return values
+    return shared.quantiles[task.name].quantiles_of(values, reference)
 
 
 def _encode_key(plan: PreprocessPlan, key: str, rows: UnitRows, order: NDArray[np.int64]) -> pa.ChunkedArray:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.checkpoint.choice import BEST, LATEST, CheckpointChoice
 from pipeline.checkpoint.format import Checkpoint, find_checkpoint
+from pipeline.config.conditional_tasks import conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.evaluation.evaluation import read_evaluation
 from pipeline.evaluation.split_evaluation import SplitEvaluation
@@ -50,6 +51,9 @@ def evaluation_inputs(experiment: Experiment, manifest: Manifest, saved: Checkpo
     rescaled = {task.name: task.prediction for task in experiment.tasks if task.is_rescaled}
     if rescaled:
         inputs += [rescaled, _smearing_inputs(experiment, manifest, saved)]
+    conditional = [task.config.name for task in conditional_tasks(experiment.tasks)]
+    if conditional:  # evaluations of earlier versions lack them
+        inputs += [conditional]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from pipeline.checkpoint.choice import CheckpointChoice
 from pipeline.config.conditional_tasks import conditional_tasks
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.evaluation.log_unit import LogUnit
+from pipeline.evaluation.log_unit import LogUnit, log_units
 from pipeline.evaluation.predictions import PredictedBatch, predict
 from pipeline.evaluation.split_evaluation import split_reader
 from pipeline.log_records import log_fields
@@ -27,6 +27,7 @@ from pipeline.progress_bar import ProgressBar
 from pipeline.scoring.restored_model import restored_model
 from pipeline.scoring.smearing import smearing_of_checkpoint
 from pipeline.table.manifest import read_manifest
+from pipeline.table.target_quantiles import load_target_quantiles
 from pipeline.workers.worker import Worker
 
 DONE = "_predictions.json"  # written last. Readers of a Parquet folder skip names that begin with "_"
@@ -53,7 +54,8 @@ def predict_on_worker(
     manifest = read_manifest(experiment.table_folder)
     model, saved = restored_model(experiment, manifest, checkpoint, worker)
     smearing = smearing_of_checkpoint(experiment, manifest, model, saved, worker)
-    units = [LogUnit(task, experiment.scenarios, smearing.get(task.name, {})) for task in experiment.tasks]
+    quantiles = load_target_quantiles(experiment.table_experiment, experiment.table_folder)
+    units = log_units(experiment.tasks, experiment.scenarios, smearing, quantiles)
     reader = split_reader(experiment, experiment.table_folder, manifest, split, worker, experiment.logs.keys)
     rows, not_finite, writer = 0, 0, None
     with ExitStack() as open_files:
@@ -118,11 +120,13 @@ def prediction_table(batch: PredictedBatch, experiment: Experiment, units: list[
         columns[f"scenario_{scenario.name}"] = labels
     rows = batch.predictions
     for column, unit in enumerate(units):
-        targets, name = rows.labels[:, column], unit.task.name
-        deviations = None if rows.deviations is None else rows.deviations[:, column]
-        values = unit.predictions(rows.predictions[:, column], rows.scenarios, deviations)
-        columns[f"label_{name}"] = pa.array(unit.labels(targets), mask=np.isnan(targets))
-        columns[f"prediction_{name}"] = pa.array(values)
+        values, references, name = rows.predictions[:, column], rows.references_of(column), unit.task.name
+        labels = unit.labels(rows.labels[:, column], references)
+        predicted = unit.predictions(values, rows.scenarios, rows.deviations_of(column), references)
+        columns[f"label_{name}"] = pa.array(labels, mask=np.isnan(labels))
+        # Where a reference cannot be used. A prediction that is not a number stays one that is counted as not finite.
+        unknown = np.isnan(predicted) & ~np.isnan(values)
+        columns[f"prediction_{name}"] = pa.array(predicted, mask=unknown if unknown.any() else None)
     for column, conditional in enumerate(conditional_tasks(experiment.tasks), start=len(units)):
         columns[f"prediction_{conditional.config.name}"] = pa.array(rows.predictions[:, column])
     return pa.table(columns, metadata={"manygate": json.dumps({"statistics": statistics_of(units)})})

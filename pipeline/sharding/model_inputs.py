@@ -94,8 +94,17 @@ def _rate(counts: LabelSums | AfterCounts) -> float:
     return (counts.positive + row / 2) / (counts.weight + row)
 
 
-def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, ...] = ()) -> BatchColumns:
-    """The columns of a batch, in the order that the model expects."""
+def batch_columns(
+    experiment: Experiment, inputs: ModelInputs, keys: tuple[str, ...] = (), with_references: bool = False
+) -> BatchColumns:
+    """The columns of a batch, in the order that the model expects.
+
+    Args:
+        experiment: of the run.
+        inputs: of its model.
+        keys: key columns.
+        with_references: whether batches have the columns that targets depend on, which training does not need.
+    """
     return BatchColumns(
         ids=tuple(feature.name for feature in inputs.pooled_features),
         sequences=tuple(feature.name for feature in inputs.jagged_features),
@@ -105,6 +114,7 @@ def batch_columns(experiment: Experiment, inputs: ModelInputs, keys: tuple[str, 
         keys=keys,
         has_weights=experiment.has_weights,
         may_lack_labels=any(task.may_lack_labels for task in experiment.tasks),
+        relative=frozenset(t.name for t in experiment.tasks if with_references and t.reference is not None),
         weighted=frozenset(feature.name for feature in inputs.features if feature.is_weighted),
     )
 

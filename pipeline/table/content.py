@@ -67,6 +67,7 @@ class TaskContent:
     sums: LabelSums | None = None  # None: an earlier version made it
     after: dict[str, AfterCounts] = field(default_factory=dict)
     """By the task that this task came after when the rows were counted, which an experiment may change."""
+    clipped: int = 0  # labels of the log above `max`
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _merged_task(parts: list[TaskContent]) -> TaskContent:
         highest=max((part.highest for part in parts if part.highest is not None), default=None),
         sums=_merged_sums([part.sums for part in parts if part.sums is not None]),
         after={name: AfterCounts(*_added([p.after[name] for p in parts if name in p.after])) for name in after},
+        clipped=sum(part.clipped for part in parts),
     )
 
 

@@ -85,6 +85,7 @@ def _task_lines(task: TaskConfig, splits: list[SplitContent]) -> list[list[str]]
     for what, rows in (
         ("negative labels", [t.negative for t in found]),
         *((f"labels 1 where {name} is 0", contradictions(task, name, found)) for name in _counted_after(found)),
+        (f"labels above `max` ({number(task.max or 0)}), clipped", [t.clipped for t in found]),
         ("rows without a label", [split.rows - t.labels for split, t in zip(splits, found, strict=True)]),
     ):
         if any(rows):

@@ -25,9 +25,10 @@ FORMAT_VERSION = 1
 REBUILD_HINT = "rebuild the table with `manygate preprocess EXPERIMENT --overwrite`"
 
 # Columns of a lane file other than the features. Feature columns have the feature's name, without such a prefix.
-LABEL = "label:"  # + task: float32, on the training scale: transform(column * scale); NaN: the row has no label
+LABEL = "label:"  # + task: float32, on the training scale, see `TaskConfig`; NaN: the row has no label
 WEIGHT = "weight:"  # + task: float32, finite, 0 or more; for all tasks or for none
 ID_WEIGHTS = "id_weights:"  # + feature: list<float32>, a weight for each id of the feature; finite, 0 or more
+REFERENCE = "reference:"  # + task with `reference`: float32, that column; NaN: unusable, in a row without a label
 SCENARIO = "scenario:"  # + level: int32 index into Scenario.labels
 KEY = "key:"  # + column: values as in the logs
 

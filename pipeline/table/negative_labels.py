@@ -17,7 +17,7 @@ def describe_negative_labels(task: TaskConfig, splits: list[SplitContent]) -> st
     found = [f"{n:,} in {s.name}" for s in splits if (n := s.content.tasks[task.name].negative)]
     if not found or not task.loss_facts.of_amounts:
         return ""
-    others = " or ".join(name for name, facts in LOSSES.items() if not facts.of_amounts)
+    others = " or ".join(name for name, facts in LOSSES.items() if not facts.of_amounts and not facts.of_logarithms)
     return (
         f"task {task.name}: the column {task.column!r} has negative labels ({', '.join(found)}), and the loss "
         f"{task.loss} takes only 0 or more. Set tasks.{task.name}.loss to {others}, or correct these rows in the log "

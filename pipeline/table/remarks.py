@@ -93,10 +93,23 @@ def _about_task(task: TaskConfig, splits: list[SplitContent]) -> list[str]:
             )
         elif split.is_whole and found.lowest is not None and found.lowest == found.highest:
             lines.append(f"task {task.name}: every label of {split.name} is {number(found.lowest)}.")
+    lines += _about_clipped(task, splits)
     if task.after is not None:
         lines += _about_contradictions(task, task.after, splits)
     negative = describe_negative_labels(task, splits)
     return [*lines, negative] if negative else lines
+
+
+def _about_clipped(task: TaskConfig, splits: list[SplitContent]) -> list[str]:
+    found = [(split, split.content.tasks[task.name]) for split in splits]
+    shares = [f"{percent(t.clipped, t.labels)} of {s.name}" for s, t in found if 2 * t.clipped > t.labels]
+    if not shares or task.max is None:
+        return []
+    unit = f"the ratio to {task.relative_to}" if task.relative_to is not None else f"the unit of {task.column!r}"
+    return [
+        f"task {task.name}: most labels are above `max` ({number(task.max)}) and were clipped to it: "
+        f"{', '.join(shares)}. It must be in {unit}."
+    ]
 
 
 def _about_contradictions(task: TaskConfig, after: str, splits: list[SplitContent]) -> list[str]:

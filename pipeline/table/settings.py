@@ -36,7 +36,7 @@ _UNRELATED_KEYS = {
 # equal settings have equal fingerprints in all versions.
 _LATER_KEYS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
     "logs": (LogsConfig, ("weight", "negatives")),
-    "tasks": (TaskConfig, ("missing", "only", "sample_weight")),
+    "tasks": (TaskConfig, ("missing", "only", "sample_weight", "max", "relative_to", "quantiles_within")),
 }
 GROWING_SECTIONS = ("scenarios", "tasks")
 """Sections that may gain values and tasks during the life of a table or a model."""
@@ -224,11 +224,17 @@ def check_may_continue(table: str, earlier: TableSettings, settings: TableSettin
     """Growth of the settings since the table was started.
 
     Raises:
-        UserError: the settings differ in another way.
+        UserError: the settings differ in another way, or a new task needs what is fitted only when a table is made.
     """
     grown = table_growth(earlier.meaning, settings.meaning)
     if grown is None:
         raise _other_settings(table, earlier.meaning, settings.meaning, REBUILD_HINT)
+    for task in settings.meaning.tasks:
+        if task.name in grown.tasks and task.quantiles_within is not None:
+            raise UserError(
+                f"The task {task.name!r} has quantiles_within, which is fitted when a table is made, so that it cannot "
+                f"be added to the feature table in {table}: {REBUILD_HINT}, or remove the task."
+            )
     return grown
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.evaluation.evaluation import parse_evaluation
 from pipeline.evaluation.log_unit import LogUnit, needs_smearing, smearing_factors
 from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_value
+from pipeline.features.group_quantiles import GroupQuantiles
 from pipeline.metrics.registry import LOG_UNIT, column_metrics
 from pipeline.report.tables import metric_tables
 from pipeline.report.text import format_evaluation
@@ -37,7 +39,9 @@ def rows_of(labels: np.ndarray, predictions: np.ndarray, scenarios: np.ndarray, 
 
 
 def factors_of(labels: np.ndarray, predictions: np.ndarray, scenarios: np.ndarray, *levels: ScenarioConfig) -> Any:
-    return smearing_factors(labels, predictions, np.ones(len(labels)), scenarios, levels)
+    with np.errstate(over="ignore"):
+        amounts = np.exp(labels), np.exp(predictions)
+    return smearing_factors(*amounts, np.ones(len(labels)), scenarios, levels)
 
 
 def test_factors_of_two_levels_by_hand() -> None:
@@ -108,7 +112,7 @@ def test_only_proportions_of_weights_matter_and_rows_without_a_label_do_not_coun
 def test_factors_with_weights_by_hand() -> None:
     """The ratios weight the rows; 4² / (1 + 9) = 1.6 rows are drawn towards the factor of all rows."""
     tab, y, mu = np.array([[0], [0], [1]]), np.log([2.0, 6.0, 9.0]), np.log([1.0, 2.0, 3.0])
-    factors = smearing_factors(y, mu, np.array([1.0, 3.0, 2.0]), tab, [TAB])
+    factors = smearing_factors(np.exp(y), np.exp(mu), np.array([1.0, 3.0, 2.0]), tab, [TAB])
     everything = (2 + 18 + 18) / (1 + 6 + 6)
     assert factors == pytest.approx(
         {
@@ -256,3 +260,46 @@ def test_evaluations_of_earlier_versions_have_one_table_per_task() -> None:
             del cell[name]
     parsed = parse_evaluation(evaluation)
     assert len(metric_tables(parsed)) == 1 and "in the log's unit" not in format_evaluation(parsed)
+
+
+def relative_rows(target: np.ndarray) -> tuple[Predictions, np.ndarray]:
+    """Targets of one task in one scenario with poor predictions, and the column that the targets depend on."""
+    random = np.random.default_rng(5)
+    references = random.uniform(1e3, 9e4, len(target)).astype(np.float32)
+    predictions = np.clip(target + random.normal(0, 0.2, len(target)), 0.01, 0.99)
+    rows = rows_of(target, predictions, np.zeros((len(target), 1)), references=references[:, None])
+    return rows, references
+
+
+def test_totals_of_ratios_are_those_of_the_log_unit() -> None:
+    """Also if the error depends on the column that the target is relative to."""
+    watched = task(relative_to="duration", scale=1)
+    rows, references = relative_rows(np.random.default_rng(3).uniform(0, 1, 500))
+    rows.predictions[:, 0] -= 0.3 * (references > 5e4)
+    cell = evaluate(rows, [watched], [TAB])["tasks"]["time"]
+    assert cell["calibration_log_unit"] == pytest.approx(1, abs=1e-6)
+    expected = np.mean(np.expm1(rows.labels[:, 0].astype(np.float64)) * references)
+    assert (cell["mean_label_log_unit"], cell["mean_prediction_log_unit"]) == pytest.approx((expected, expected))
+    medians = evaluate(rows, [watched.model_copy(update={"prediction": "median"})], [TAB])["tasks"]["time"]
+    assert abs(medians["calibration_log_unit"] - 1) > 0.05
+
+
+def test_labels_at_quantiles_become_means() -> None:
+    """Of a watch time with a long tail, the label at the mean quantile is about the median."""
+    random = np.random.default_rng(4)
+    rows, references = relative_rows(np.zeros(4000))
+    play = np.exp(random.normal(3, 1.5, 4000))
+    table = pa.table({"key": np.arange(4000, dtype=np.uint64), "reference": references, "label": play})
+    quantiles = {"time": GroupQuantiles.fit(table, 10)}
+    rows.labels[:, 0] = quantiles["time"].quantiles_of(play, references)
+    rows.predictions[:, 0] = 0.5
+    keys = {"transform": "identity", "scale": 1.0, "quantiles_within": {"column": "duration", "groups": 10}}
+    found = {
+        statistic: evaluate(rows, [task(**keys, prediction=statistic)], [TAB], quantiles=quantiles)
+        for statistic in ("mean", "median")
+    }
+    assert {name: of["statistics"]["time"] for name, of in found.items()} == {"mean": "mean", "median": "median"}
+    cells = {name: of["tasks"]["time"] for name, of in found.items()}
+    assert cells["mean"]["calibration_log_unit"] == pytest.approx(1, abs=1e-6)
+    assert cells["median"]["mean_prediction_log_unit"] == pytest.approx(np.median(play), rel=0.1)
+    assert cells["median"]["calibration_log_unit"] < 0.5  # exp(-1.5^2 / 2) = .32

@@ -176,6 +176,17 @@ def test_finished_runs_are_reused_and_only_the_rest_is_trained(compared: Compare
         assert len(values) == 3
 
 
+def test_a_run_without_its_evaluation_is_evaluated_and_not_trained(compared: Compared) -> None:
+    """The advice of docs/metrics.md where an evaluation of an earlier version lacks a metric."""
+    folder = compared.folder / "compare/mmoe-seed-0"
+    (folder / "evaluation-test.json").unlink()
+    log = (folder / "metrics.jsonl").read_bytes()
+    again = manygate("compare", str(compared.file), "--trunks", "shared_bottom,mmoe", "--reference", "--seeds", "0,1")
+    assert again.code == 0 and "Already finished and reused (11)" in again.err
+    assert (folder / "evaluation-test.json").exists() and (folder / "metrics.jsonl").read_bytes() == log
+    assert json.loads((compared.folder / "compare.json").read_text()) == compared.result
+
+
 def test_a_resumed_comparison_equals_one_that_was_never_stopped(
     compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

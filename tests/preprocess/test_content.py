@@ -1,5 +1,6 @@
 """The counts of a table's content, calculated by hand, and the remarks about it. No test here needs Ray."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import parse_experiment
+from pipeline.config.logs import TaskConfig
 from pipeline.preprocess.content import count_content
 from pipeline.preprocess.discover import read_files
 from pipeline.preprocess.encode import load_encoders
@@ -102,6 +104,33 @@ def test_the_counts_are_those_calculated_by_hand(
     assert (spent.labels, spent.zeros, spent.negative, spent.sum) == (5, 2, 1, 9.0)
     assert (spent.lowest, spent.highest) == (-1.5, 8.0)
     assert content.matched == [3]  # the side table has neither user 3 nor user 9
+
+
+@pytest.mark.parametrize("unit_rows", [1, 100])
+@pytest.mark.parametrize("extra", [{}, {"missing": "skip"}, {"only": {"scene": ["search", "other"]}}])
+def test_labels_above_max_are_clipped_and_counted(
+    tmp_path: Path, unit_rows: int, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the row without a place, which is quarantined, nothing is counted. A label of 1e300 is clipped too."""
+    monkeypatch.setattr("pipeline.preprocess.units.UNIT_ROWS", unit_rows)
+    spent = [0.0, 2.5, -1.5, 8.0, 1e300, 9.0]
+    of = make(tmp_path, {**MADE, "spent": spent})
+    tasks = [of.tasks[0], TaskConfig.model_validate({**of.tasks[1].model_dump(), "max": 2.0, **extra})]
+    of = of.model_copy(update={"tasks": tasks})
+    parts, kept = contents(of)
+    found = merged(parts).tasks["spent"]
+    assert kept == 5 and (found.labels, found.clipped, found.highest, found.lowest) == (5, 3, 2.0, -1.5)
+    assert found.sum == 0.0 + 2.0 - 1.5 + 2.0 + 2.0
+    report = report_content(of.table_experiment, manifest_of(of, merged(parts), kept))
+    assert re.search(r"spent, labels above `max` \(2\), clipped +3\b", "\n".join(report.lines))
+    text = "\n".join(report.remarks)
+    assert "task spent: most labels are above `max` (2) and were clipped to it: 60.0% of train" in text
+    assert "It must be in the unit of 'spent'." in text
+
+
+def test_without_max_nothing_is_clipped(tmp_path: Path) -> None:
+    parts, _ = contents(make(tmp_path, MADE))
+    assert merged(parts).tasks["spent"].clipped == 0
 
 
 def test_values_that_are_filtered_out_are_counted_too(tmp_path: Path) -> None:

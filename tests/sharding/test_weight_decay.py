@@ -16,8 +16,10 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
+from jobs import pipeline
 from pipeline.checkpoint.arithmetic import changes_since
 from pipeline.checkpoint.choice import AUTO, LATEST
+from pipeline.comparison.runs import ComparedRun, check_same_runs
 from pipeline.config.experiment import Experiment
 from pipeline.config.optimizer_kinds import DENSE_OPTIMIZERS, SPARSE_OPTIMIZERS
 from pipeline.config.training import DenseOptimizerConfig, SparseOptimizerConfig
@@ -139,6 +141,15 @@ def test_an_earlier_run_with_it_is_evaluated_and_continues_with_zero(
     assert_identical(tensors(plain, 24, tmp_path), tensors(advised, 24, tmp_path))
 
 
+def test_a_new_pipeline_or_comparison_is_refused_before_its_table_is_made(tmp_path: Path) -> None:
+    experiment = synthetic.experiment(tmp_path, **with_decay(sparse=0.5))
+    with pytest.raises(UserError, match="weight_decay is 0.5"):
+        pipeline.run(experiment, None, None, "local", 1)
+    with pytest.raises(UserError, match="weight_decay is 0.5"):
+        check_same_runs([ComparedRun("mmoe", 0, experiment)])
+    assert not Path(experiment.folder).exists()
+
+
 @pytest.mark.parametrize(
     ("training", "text"),
     [
@@ -168,6 +179,17 @@ def test_spared_parameters_have_the_steps_of_a_plain_optimizer_without_weight_de
     for name in ours:
         torch.testing.assert_close(ours[name], plain[name])
     assert not torch.allclose(ours["weight"], ours["bias"])
+
+
+def test_clipping_and_the_learning_rate_apply_to_spared_parameters_too() -> None:
+    one, two = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    config = DenseOptimizerConfig(kind="sgd", lr=1.0, weight_decay=0.3)
+    optimizer = dense_optimizer({"one": one, "two": two}, config, 1.0, {"two"})
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5  # as `LearningRates` does
+    one.grad, two.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    optimizer.step()
+    assert [-one.item(), -two.item()] == pytest.approx([0.3, 0.4], abs=1e-4)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.01), (0.01, 0.0), (0.01, 0.02)])

@@ -201,13 +201,14 @@ def test_a_resume_lists_what_has_changed_instead_of_exactly(
     features = straight.model_dump(mode="json")["features"]
     features[0]["sharding"] = "row_wise"
     tasks = straight.model_dump(mode="json")["tasks"]
-    tasks[1]["weight"] = 0.5
+    tasks[1] |= {"weight": 0.5, "positive_weight": 5.0, "focal": 2.0}
     training = {**SECTIONS["training"], "clip_norm": 2.0}
     sections = {**SECTIONS, "training": training, "features": features, "tasks": tasks}
     with caplog.at_level("INFO", "pipeline"), one_worker() as worker:
         run_on(worker, continued(straight, tmp_path, 20, **sections))
     assert (
         "not bit by bit: workers: 2 -> 1; training.clip_norm: 1.0 -> 2.0; weight of buy: 1.0 -> 0.5; "
+        "positive_weight of buy: 1.0 -> 5.0; focal of buy: 0.0 -> 2.0; "
         'sharding of user: null -> "row_wise".' in caplog.text
     )
 

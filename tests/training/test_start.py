@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,7 +29,9 @@ def with_counts(experiment: Experiment) -> Experiment:
     for partition in manifest.partitions:
         paths = [file.path for lane in partition.lanes for file in lane]
         table = pa.concat_tables([pq.ParquetFile(Path(experiment.table_folder) / path).read() for path in paths])
-        tasks = {task.name: count_labels(task, table) for task in experiment.tasks}
+        tasks = {
+            task.name: count_labels(task, table, np.array(table[LABEL + task.name]), 0) for task in experiment.tasks
+        }
         partitions.append(replace(partition, content=Content({}, tasks, [])))
     write_manifest(experiment.table_folder, replace(manifest, partitions=partitions))
     return experiment
