@@ -103,7 +103,7 @@ def _start_of_logarithm(labels: LabelSummary) -> tuple[float, ...]:
 
 def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Negative log-likelihood of a Tweedie distribution with mean exp(z) and 1 < power < 2, without the terms that do
-    not depend on z. Beyond `LARGEST_EXPONENT`, above or below zero, z has no effect.
+    not depend on z. Beyond `LARGEST_EXPONENT`, above or below zero, z counts as this bound, also for the gradient.
 
     Joergensen, The Theory of Dispersion Models, 1997.
     """
@@ -113,7 +113,9 @@ def _tweedie(units: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 def _exponent(units: Tensor) -> Tensor:
-    return units[:, 0].clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    z = units[:, 0]
+    bounded = z.detach().clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    return bounded + (z - z.detach())  # with the gradient of z: without one, it could never come back
 
 
 def _exponential(units: Tensor) -> Tensor:

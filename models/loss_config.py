@@ -1,8 +1,7 @@
 """The losses of tasks: their keys in the experiment file and their requirements on a task.
 
 The functions of continuous tasks are in models/continuous.py, under the names of the losses; that of binary tasks is in
-models/binary.py. No torch is imported here, because every command
-imports this file.
+models/binary.py. No torch is imported here, because every command imports this file.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ MACHINES = Path(__file__).parent / "machines"
 TIERS = ("ray", "whole_run", "machines")
 # Words of commands that start Ray (its own programs), several workers, or a job.
 HEAVY = {"raylet", "gcs_server", "torch.distributed.run", "preprocess", "train", "evaluate", "predict", "compare"}
+
+
+hypothesis.settings.register_profile("manygate", deadline=None)  # a time decides no test
+hypothesis.settings.load_profile("manygate")
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,9 @@ def make_runs(comparison: Comparison, launcher: Launcher) -> bool:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed (see above): {', '.join(failed)}. If the baseline did not "
-            f"fail, {storage.join(comparison.base.folder, 'compare.md')} compares the others."
+            f"fail, {storage.join(comparison.base.folder, 'compare.md')} compares the others. A comparison does not "
+            "resume a run with other settings, such as lower learning rates: give them to its --variant, and delete "
+            "the folder of the run."
         )
     return True
 

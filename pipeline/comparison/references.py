@@ -32,15 +32,23 @@ TaskScenario = tuple[str, str]  # a task and the label of a scenario
 def make_references(base: Experiment) -> dict[TaskScenario, Experiment]:
     """A reference for each named value of the first scenario level and each task that exists there.
 
-    See `single_task_reference`.
+    See `single_task_reference`. A task with `quantiles_within` has none.
     """
     level, folder = base.scenarios[0], storage.join(base.folder, "compare", "reference")
+    comparable = [task for task in base.tasks if task.quantiles_within is None]
+    for task in base.tasks:
+        if task not in comparable:
+            log.warning(
+                "No references for %s: quantiles_within would be fitted on the rows of one scenario, so that RMSE "
+                "would be that of other quantiles.",
+                task.name,
+            )
     references = {}
     for i, value in enumerate(level.values):
         name = f"{level.name}-{value}"
         if not re.fullmatch(RUN_NAME, name):
             name = f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}-{i}"
-        for task in base.tasks:
+        for task in comparable:
             if not exists_in(task, level, value):
                 continue
             experiment = single_task_reference(base, value, task)

@@ -234,7 +234,7 @@ class _Target(Section):
     relative_to: str | None = None
     """Column by which the label is divided, such as the duration of a video. Predictions are multiplied by it."""
     quantiles_within: QuantilesWithinConfig | None = None
-    """The target is the quantile of the label within the row's group. Predictions are the labels at these quantiles."""
+    """The target is the quantile of the label within the row's group. Predictions have the unit of the label."""
     weight: float = Field(default=1.0, ge=0)
     missing: Literal["quarantine", "skip"] = "quarantine"
     """A row without a label: quarantined, or left to the other tasks."""
@@ -267,7 +267,7 @@ class TaskConfig(LossConfig, _Target):
             raise ValueError(f"`max` is {self.max:g}, so that no label could be above 0: use a number above 0")
         if self.loss_facts.of_amounts and self.transform != "identity":
             raise ValueError(f"loss `{self.loss}` models the amount itself: remove `transform: {self.transform}`")
-        if self.loss_facts.of_logarithms and self.transform != "log1p":
+        if self.loss_facts.of_logarithms and self.transform != "log1p" and self.quantiles_within is None:
             raise ValueError(f"loss `{self.loss}` models a logarithm: add `transform: log1p`")
         if self.prediction == "median" and self.transform != "log1p" and self.quantiles_within is None:
             raise ValueError(
@@ -293,8 +293,11 @@ class TaskConfig(LossConfig, _Target):
             raise ValueError("`relative_to` and `quantiles_within` are two ways to use a duration: remove one of them")
         if quantiles is not None and (self.scale != 1.0 or self.transform != "identity"):
             raise ValueError("`quantiles_within` makes targets from 0 to 1: remove `scale` and `transform`")
-        if quantiles is not None and self.loss_facts.of_amounts:
-            raise ValueError(f"loss `{self.loss}` models amounts, and `quantiles_within` makes quantiles: use another")
+        modelled = "amounts" if self.loss_facts.of_amounts else "logarithms" if self.loss_facts.of_logarithms else None
+        if quantiles is not None and modelled is not None:
+            raise ValueError(
+                f"loss `{self.loss}` models {modelled}, and `quantiles_within` makes quantiles: use another"
+            )
         return self
 
     @property

@@ -9,16 +9,12 @@ of a mean is less than the mean of exponentials. The mean of 1 + s y is exp(mu) 
   mean of exp(z - mu). Here it is the ratio of sums, ``sum w exp(z) / sum w exp(mu)``: Duan's mean weighted by exp(mu),
   so that predictions and labels of these rows have the same total. There is one factor per finest scenario; where rows
   are few it is drawn towards the factor of the coarser scenario, down to the factor of all rows:
-  ``(n r + k parent) / (n + k)``, with k = 200 rows, and the ratio r and the number n of the scenario's rows. Where rows
+  ``(n r + k parent) / (n + k)``, with k = 300 rows, and the ratio r and the number n of the scenario's rows. Where rows
   have weights, n is their effective number ``(sum w)² / sum w²`` (Kish, Survey Sampling, 1965).
 
-If y is relative to another column c, ``c y`` takes the place of y in the sums. With `quantiles_within` the target is a
-quantile, and the label at the predicted quantile is about the median; the mean is this label times a smearing factor of
-labels.
-
-If y is relative to another column c, ``c y`` takes the place of y in the sums. With `quantiles_within` the target is a
-quantile, and the label at the predicted quantile is about the median; the mean is this label times a smearing factor of
-labels.
+If y is relative to another column c, both sums weight each row by c too, so that totals are those of c y. With
+`quantiles_within` the target is a quantile, and the label at the predicted quantile is about the median; the mean is
+this label times a smearing factor, which is then a ratio of sums of labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
+from pipeline.evaluation.scenario_combinations import combination_codes, combination_labels
 from pipeline.features.group_quantiles import GroupQuantiles
 from pipeline.metrics.registry import ALL_ROWS
 from pipeline.table.target_quantiles import TargetQuantiles
 
-SHRINKAGE = 200.0
+SHRINKAGE = 300.0
 """The weight of the coarser scenario's factor, in rows (k above)."""
+
+PROBABILITY = "probability"
+"""The statistic of a binary task."""
 
 Factors = Mapping[str, float]
 """Smearing factors of one task by scenario: ``{"all": f, "tab=1": f, "tab=1/user=new": f}``; empty if unknown."""
@@ -57,7 +57,7 @@ class LogUnit:
     def statistic(self) -> str:
         """What a prediction is, in words."""
         if self.task.kind == "binary":
-            return "probability"
+            return PROBABILITY
         if self.task.transform != "log1p" and self.quantiles is None:
             return self.task.loss_facts.statistic
         is_known = bool(self.factors) or not needs_smearing(self.task)
@@ -151,7 +151,7 @@ def smearing_factors(
     factors = {ALL_ROWS: float(factor[0])}
     of_row = np.broadcast_to(factor, len(row_weights))
     for depth in range(1, len(levels) + 1):
-        codes = _codes(scenarios, levels[:depth])
+        codes = combination_codes(scenarios, levels[:depth])
         occurring, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         total, squares, own, expected = (
             np.bincount(inverse, values).astype(np.float64)
@@ -160,7 +160,7 @@ def smearing_factors(
         rows = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
         parents = of_row[first]
         shrunk = (rows * _ratios(own, expected, parents) + SHRINKAGE * parents) / (rows + SHRINKAGE)
-        factors |= zip(_labels(occurring, levels[:depth]), shrunk.tolist(), strict=True)
+        factors |= zip(combination_labels(occurring, levels[:depth]), shrunk.tolist(), strict=True)
         of_row = shrunk[inverse]
     return factors
 
@@ -179,19 +179,9 @@ def _factor_of_rows(
     """The factor of each row's finest scenario, or of the nearest coarser scenario that has one."""
     of_row = np.full(len(scenarios), factors[ALL_ROWS])
     for depth in range(1, len(levels) + 1):
-        occurring, inverse = np.unique(_codes(scenarios, levels[:depth]), return_inverse=True)
-        known = np.array([factors.get(label, np.nan) for label in _labels(occurring, levels[:depth])])[inverse]
+        occurring, inverse = np.unique(combination_codes(scenarios, levels[:depth]), return_inverse=True)
+        known = np.array([factors.get(label, np.nan) for label in combination_labels(occurring, levels[:depth])])[
+            inverse
+        ]
         of_row = np.where(np.isnan(known), of_row, known)
     return of_row
-
-
-def _codes(scenarios: NDArray[np.integer], levels: Sequence[ScenarioConfig]) -> NDArray[np.intp]:
-    """One number per combination of the first levels' scenarios."""
-    shape = [len(level.labels) for level in levels]
-    return np.ravel_multi_index(tuple(scenarios[:, : len(levels)].T), shape)
-
-
-def _labels(codes: NDArray[np.intp], levels: Sequence[ScenarioConfig]) -> list[str]:
-    """The labels of combinations, such as ``tab=1/user=new``."""
-    index_of_level = zip(*np.unravel_index(codes, [len(level.labels) for level in levels]), strict=True)
-    return ["/".join(level.labels[i] for level, i in zip(levels, index, strict=True)) for index in index_of_level]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from models.inputs import TaskKind
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.errors import DivergedError, UserError
 from pipeline.evaluation.log_unit import Factors, LogUnit, log_units, needs_smearing, smearing_factors
+from pipeline.evaluation.scenario_combinations import combination_codes, combination_labels
 from pipeline.metrics import functions
 from pipeline.metrics.functions import Float64
 from pipeline.metrics.registry import (
@@ -25,6 +26,8 @@ from pipeline.metrics.registry import (
     ranking_metric,
 )
 from pipeline.table.target_quantiles import TargetQuantiles
+
+Number = TypeVar("Number", np.float32, np.int64)
 
 
 @dataclass
@@ -45,27 +48,16 @@ class Predictions:
 
     @staticmethod
     def concatenate(parts: "Sequence[Predictions]") -> "Predictions":
-        """The rows of all parts, of which either all have groups or none has; likewise weights for tasks."""
-        groups = [part.groups for part in parts if part.groups is not None]
-        weights = [part.task_weights for part in parts if part.task_weights is not None]
-        deviations = [part.deviations for part in parts if part.deviations is not None]
-        references = [part.references for part in parts if part.references is not None]
-        counts = {
-            **{"groups": len(groups), "weights for tasks": len(weights)},
-            **{"deviations": len(deviations), "references": len(references)},
-        }
-        for what, count in counts.items():
-            if count not in (0, len(parts)):
-                raise ValueError(f"{count} of {len(parts)} parts have {what}: either all or none must have them")
+        """The rows of all parts. What only some models or experiments have, either all parts have or none has."""
         return Predictions(
             labels=np.concatenate([part.labels for part in parts]),
             predictions=np.concatenate([part.predictions for part in parts]),
             weights=np.concatenate([part.weights for part in parts]),
             scenarios=np.concatenate([part.scenarios for part in parts]),
-            groups=np.concatenate(groups) if groups else None,
-            task_weights=np.concatenate(weights) if weights else None,
-            deviations=np.concatenate(deviations) if deviations else None,
-            references=np.concatenate(references) if references else None,
+            groups=_concatenated("groups", [part.groups for part in parts]),
+            task_weights=_concatenated("weights for tasks", [part.task_weights for part in parts]),
+            deviations=_concatenated("deviations", [part.deviations for part in parts]),
+            references=_concatenated("references", [part.references for part in parts]),
         )
 
     def valid(self) -> "Predictions":
@@ -81,12 +73,9 @@ class Predictions:
         keys = [*self.scenarios.T, *self.labels.T, *self.predictions.T, self.weights]
         if self.groups is not None:
             keys.append(self.groups)
-        if self.task_weights is not None:
-            keys += [*self.task_weights.T]
-        if self.deviations is not None:
-            keys += [*self.deviations.T]
-        if self.references is not None:
-            keys += [*self.references.T]
+        for columns in (self.task_weights, self.deviations, self.references):
+            if columns is not None:
+                keys += [*columns.T]
         return self._take(np.lexsort(keys[::-1]))
 
     def references_of(self, column: int) -> NDArray[np.float32] | None:
@@ -121,6 +110,13 @@ class Predictions:
             deviations=None if self.deviations is None else self.deviations[rows],
             references=None if self.references is None else self.references[rows],
         )
+
+
+def _concatenated(what: str, arrays: Sequence[NDArray[Number] | None]) -> NDArray[Number] | None:
+    found = [array for array in arrays if array is not None]
+    if len(found) not in (0, len(arrays)):
+        raise ValueError(f"{len(found)} of {len(arrays)} parts have {what}: either all or none must have them")
+    return np.concatenate(found) if found else None
 
 
 def evaluate(
@@ -236,13 +232,10 @@ def cells_of(
 
 def _split(indices: NDArray[np.int32], levels: list[ScenarioConfig]) -> dict[str, NDArray[np.intp]]:
     """Rows of every combination of these levels' scenarios that occurs, by label."""
-    shape = [len(level.labels) for level in levels]
-    codes = np.ravel_multi_index(tuple(indices.T), shape)
+    codes = combination_codes(indices, levels)
     order = np.argsort(codes, kind="stable")
     occurring, starts = np.unique(codes[order], return_index=True)
-    index_of_level = zip(*np.unravel_index(occurring, shape), strict=True)
-    labels = ["/".join(level.labels[i] for level, i in zip(levels, index, strict=True)) for index in index_of_level]
-    return dict(zip(labels, np.split(order, starts)[1:], strict=True))
+    return dict(zip(combination_labels(occurring, levels), np.split(order, starts)[1:], strict=True))
 
 
 def _in_log_unit(rows: Predictions, column: int, unit: LogUnit) -> tuple[Float64, Float64]:

@@ -2,17 +2,22 @@
 
 UNDEFINED = "-"
 """Shown in place of a metric without a value."""
-UNDEFINED_BECAUSE = "undefined: no rows with a label, only one class, or constant values"
+UNDEFINED_BECAUSE = "undefined: no rows with a label, only one class, constant values, or values that are too large"
 
 NUMBER = ".4f"
 """The format of a metric; d3, which writes the numbers in charts, reads it too."""
+
+LARGEST_FIXED = 1e10
+"""From here on numbers have an exponent: metrics in the log's unit may have any size."""
 
 
 def format_value(value: float | int | None) -> str:
     """A metric or a count."""
     if value is None:
         return UNDEFINED
-    return f"{value:,}" if isinstance(value, int) else f"{value:{NUMBER}}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:{NUMBER}}" if abs(value) < LARGEST_FIXED else f"{value:.4e}"
 
 
 def format_values(values: dict[str, float | None]) -> str:

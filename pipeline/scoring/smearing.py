@@ -16,6 +16,12 @@ VALID = "valid"
 
 SmearingByTask = dict[str, dict[str, float]]
 
+_WITHOUT_ROWS = "and the feature table has none. Add `valid` to logs.splits and run `manygate preprocess`"
+_WITHOUT_LABELS = (
+    "and these have no total above 0 that could be compared with the predictions. Choose days with such labels as "
+    "`valid` in logs.splits"
+)
+
 
 def smearing_of_checkpoint(
     experiment: Experiment, manifest: Manifest, model: ShardedModel, saved: Checkpoint, worker: Worker
@@ -33,13 +39,12 @@ def smearing_of_checkpoint(
         factors = _estimated(experiment, manifest, model, saved, worker)
     medians = [task for task in tasks if not factors.get(task)]
     if medians and worker.is_first:
-        keys = " ".join(f"tasks.{task}.prediction=median" for task in medians)
         log.warning(
             "Predictions of %s are medians, not means: the factors that turn medians into means are estimated on rows "
-            "of the valid split with labels, and the feature table has none. Add `valid` to logs.splits and run "
-            "`manygate preprocess`, or set %s.",
+            "of the valid split with labels, %s, or set %s.",
             ", ".join(medians),
-            keys,
+            _WITHOUT_LABELS if has_valid_rows(manifest) else _WITHOUT_ROWS,
+            " ".join(f"tasks.{task}.prediction=median" for task in medians),
         )
     return factors
 

@@ -2,6 +2,7 @@
 
 from pipeline.config.logs import ScenarioConfig, TaskConfig
 from pipeline.config.table_experiment import TableExperiment
+from pipeline.metrics.formatting import LARGEST_FIXED
 from pipeline.table.content import OTHER, TaskContent
 from pipeline.table.manifest import Manifest
 from pipeline.table.settings import DecidingSections
@@ -107,7 +108,7 @@ def contradictions(task: TaskConfig, other: str, found: list[TaskContent]) -> li
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < LARGEST_FIXED else f"{value:.4g}"
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 table/
   manifest.json                                          written last: its presence is the commit
   encoders/NAME.parquet                                  vocabularies (value, id, count), quantiles, moments
+  encoders/quantiles-TASK.parquet                        quantiles of labels, of tasks with `quantiles_within`
   encoders/generation-00002/NAME.parquet                 vocabularies after an extension; they replace the first
   partitions/SPLIT-VALUE.json                            record of a partition: its presence is the commit
   train/date=20220425/lane-000/unit-00000.parquet        ids and values only

@@ -106,7 +106,8 @@ def advice(experiment: Experiment, last_finite: int, began: int) -> str:
     (chosen,) = [checkpoint for checkpoint in saved if checkpoint.step == step]
     return (
         f"Resume from an earlier checkpoint with lower learning rates; {other}; if training diverges again at once, "
-        f"start over: {START_OVER_HINT}. To resume: --resume {shlex.quote(chosen.uri)} {rates}"
+        f"start over: {START_OVER_HINT}. To resume, with your other flags and keys: manygate train EXPERIMENT --resume "
+        f"{shlex.quote(chosen.uri)} {rates}"
     )
 
 

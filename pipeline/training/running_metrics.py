@@ -110,7 +110,9 @@ class RunningMetrics:
             return
         wrong = [name for name, total in zip(self._names, sums, strict=False) if not total.isfinite()]
         suspects = [name for name in wrong if name in self._suspects]
-        or_negative = f", or a label of {' or '.join(suspects)} is below zero, which the loss does not allow"
+        or_negative = (
+            f", or a label of {' or '.join(suspects)} is below zero, which the loss does not allow, whatever the rates"
+        )
         raise DivergedError(
             f"The loss of {' and '.join(wrong) or 'the trunk'} is not a finite number: training has diverged"
             f"{or_negative if suspects else ''}.",

@@ -235,8 +235,10 @@ class Trainer:
                     self._saver.new_best(value)
         if self._run_log:
             self._run_log.record("valid", progress.step, evaluation)
-            names = {metric.name for metric in METRICS.values() if metric.in_log_lines}
-            values = {task: {m: v for m, v in of.items() if m in names} for task, of in evaluation["tasks"].items()}
+            values = {
+                task: {metric: value for metric, value in of.items() if self._is_shown(task, metric)}
+                for task, of in evaluation["tasks"].items()
+            }
             tasks = "  ".join(f"{task} {format_values(of)}" for task, of in values.items())
             self._run_log.show(
                 f"step {progress.step} validation  {tasks}{'  (best so far)' if is_best else ''}",
@@ -244,6 +246,12 @@ class Trainer:
             )
         self._logged_at += time.perf_counter() - start  # no training time
         return is_best
+
+    def _is_shown(self, task: str, metric: str) -> bool:
+        """Whether the log line of a validation has a metric: a usual one, or the one that training stops by."""
+        stopping = self._training.early_stopping
+        is_usual = metric in METRICS and METRICS[metric].in_log_lines
+        return is_usual or (stopping is not None and stopping.metric == f"{task}.{metric}")
 
     def _save(self) -> None:
         """Starts to save. If the save fails, this checkpoint is missing and the run continues."""

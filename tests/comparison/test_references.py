@@ -98,3 +98,14 @@ def test_a_scenario_has_references_of_the_tasks_that_exist_there() -> None:
     assert (without.logs.negatives, with_click.logs.negatives) == (None, base.logs.negatives)
     assert without.logs.weight == "w" and without.tasks[1].missing == "skip"
     assert [level.name for level in with_click.scenarios] == ["tab", "hour"]
+
+
+def test_quantiles_have_no_references_because_they_would_be_other_quantiles(caplog: pytest.LogCaptureFixture) -> None:
+    """The table of a reference has the rows of one scenario only, on which its quantiles would be fitted."""
+    tasks = [
+        {"name": "click", "column": "c", "kind": "binary"},
+        {"name": "value", "column": "v", "kind": "continuous", "quantiles_within": {"column": "a"}},
+    ]
+    base = experiment(tasks=tasks)
+    assert list(make_references(base)) == [("click", "tab=0"), ("click", "tab=1")]
+    assert "No references for value: quantiles_within would be fitted on the rows of one scenario" in caplog.text

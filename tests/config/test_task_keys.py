@@ -71,6 +71,10 @@ PLAIN = ["tasks.watch_time.scale=1", "tasks.watch_time.transform=identity"]
             r"tasks\.2: loss `tweedie` models amounts, and `quantiles_within` makes quantiles: use another",
         ),
         (
+            [f"{QUANTILES}={{column: duration_ms}}", *PLAIN, "tasks.watch_time.loss=lognormal"],
+            r"tasks\.2: loss `lognormal` models logarithms, and `quantiles_within` makes quantiles: use another",
+        ),
+        (
             [f"{QUANTILES}={{column: duration_ms, groups: 0}}", *PLAIN],
             r"quantiles_within\.groups: .*greater than or eq",
         ),

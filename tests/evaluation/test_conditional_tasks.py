@@ -168,10 +168,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def rows(run: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """The prediction file of the test split."""
+    """The prediction file of the test split, and what its metadata says."""
     output = tmp_path_factory.mktemp("predictions")
     predict.run(run, "latest", "test", str(output), "local", None)
-    table: pd.DataFrame = pq.read_table(output).to_pandas()
+    file = pq.read_table(output / "part-00000.parquet")
+    table: pd.DataFrame = file.to_pandas()
+    table.attrs["statistics"] = json.loads(file.schema.metadata[b"manygate"])["statistics"]
     return table
 
 
@@ -180,6 +182,10 @@ def test_the_column_of_prediction_files(run: Experiment, rows: pd.DataFrame) -> 
         *("prediction_click", "prediction_buy", "prediction_value"),
         "prediction_buy_given_click",
     ]
+    assert rows.attrs["statistics"] == {
+        **dict.fromkeys(("click", "buy", "buy_given_click"), "probability"),
+        "value": "mean",
+    }
     given = rows.prediction_buy_given_click
     assert len(given) == 90 and given.between(0, 1).all() and given.nunique() > 50
     if run.model.head.conversion == "product":

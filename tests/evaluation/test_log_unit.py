@@ -20,7 +20,8 @@ from pipeline.evaluation.split_metrics import Predictions, evaluate, metric_valu
 from pipeline.features.group_quantiles import GroupQuantiles
 from pipeline.metrics.registry import LOG_UNIT, column_metrics
 from pipeline.report.tables import metric_tables
-from pipeline.report.text import format_evaluation
+from pipeline.report.text import WIDTH, format_evaluation
+from pipeline.table.content_text import number
 
 TAB = ScenarioConfig(name="tab", column="tab", values=[1, 0])
 USER = ScenarioConfig(name="user", column="is_new", values=["new", "old"], other="drop")
@@ -49,15 +50,15 @@ def test_factors_of_two_levels_by_hand() -> None:
     scenarios = np.array([[0, 0], [0, 1], [1, 0]])
     factors = factors_of(np.log([2.0, 6.0, 12.0]), np.log([1.0, 3.0, 4.0]), scenarios, TAB, USER)
     everything = 20 / 8
-    tab_1, tab_0 = (2 * 8 / 4 + 200 * everything) / 202, (3 + 200 * everything) / 201
+    tab_1, tab_0 = (2 * 8 / 4 + 300 * everything) / 302, (3 + 300 * everything) / 301
     assert factors == pytest.approx(
         {
             "all": everything,
             "tab=1": tab_1,
             "tab=0": tab_0,
-            "tab=1/user=new": (2 + 200 * tab_1) / 201,
-            "tab=1/user=old": (2 + 200 * tab_1) / 201,
-            "tab=0/user=new": (3 + 200 * tab_0) / 201,
+            "tab=1/user=new": (2 + 300 * tab_1) / 301,
+            "tab=1/user=old": (2 + 300 * tab_1) / 301,
+            "tab=0/user=new": (3 + 300 * tab_0) / 301,
         }
     )
     unit = LogUnit(task(), [TAB, USER], factors)
@@ -117,8 +118,8 @@ def test_factors_with_weights_by_hand() -> None:
     assert factors == pytest.approx(
         {
             "all": everything,
-            "tab=1": (1.6 * 20 / 7 + 200 * everything) / 201.6,
-            "tab=0": (3 + 200 * everything) / 201,
+            "tab=1": (1.6 * 20 / 7 + 300 * everything) / 301.6,
+            "tab=0": (3 + 300 * everything) / 301,
         }
     )
 
@@ -250,6 +251,18 @@ def test_terminal_and_page_show_both_units() -> None:
     assert (scale.note, unit.note) == ("on the training scale", "in the log's unit; prediction: mean")
     assert unit.columns == ["RMSE ↓", "MAE ↓", "calibration → 1", "label", "predicted", "rows"]
     assert list(unit.rows) == list(scale.rows)
+
+
+def test_amounts_of_any_size_are_readable() -> None:
+    """A label of 1e30 is a logarithm of 69: float32 holds both, and a table has a column for it."""
+    rows = rows_of(np.log1p([1e30, 5.0]), np.log1p([1e29, 5.0]), np.zeros((2, 1), np.int32))
+    parsed = parse_evaluation(
+        {**evaluate(rows, [task(scale=1)], [TAB], smearing={"time": {"all": 1.0}}), "split": "test"}
+    )
+    text = format_evaluation(parsed)
+    assert "6.3640e+29" in text  # RMSE: 9e29 / sqrt(2)
+    assert max(map(len, text.splitlines())) < WIDTH
+    assert (number(1e30), number(12345.6), number(0.5)) == ("1e+30", "12,346", "0.5")
 
 
 def test_evaluations_of_earlier_versions_have_one_table_per_task() -> None:

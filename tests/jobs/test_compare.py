@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,18 @@ def test_a_run_of_another_experiment_is_not_reused(compared: Compared) -> None:
     assert answer.code == 2
     assert "compare/mmoe-seed-0 is a run of another experiment: training.epochs: 2 -> 3. Delete that fo" in answer.err
     assert times(compared.folder) == before
+
+
+def test_a_variant_that_diverged_is_trained_again_with_lower_rates(compared: Compared, tmp_path: Path) -> None:
+    """As the message says: with the rates in its variant, after its folder is deleted."""
+    rates = "wild: checkpoint.every_steps=1 training.dense_optimizer.kind=sgd training.dense_optimizer.lr="
+    start = ("compare", str(compared.file), f"output={tmp_path}", "--seeds", "0", "--trunks", "mmoe", "--variant")
+    failed = manygate(*start, f"{rates}1e30")
+    assert failed.code == 2 and "1 of 2 runs failed (see above): wild-seed-0" in failed.err
+    assert "give them to its --variant, and delete the folder of the run" in failed.err
+    assert manygate(*start, f"{rates}0.01").code == 2, "the folder is of another experiment"
+    shutil.rmtree(tmp_path / "small/compare/wild-seed-0")
+    assert manygate(*start, f"{rates}0.01").code == 0
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,18 @@ def test_exponents_are_bounded(loss: str, units: tuple[float, ...], label: float
     assert outputs.grad is not None and outputs.grad.isfinite().all()
     if loss == "tweedie":
         assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize("start", [-1e4, -100.0, 100.0, 1e4])
+def test_a_unit_beyond_the_bound_of_its_exponent_comes_back(start: float) -> None:
+    """Before, its gradient was zero: the loss stayed finite and training continued with a useless tower."""
+    units = torch.tensor([[start]], requires_grad=True)
+    optimizer = torch.optim.SGD([units], lr=abs(start) / 200)
+    for step in range(1000):
+        if step == 400:
+            optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.zero_grad()
+        CONTINUOUS["tweedie"].loss(units, torch.tensor([20.0]), LossConfig(loss="tweedie")).sum().backward()
+        torch.nn.utils.clip_grad_norm_([units], 1.0)
+        optimizer.step()
+    assert CONTINUOUS["tweedie"].value(units).item() == pytest.approx(20.0, rel=0.1)

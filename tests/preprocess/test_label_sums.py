@@ -22,9 +22,8 @@ from pipeline.preprocess.transform import Transform, encode_rows
 from pipeline.preprocess.units import UnitRows, all_columns, cut_units
 from pipeline.sharding.model_inputs import label_summaries
 from pipeline.table.content import Content, merged
-from pipeline.table.content_text import describe_content
+from pipeline.table.content_report import report_content
 from pipeline.table.manifest import LaneFile, Manifest, Partition, read_manifest, write_manifest
-from pipeline.table.remarks import remarks
 
 MADE: dict[str, list[Any]] = {
     "user": [1, 2, 3, 4, 5, 6],
@@ -174,13 +173,13 @@ def test_partitions_of_earlier_versions_are_left_out(tmp_path: Path) -> None:
 def test_contradicting_labels_are_shown_and_reported(tmp_path: Path) -> None:
     of = make(tmp_path, MADE, {})
     manifest = manifest_of(of)
-    lines = [" ".join(line.split()) for line in describe_content(of.table_experiment, manifest, None)]
+    lines = [" ".join(line.split()) for line in report_content(of.table_experiment, manifest).lines]
     assert "buy, labels 1 where click is 0 1" in lines
-    text = "\n".join(remarks(of.table_experiment, manifest))
+    text = "\n".join(report_content(of.table_experiment, manifest).remarks)
     assert "task buy: labels are 1 in rows in which click is 0: 1 of train (20.0%)." in text
     assert "task spent" not in text
     free = of.tasks[1].model_copy(update={"after": None})
     followed = of.model_copy(update={"tasks": [of.tasks[0], free, of.tasks[2]]}).table_experiment
-    assert "labels are 1" not in "\n".join(remarks(followed, manifest))
+    assert "labels are 1" not in "\n".join(report_content(followed, manifest).remarks)
     fixed = make(tmp_path / "fixed", {**MADE, "buy": [1, 0, 1, 0, 0, 0]}, {})
-    assert "labels are 1" not in "\n".join(remarks(fixed.table_experiment, manifest_of(fixed)))
+    assert "labels are 1" not in "\n".join(report_content(fixed.table_experiment, manifest_of(fixed)).remarks)

@@ -28,7 +28,7 @@ all        0.5000  0.2500  0.4472  0.2500    0.9487  0.9000       0.9000  2.5000
 tab=1      0.5000  0.2500  0.4472  0.2500    0.9487  0.9000       0.9000  2.5000     2.2500  4,000
 tab=other       -       -       -       -         -       -            -       -          -      0
 
--  undefined: no rows with a label, only one class, or constant values"""
+-  undefined: no rows with a label, only one class, constant values, or values that are too large"""
 
 
 def predictions(level_count: int = 1) -> Predictions:

@@ -17,7 +17,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load_experiment
 from pipeline.scoring.checkpoint_evaluation import evaluate_on_worker, is_evaluated
 from pipeline.scoring.prediction_files import predict_on_worker
-from pipeline.table.manifest import read_manifest
+from pipeline.table.manifest import LABEL, read_manifest
 from pipeline.workers.worker import Worker
 from tests import synthetic
 from tests.old_runs.copies import copy_of_run
@@ -165,6 +165,39 @@ def test_without_a_valid_split_values_are_medians_with_a_warning_whose_advice_he
     assert json.loads((tmp_path / "means/_predictions.json").read_text())["statistics"]["value"] == "mean"
 
 
+def test_a_valid_split_without_labels_gives_medians_and_is_not_called_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [{**task, "missing": "skip"} for task in sections()["tasks"]]
+    experiment = new_run(tmp_path, **sections(training={"max_steps": 3}) | {"tasks": tasks})
+    for file in Path(experiment.table_folder).glob("valid/*/*/*.parquet"):
+        table = pq.read_table(file)
+        column = table.column_names.index(LABEL + "value")
+        nothing = pa.array(np.full(len(table), np.nan, np.float32))
+        pq.write_table(table.set_column(column, table.schema.field(column), nothing), file, row_group_size=16)
+    with one_worker() as worker:
+        run_on(worker, experiment)
+        predicted(worker, experiment, 3, str(tmp_path / "out"))
+        assert "value are medians, not means" in caplog.text and "Add `valid`" not in caplog.text
+        assert (
+            "Choose days with such labels as `valid` in logs.splits, or set tasks.value.prediction=median"
+            in caplog.text
+        )
+        evaluated = evaluate_on_worker(worker, experiment, LATEST, "valid")
+    assert evaluated is not None and evaluated["statistics"] == {"value": "median"}
+    assert evaluated["tasks"]["value"]["rmse_log_unit"] is None
+
+
+def test_the_log_shows_the_metric_in_the_logs_unit_that_training_stops_by(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopping = {"early_stopping": {"metric": "value.rmse_log_unit"}}
+    with one_worker() as worker, caplog.at_level(logging.INFO):
+        run_on(worker, new_run(tmp_path, **sections(training={"max_steps": 12, **stopping})))
+    (line,) = [record.getMessage() for record in caplog.records if "step 12 validation" in record.getMessage()]
+    assert line.count("rmse_log_unit") == 1 and "mae_log_unit" not in line and line.endswith("(best so far)")
+
+
 def test_a_lognormal_loss_needs_no_factors(tmp_path: Path, two_workers: WorkerPool) -> None:
     experiment = new_run(tmp_path, **sections(loss="lognormal", logs={"splits": {"train": [1, 2], "test": [4, 4]}}))
     two_workers.run(run_on, experiment)
@@ -210,7 +243,7 @@ def test_a_checkpoint_of_an_earlier_version_predicts_means(
             same = (valid[levels] == rows_of_scenario[levels].iloc[0]).all(axis=1)
             members = test.index.get_indexer(rows_of_scenario.index)
             if same.any():
-                expected[members] = factor_of(valid[same], parent=parents[members[0]], k=200)
+                expected[members] = factor_of(valid[same], parent=parents[members[0]], k=300)
     np.testing.assert_allclose(
         found.prediction_spent, ((1 + test.prediction_spent * 0.5) * expected - 1) / 0.5, rtol=1e-4, atol=1e-4
     )

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.cli import parse
 from pipeline.checkpoint.format import complete_checkpoints
 from pipeline.config.experiment import Experiment
 from pipeline.errors import DivergedError, UserError
@@ -62,8 +64,10 @@ def test_the_advice_after_an_explosion_works(
     assert set(range(1, 7)) <= set(assert_every_checkpoint_is_finite(start, tmp_path))
     message = str(failed.value)
     assert f"training.sparse_optimizer.lr={sparse / 10:.3g} training.dense_optimizer.lr={dense / 10:.3g}" in message
+    command = parse(shlex.split(message[message.index("manygate train EXPERIMENT ") :])[1:])
     found = re.search(r"--resume (\S+/step-(\d+))", message)
     assert found is not None and int(found[2]) < 6, "not the last one, nor one of an explosion"
+    assert command.resume == found[1] and len(command.overrides) == 2
     assert train(with_rates(tmp_path, 0.01, 0.01), found[1]) == "finished"
     assert assert_every_checkpoint_is_finite(start, tmp_path)[-1] == 24
 
