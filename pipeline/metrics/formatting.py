@@ -7,6 +7,9 @@ UNDEFINED_BECAUSE = "undefined: no rows with a label, only one class, constant v
 NUMBER = ".4f"
 """The format of a metric; d3, which writes the numbers in charts, reads it too."""
 
+LARGEST_EXACT = 1e4
+"""From here on numbers have no decimals, such as a mean of 41,533 ms."""
+
 LARGEST_FIXED = 1e10
 """From here on numbers have an exponent: metrics in the log's unit may have any size."""
 
@@ -17,7 +20,10 @@ def format_value(value: float | int | None) -> str:
         return UNDEFINED
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:{NUMBER}}" if abs(value) < LARGEST_FIXED else f"{value:.4e}"
+    size = abs(value)
+    if size < LARGEST_EXACT:
+        return f"{value:{NUMBER}}"
+    return f"{value:,.0f}" if size < LARGEST_FIXED else f"{value:.4e}"
 
 
 def format_values(values: dict[str, float | None]) -> str:
