@@ -29,7 +29,7 @@ class TaskWeights:
         sums = torch.cat([values.double().sum(0), rows.double().sum(0, keepdim=True), rows.new_ones(1).double()])
         summed = total(sums)
         totals = (summed[:-1] / summed[-1]).to(values.dtype)
-        return TaskWeights(values, totals[:-1], _divisor(totals[-1]))
+        return TaskWeights(values, totals[:-1], divisor_of(totals[-1]))
 
     @property
     def rows(self) -> Tensor:
@@ -43,9 +43,9 @@ class TaskWeights:
 
     def mean(self, values: Tensor) -> Tensor:
         """Weighted means of ``(batch, tasks)``, this worker's share: ``(tasks,)``; 0 for a task without weight."""
-        return (values * self.values).sum(0) / _divisor(self.totals)
+        return (values * self.values).sum(0) / divisor_of(self.totals)
 
 
-def _divisor(totals: Tensor) -> Tensor:
+def divisor_of(totals: Tensor) -> Tensor:
     """The totals, and 1 instead of 0. Weights may be small fractions, so that no other total must be raised."""
     return torch.where(totals > 0, totals, 1.0)

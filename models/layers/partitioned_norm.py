@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.labels import label
+from models.task_weights import divisor_of
 from models.weight_decay import spare
 
 EPSILON = 1e-5
@@ -97,7 +98,7 @@ class PartitionedNorm(nn.Module):
 
     def _moving(self, mean: Tensor, variance: Tensor, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Moving moments before this batch; for a scenario that had no rows so far, those of the whole batch."""
-        divisor = _divisor(weight.sum())
+        divisor = divisor_of(weight.sum())
         whole_mean = (weight * mean).sum(0) / divisor
         whole_variance = (weight * (variance + (mean - whole_mean).square())).sum(0) / divisor
         whole_variance = torch.where(whole_variance > 0, whole_variance, 1.0)  # 0: all rows are equal, or there is one
@@ -119,12 +120,8 @@ def _moments(
     )
     sums = total(torch.cat([members @ z.mean(0), members.sum(1, keepdim=True), members.square().sum(1, True)], dim=1))
     weight, squares = sums[:, -2:-1], sums[:, -1:]
-    divisor = _divisor(weight)  # the weights of a scenario may add up to less than 1
+    divisor = divisor_of(weight)  # the weights of a scenario may add up to less than 1
     mean = sums[:, :-2] / divisor
     # A second pass, around the mean: the difference of two large squares would lose the precision of float32.
     around = total(members @ (z - mean.index_select(0, scenario)).square().mean(0))
-    return mean, around / divisor, weight, weight.square() / _divisor(squares)
-
-
-def _divisor(totals: Tensor) -> Tensor:
-    return torch.where(totals > 0, totals, 1.0)
+    return mean, around / divisor, weight, weight.square() / divisor_of(squares)

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.preprocess import commit, fit, rows
+from pipeline.preprocess import rows
 from pipeline.preprocess.job import preprocess
 from pipeline.preprocess.run_table import summary
 from pipeline.report.folders import describe_table
 from pipeline.table.content_report import report_content
 from pipeline.table.manifest import Manifest, Partition
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import experiment, read_split
 from tests.preprocess.test_bad_logs import quarantined_rows
 
@@ -30,12 +28,7 @@ SPENT: dict[str, Any] = {"name": "spent", "column": "spent", "kind": "continuous
 SPLITS = {"train": [1, 1], "test": [2, 2]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (fit, commit):
-            patch.setattr(stage, "run_tasks", one_after_the_other)
-        yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def write(folder: Path, day: int, columns: dict[str, Any], file: str = "a", group_rows: int = 1000) -> None:

@@ -1,6 +1,5 @@
 """Lists that are written as text, such as `3,7,1`, and split at a separator."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 from pipeline.features.kinds import FEATURE_KINDS
 from pipeline.features.multivalued import MultivaluedFeature
 from pipeline.features.sequence import SequenceFeature
-from pipeline.preprocess import commit, fit
 from pipeline.table.settings import TableSettings
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import experiment, read_split
 from tests.preprocess.test_labels_and_weights import make, write
 
@@ -22,11 +19,7 @@ USER: dict[str, Any] = {"name": "user", "column": "user", "kind": "categorical",
 SEEN: dict[str, Any] = {"name": "seen", "column": "seen", "kind": "sequence", "shares": "user", "max_length": 3}
 
 
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for stage in (fit, commit):
-        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
-    yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def test_a_behaviour_as_text_gives_the_table_of_the_same_list(tmp_path: Path) -> None:

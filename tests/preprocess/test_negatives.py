@@ -1,7 +1,6 @@
 """Down-sampling of negatives: which rows are kept, with which weights, and that the choice is always the same."""
 
 import math
-from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,19 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.preprocess import commit, fit, units
+from pipeline.preprocess import units
 from pipeline.report.folders import describe_table
 from pipeline.table.manifest import Manifest
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.test_labels_and_weights import CLICK, NAN, SPENT, USER, make, only_partition, rows_of, write
 
-
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (fit, commit):
-            patch.setattr(stage, "run_tasks", one_after_the_other)
-        yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 ROWS = 4000

@@ -1,6 +1,5 @@
 """Columns in the paths of log files: folders NAME=VALUE below the partition folder, as Hive and Spark write them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,11 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.config.partition_values import WITHOUT_VALUE
 from pipeline.errors import UserError
-from pipeline.preprocess import commit, fit
 from pipeline.preprocess.discover import LogFile
 from pipeline.preprocess.path_columns import columns_in_paths, repeated
 from pipeline.table.manifest import Manifest
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import digests, experiment, read_split
 from tests.preprocess.test_labels_and_weights import CLICK, USER, make
 from tests.preprocess.test_missing_columns import table_without
@@ -29,11 +26,7 @@ NULL = WITHOUT_VALUE[1]
 ROWS = 3
 
 
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for stage in (fit, commit):
-        monkeypatch.setattr(stage, "run_tasks", one_after_the_other)
-    yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def write(folder: Path, path: str, first: int, **columns: Any) -> None:

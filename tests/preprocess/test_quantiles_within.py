@@ -1,7 +1,6 @@
 """Targets that are quantiles of the label within groups of durations: the feature table, and the way back."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.log_unit import log_units
 from pipeline.evaluation.predictions import PredictedBatch
 from pipeline.evaluation.split_metrics import Predictions
-from pipeline.preprocess import commit, fit
 from pipeline.scoring.prediction_files import prediction_table
 from pipeline.table.manifest import Manifest
 from pipeline.table.target_quantiles import load_target_quantiles
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import experiment, read_split
 from tests.preprocess.test_labels_and_weights import CLICK, TAB, USER, make, only_partition, write
 
@@ -32,12 +29,7 @@ ROWS = 400
 SETTINGS: dict[str, Any] = {"features": [USER], "scenarios": [TAB]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (fit, commit):
-            patch.setattr(stage, "run_tasks", one_after_the_other)
-        yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def day(seed: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Targets that are relative to a column, such as watch time / duration: the feature table, and the way back."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from pipeline.evaluation.split_metrics import Predictions, evaluate
 from pipeline.loading.batch import Batch
 from pipeline.loading.position import Position
 from pipeline.loading.reader import Reader
-from pipeline.preprocess import commit, fit
 from pipeline.scoring.prediction_files import prediction_table
 from pipeline.sharding.model_inputs import batch_columns, model_inputs
 from pipeline.table.content_report import report_content
 from pipeline.table.manifest import Manifest
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.logs import experiment, read_split
 from tests.preprocess.test_labels_and_weights import CLICK, TAB, USER, make, only_partition, write
 
@@ -37,12 +34,7 @@ GOOD = [0, 1, 2]
 RATIOS = np.array([0.0, 0.75, 3.0])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (fit, commit):
-            patch.setattr(stage, "run_tasks", one_after_the_other)
-        yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def table_of(folder: Path, task: dict[str, Any], columns: dict[str, Any] | None = None, **sections: Any) -> Manifest:

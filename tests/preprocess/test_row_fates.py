@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.preprocess import commit, fit
-from tests.old_runs.copies import one_after_the_other
 from tests.preprocess.test_labels_and_weights import (
     CLICK,
     INF,
@@ -27,13 +24,7 @@ from tests.preprocess.test_labels_and_weights import (
     write,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in (fit, commit):
-            patch.setattr(stage, "run_tasks", one_after_the_other)
-        yield
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 VALUES: dict[str, list[Any]] = {
