@@ -334,8 +334,8 @@ class TaskConfig(LossConfig, _Target):
     ) -> NDArray[np.floating]:
         """Converts values from the training scale to the unit of the log's column, or to their ratios to `relative_to`.
 
-        The inverse of `to_training_scale`.
-        Probabilities are returned unchanged. A value that float64 cannot hold becomes infinite.
+        The inverse of `to_training_scale`. Probabilities are returned unchanged. A value that float64 cannot hold
+        becomes infinite.
 
         Args:
             values: labels or predictions.
